@@ -1,1 +1,21 @@
-//! Placeholder.
+//! The data plane of Underpass: how bytes travel between an application and an endpoint.
+//!
+//! [`relay`] and [`agent`] are the two processes' brains; neither knows the other. [`io`] is the only part that talks to the operating system.
+
+pub mod agent;
+pub mod drain;
+pub mod io;
+pub mod relay;
+
+/// Settings that every data plane process has.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which backend to take.
+    pub io: io::Choice,
+    /// Number of workers; `None` leaves it to the process (relay: the snapshot's figure, else one per core; agent: as many as the relay has, at most one per core).
+    pub workers: Option<u16>,
+    /// The most that one UDP datagram may carry, bytes; `None` climbs to what the path's interface allows.
+    pub mtu_max: Option<u16>,
+    /// How long live flows may go on after the first request to drain.
+    pub grace: std::time::Duration,
+}

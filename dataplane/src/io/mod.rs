@@ -1,0 +1,229 @@
+//! The seam between the worker's loop and the operating system: operations go in with owned buffers, completions come out.
+//!
+//! Every backend offers the same [`Io`]; the loop is generic over it, so the hot path has no dynamic call. `ring` is io_uring,
+//! `poll` is readiness by mio that imitates completions. `unsafe` lives in this folder only.
+//! Nothing here knows QUIC, sessions or flows.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+pub use quinn_proto::EcnCodepoint;
+
+/// The most that one TCP receive returns, bytes. Streams are served best with chunks of 32 to 64 KiB.
+pub const READ_SIZE: usize = 64 * 1024;
+
+/// A received chunk below this many bytes is copied out, so that it does not pin a whole [`READ_SIZE`] buffer.
+pub const COPY_BELOW: usize = 4 * 1024;
+
+/// The most that one datagram send or receive carries, bytes (the UDP payload limit of IPv4).
+pub const DATAGRAMS_SIZE: usize = 65_507;
+
+/// The most buffers that one [`Io::send`] gathers.
+pub const GATHER_MAX: usize = 64;
+
+/// A TCP socket that a backend owns: listening, connecting or connected. Never reused for another socket.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SocketId {
+    /// Slot in the backend's table.
+    pub index: u32,
+    /// Tells a socket from an earlier one in the same slot.
+    pub generation: u32,
+}
+
+/// How [`Io::close`] ends a socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Close {
+    /// RST: what is queued on either side is discarded. Also the way a killed process ends (SO_LINGER with zero stays set until `Clean`).
+    Reset,
+    /// Linger is lifted and the socket closed: the kernel goes on delivering what is queued. Only after FIN has passed in both directions.
+    Clean,
+}
+
+/// What happened. A socket's completions arrive in the order in which they happened; none arrives after [`Io::close`].
+#[derive(Debug)]
+pub enum Completion {
+    /// A listener took a connection. An error is one that does not end the listener (the descriptor limit, an aborted
+    /// connection): the backend goes on accepting, after a pause of about 100 ms when descriptors or memory ran out.
+    Accepted {
+        /// From [`Io::listen`].
+        listener: SocketId,
+        /// The new socket and the peer's address.
+        socket: io::Result<(SocketId, SocketAddr)>,
+    },
+    /// A connection attempt ended. After an error the socket still wants [`Io::close`].
+    Connected {
+        /// From [`Io::connect`].
+        socket: SocketId,
+        /// The kernel's verdict.
+        result: io::Result<()>,
+    },
+    /// One receive ended: bytes (1 to [`READ_SIZE`]), or an empty chunk for FIN, or the socket's error.
+    Received {
+        /// Given to [`Io::receive`].
+        socket: SocketId,
+        /// What was read.
+        result: io::Result<Bytes>,
+    },
+    /// One send ended: everything given was taken by the kernel, or the socket failed.
+    Sent {
+        /// Given to [`Io::send`].
+        socket: SocketId,
+        /// Bytes of this send: all that was given.
+        result: io::Result<usize>,
+    },
+    /// A socket under [`Io::watch`] failed (RST, keep-alive given up).
+    HungUp {
+        /// Given to [`Io::watch`].
+        socket: SocketId,
+        /// Its error; `ConnectionReset` where the kernel names none.
+        error: io::Error,
+    },
+    /// Datagrams of one peer: one receive, cut by `stride`.
+    Datagrams(Datagrams),
+    /// A [`Io::datagram_buffer`] call returned `None` before; one is free now.
+    BufferFree,
+    /// [`Waker::wake`] was called at least once since the last of these.
+    Woken,
+}
+
+/// Datagrams of one receive: equal lengths but the last, back to back (GRO).
+#[derive(Debug)]
+pub struct Datagrams {
+    /// Who sent them. An IPv4-mapped address is unmapped.
+    pub remote: SocketAddr,
+    /// The local address they came to, where the kernel says it.
+    pub local_ip: Option<IpAddr>,
+    /// Explicit congestion notification of the batch.
+    pub ecn: Option<EcnCodepoint>,
+    /// Length of each datagram but the last, bytes, at least 1.
+    pub stride: usize,
+    /// The payloads. A buffer of its own (no other batch shares it), so that packets are decrypted in place and split without a copy.
+    pub data: BytesMut,
+}
+
+/// Where and how a filled datagram buffer goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Transmit {
+    /// The peer.
+    pub destination: SocketAddr,
+    /// ECN bits to set.
+    pub ecn: Option<EcnCodepoint>,
+    /// Cut the buffer into datagrams of this many bytes (GSO); `None` for one datagram.
+    pub segment_size: Option<usize>,
+    /// Source address to send from.
+    pub src_ip: Option<IpAddr>,
+}
+
+/// A buffer for outgoing datagrams, owned by the caller between [`Io::datagram_buffer`] and [`Io::send_datagrams`] or [`Io::return_buffer`].
+#[derive(Debug)]
+pub struct DatagramBuffer {
+    /// Empty when handed out, with at least [`DATAGRAMS_SIZE`] bytes of capacity. Keep the allocation: do not replace the vector.
+    pub data: Vec<u8>,
+    /// The backend's own mark.
+    pub(in crate::io) slot: usize,
+}
+
+/// Wakes a worker from another thread: its [`Io::wait`] returns with [`Completion::Woken`]. Cheap when the worker was woken already.
+pub trait Waker: Clone + Send + Sync + 'static {
+    /// Wakes. Never blocks, never fails.
+    fn wake(&self);
+}
+
+/// What a worker asks of the operating system. One per worker thread; used by that thread alone.
+///
+/// Operations are queued and leave together with the next [`wait`](Self::wait); a backend may carry one out at once.
+/// No operation blocks but `wait`. An operation on a closed [`SocketId`] is ignored.
+pub trait Io {
+    /// The way to wake this worker.
+    type Waker: Waker;
+
+    /// Name of the backend: `ring`, `poll` or `sim`.
+    fn name(&self) -> &'static str;
+
+    /// The way to wake this worker from another thread.
+    fn waker(&self) -> Self::Waker;
+
+    /// Takes a bound, listening socket and accepts from now until it is closed. Accepted sockets inherit its options
+    /// (see [`crate::io::socket`]): no delay, linger zero, keep-alive.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to watch it.
+    fn listen(&mut self, listener: TcpListener) -> io::Result<SocketId>;
+
+    /// Takes a connected socket that another worker accepted.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to watch it.
+    fn adopt(&mut self, stream: TcpStream) -> io::Result<SocketId>;
+
+    /// Gives up a socket that was accepted and not used since, for another worker to [`adopt`](Self::adopt).
+    fn release(&mut self, socket: SocketId) -> Option<TcpStream>;
+
+    /// Starts a connection, with the same options as an accepted one. One [`Completion::Connected`] follows. No deadline of its own: close it to give up.
+    ///
+    /// # Errors
+    /// No descriptor or no memory for the socket.
+    fn connect(&mut self, to: SocketAddr) -> io::Result<SocketId>;
+
+    /// Arms one receive; one [`Completion::Received`] follows. At most one is armed per socket. Replaces [`watch`](Self::watch).
+    fn receive(&mut self, socket: SocketId);
+
+    /// Without reading, reports [`Completion::HungUp`] when the socket fails, until the next [`receive`](Self::receive). For a paused or half-closed socket.
+    fn watch(&mut self, socket: SocketId);
+
+    /// Writes all of `chunks` (1 to [`GATHER_MAX`], none empty) in order; one [`Completion::Sent`] follows. At most one send is under way per socket.
+    fn send(&mut self, socket: SocketId, chunks: Vec<Bytes>);
+
+    /// Sends FIN. Only while no send is under way.
+    fn shutdown(&mut self, socket: SocketId);
+
+    /// Ends a socket or a listener. What is under way is cancelled and its completions are swallowed; with `Reset` the peer sees RST within a turn.
+    fn close(&mut self, socket: SocketId, how: Close);
+
+    /// A buffer for outgoing datagrams, or `None` while all are under way ([`Completion::BufferFree`] follows).
+    fn datagram_buffer(&mut self) -> Option<DatagramBuffer>;
+
+    /// Sends what the buffer holds. Lost on error, as datagrams are; counted in [`Counters`].
+    fn send_datagrams(&mut self, buffer: DatagramBuffer, transmit: &Transmit);
+
+    /// Takes an unused buffer back.
+    fn return_buffer(&mut self, buffer: DatagramBuffer);
+
+    /// The most datagrams that one [`send_datagrams`](Self::send_datagrams) may carry (GSO); 1 where the kernel cannot.
+    fn max_segments(&self) -> usize;
+
+    /// Submits all that is queued and waits for at least one completion or the deadline, whichever is first; a deadline in the past
+    /// only collects what is there. Appends completions, boundedly many a call.
+    ///
+    /// # Errors
+    /// Only what ends the worker: the kernel refused to wait.
+    fn wait(&mut self, deadline: Option<Instant>, completions: &mut Vec<Completion>) -> io::Result<()>;
+
+    /// What was counted so far.
+    fn counters(&self) -> Counters;
+}
+
+/// What a backend counts, since its start.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Counters {
+    /// Bytes copied in user space by this backend (small chunks copied out of large buffers).
+    pub bytes_copied: u64,
+    /// Datagram sends that failed.
+    pub datagram_send_errors: u64,
+    /// System calls made by the backend's `wait` and operations (an estimate for `poll`).
+    pub system_calls: u64,
+}
+
+/// Which backend a person asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Choice {
+    /// io_uring where the kernel permits it, else `poll`.
+    #[default]
+    Auto,
+    /// io_uring, or an error.
+    Ring,
+    /// Readiness by mio.
+    Poll,
+}
