@@ -1,2 +1,2 @@
-//! Placeholder.
+//! Placeholder until the load generator stands on the library.
 fn main() {}
