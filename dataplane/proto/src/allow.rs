@@ -113,11 +113,10 @@ impl FromIterator<AllowEntry> for AllowList {
 /// Exactly this endpoint: how the target of a connection string becomes an entry.
 impl From<&Endpoint> for AllowEntry {
     fn from(endpoint: &Endpoint) -> Self {
-        let hosts = match (&endpoint.host, endpoint.host.ip()) {
-            (Host::Name(name), _) => Hosts::Name(name.clone()),
-            (Host::V4(ip), None) => Hosts::Net(IpNet::from(IpAddr::V4(*ip))),
-            (Host::V6(ip), None) => Hosts::Net(IpNet::from(IpAddr::V6(*ip))),
-            (_, Some(ip)) => Hosts::Net(IpNet::from(ip)),
+        let hosts = match &endpoint.host {
+            Host::Name(name) => Hosts::Name(name.clone()),
+            Host::V4(ip) => Hosts::Net(IpNet::from(IpAddr::V4(*ip))),
+            Host::V6(ip) => Hosts::Net(IpNet::from(IpAddr::V6(*ip).to_canonical())),
         };
         let port = endpoint.port.get();
         Self {
