@@ -1,1 +1,9 @@
-//! Placeholder.
+//! The control process and the command line of Underpass.
+//!
+//! [`files`] knows the directory on disk: definitions, keys, the relay's certificate. [`publish`] turns it into numbered
+//! snapshots and hands them to relays. [`cli`] is what a person types. Bytes of conversations never pass through here.
+
+pub mod cli;
+pub mod files;
+pub mod publish;
+mod signals;

@@ -1,2 +1,8 @@
-//! Placeholder.
-fn main() {}
+//! The binary `underpass`. Everything it does is in the library; this file only picks the allocator.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
+}

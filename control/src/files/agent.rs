@@ -1,0 +1,290 @@
+//! `agent.toml` and the files that hold connection strings: what an agent is told on its own machine.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use underpass_proto::limits::WORKERS_MAX;
+use underpass_proto::{AgentId, AllowEntry, AllowList, ConnectionString};
+use zeroize::Zeroizing;
+
+use super::document::{Document, Placed, Section};
+use super::{Fault, disk, unreadable};
+
+/// The smallest and largest `mtu_max`: QUIC's floor, and what a UDP datagram over IPv4 can carry.
+pub const MTU_MAX_BOUNDS: std::ops::RangeInclusive<u16> = 1200..=65_507;
+
+/// The share of new flows that a listener asks for, unless it says otherwise.
+pub const WEIGHT_DEFAULT: u16 = 100;
+
+/// The most that a weight may be.
+const WEIGHT_MAX: u16 = 10_000;
+
+/// What `agent.toml` says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AgentFile {
+    /// What to listen for.
+    pub connects: Vec<ConnectEntry>,
+    /// Entries beyond the targets of the strings.
+    pub allow: AllowList,
+    /// CA certificates to trust where a string has no pin.
+    pub ca_file: Option<PathBuf>,
+    /// Number of workers.
+    pub workers: Option<u16>,
+    /// `auto`, `ring` or `poll`.
+    pub io: Option<&'static str>,
+    /// Largest UDP payload.
+    pub mtu_max: Option<u16>,
+}
+
+/// One `[[connect]]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConnectEntry {
+    /// The file of the connection string; relative to the folder of `agent.toml`.
+    pub string_file: PathBuf,
+    /// Share of new flows.
+    pub weight: u16,
+    /// Lower is preferred.
+    pub priority: u8,
+}
+
+impl AgentFile {
+    /// Reads `agent.toml`. Relative paths in it start from its own folder.
+    ///
+    /// # Errors
+    /// All that is wrong, with lines.
+    pub fn load(path: &Path) -> Result<Self, Vec<Fault>> {
+        let file = path.display().to_string();
+        let text = disk::read(path).map_err(|error| vec![unreadable(&file, &error)])?;
+        Self::parse(&file, &text.text, path.parent().unwrap_or(Path::new("")))
+    }
+
+    fn parse(file: &str, text: &str, folder: &Path) -> Result<Self, Vec<Fault>> {
+        let (mut document, mut root) = Document::parse(file, text)?;
+        let connects = document.tables(&mut root, "connect");
+        let allow = document.list::<AllowEntry>(&mut root, "allow", "sql01.corp.example:1433", 0);
+        let ca_file = document.string(&mut root, "ca_file", "ca.pem");
+        let workers = document.integer(&mut root, "workers", 1..=WORKERS_MAX, 2);
+        let io = document.word(
+            &mut root,
+            "io",
+            &[("auto", "auto"), ("ring", "ring"), ("poll", "poll")],
+        );
+        let mtu_max = document.integer(&mut root, "mtu_max", MTU_MAX_BOUNDS, 1452);
+        document.missing_section(&root, "connect", "[[connect]]", "with `string_file = \"payroll-sql.connection\"` under it, once for each hybrid connection");
+        document.end(root);
+
+        let connects: Vec<_> = connects
+            .into_iter()
+            .map(|section| read_connect(&mut document, section, folder))
+            .collect();
+        document.finish(
+            connects
+                .into_iter()
+                .collect::<Option<Vec<_>>>()
+                .map(|connects| Self {
+                    connects,
+                    allow: AllowList(allow.map(|list| list.value).unwrap_or_default()),
+                    ca_file: ca_file.map(|file| folder.join(file.value)),
+                    workers: workers.map(|workers| workers.value),
+                    io: io.map(|io| io.value),
+                    mtu_max: mtu_max.map(|mtu| mtu.value),
+                }),
+        )
+    }
+}
+
+/// Reads a file that holds one connection string, and nothing else.
+///
+/// # Errors
+/// What is wrong, without the string: unreadable, others can read it, or no connection string.
+pub fn load_string(path: &Path) -> Result<ConnectionString, Fault> {
+    let file = path.display().to_string();
+    let read = disk::read(path).map_err(|error| unreadable(&file, &error))?;
+    check_private(&file, path, &read.stamp)?;
+    let text = Zeroizing::new(read.text.trim().to_owned());
+    if text.lines().count() > 1 {
+        return Err(Fault::whole(
+            file,
+            "has more than one line; put one connection string there, on one line, and nothing else",
+        ));
+    }
+    text.parse().map_err(|error| Fault::whole(file, format!("is not a connection string: {error}; put there what `underpass connection string NAME --role on-premises` printed")))
+}
+
+/// Stable over restarts: the machine, its name, and the configuration that this agent was started with.
+#[must_use]
+pub fn agent_id(configuration: &Path) -> AgentId {
+    let machine = std::fs::read("/etc/machine-id")
+        .or_else(|_| std::fs::read("/proc/sys/kernel/random/boot_id"))
+        .unwrap_or_default();
+    let configuration =
+        std::fs::canonicalize(configuration).unwrap_or_else(|_| configuration.to_owned());
+    let mut hash = Sha256::new().chain_update(b"underpass/1 agent-id\0");
+    for part in [
+        machine.trim_ascii(),
+        host_name().as_bytes(),
+        configuration.as_os_str().as_bytes(),
+    ] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    let digest = hash.finalize();
+    let mut id = [0; 16];
+    id.copy_from_slice(&digest[..16]);
+    AgentId(id)
+}
+
+/// This machine's name.
+#[must_use]
+pub fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+fn read_connect<'t>(
+    document: &mut Document<'t>,
+    mut section: Section<'t>,
+    folder: &Path,
+) -> Option<ConnectEntry> {
+    let string_file = document.string(&mut section, "string_file", "payroll-sql.connection");
+    let weight = document.integer(&mut section, "weight", 1..=WEIGHT_MAX, WEIGHT_DEFAULT);
+    let priority = document.integer(&mut section, "priority", 0..=u8::MAX, 0);
+    document.missing(&section, "string_file", "\"payroll-sql.connection\"");
+    document.end(section);
+    let Placed { value, .. } = string_file?;
+    Some(ConnectEntry {
+        string_file: folder.join(value),
+        weight: weight.map_or(WEIGHT_DEFAULT, |weight| weight.value),
+        priority: priority.map_or(0, |priority| priority.value),
+    })
+}
+
+/// Owner only; but a read-only file of root's that a group may read is how systemd hands out credentials.
+fn check_private(file: &str, path: &Path, stamp: &disk::Stamp) -> Result<(), Fault> {
+    let mode = stamp.mode & 0o777;
+    let credential = stamp.uid == 0 && mode & !0o440 == 0;
+    if mode & 0o077 == 0 || credential {
+        return Ok(());
+    }
+    Err(Fault::whole(
+        file,
+        format!(
+            "others can read it (mode {mode:03o}), and it holds a key; run `chmod 600 {}`",
+            path.display()
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const STRING: &str = "Endpoint=hc://relay.example.com/payroll-sql;SharedAccessKeyName=defaultListener;SharedAccessKey=c2VjcmV0LWtleS1mb3ItdGVzdHMtb25seS0wMTIzNDU2Nzg=";
+
+    #[test]
+    fn every_field_is_read_and_paths_start_at_the_file() {
+        let text = "allow = [\"10.0.0.0/8:443\"]\nca_file = \"ca.pem\"\nworkers = 3\nio = \"poll\"\nmtu_max = 1452\n[[connect]]\nstring_file = \"a.connection\"\n[[connect]]\nstring_file = \"/b\"\nweight = 5\npriority = 1\n";
+        let file = AgentFile::parse("agent.toml", text, Path::new("/etc/underpass")).unwrap();
+        assert_eq!(
+            file.connects[0],
+            ConnectEntry {
+                string_file: "/etc/underpass/a.connection".into(),
+                weight: 100,
+                priority: 0
+            }
+        );
+        assert_eq!(
+            file.connects[1],
+            ConnectEntry {
+                string_file: "/b".into(),
+                weight: 5,
+                priority: 1
+            }
+        );
+        assert_eq!(
+            (file.workers, file.io, file.mtu_max),
+            (Some(3), Some("poll"), Some(1452))
+        );
+        assert_eq!(file.ca_file.unwrap(), Path::new("/etc/underpass/ca.pem"));
+        assert_eq!(file.allow.0[0].to_string(), "10.0.0.0/8:443");
+    }
+
+    #[test]
+    fn wrong_lines_are_named() {
+        let told = |text: &str| {
+            AgentFile::parse("agent.toml", text, Path::new(""))
+                .unwrap_err()
+                .iter()
+                .map(Fault::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert!(
+            told("")[0]
+                .starts_with("agent.toml:1: [[connect]] is missing; add it with `string_file"),
+            "{:?}",
+            told("")
+        );
+        let told =
+            told("[[connect]]\nfile = \"x\"\n[[connect]]\nstring_file = \"x\"\nweight = 0\n");
+        assert!(
+            told[0].starts_with("agent.toml:1: string_file in [[connect]] is missing"),
+            "{told:?}"
+        );
+        assert!(
+            told[1].starts_with("agent.toml:2: unknown field \"file\" in [[connect]]; "),
+            "{told:?}"
+        );
+        assert!(
+            told[2].starts_with(
+                "agent.toml:5: weight in [[connect]] must be a whole number from 1 to 10000"
+            ),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn a_string_file_is_read_and_one_that_others_can_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.connection");
+        disk::create(&path, format!("\n{STRING}\n").as_bytes(), disk::SECRET).unwrap();
+        assert_eq!(load_string(&path).unwrap().name.as_str(), "payroll-sql");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let told = load_string(&path).unwrap_err().to_string();
+        assert!(
+            told.ends_with(&format!(
+                "others can read it (mode 640), and it holds a key; run `chmod 600 {}`",
+                path.display()
+            )),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_string_that_is_none_is_not_repeated() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.connection");
+        for text in [
+            STRING.replace("hc://", "http://"),
+            format!("{STRING}\n{STRING}"),
+        ] {
+            disk::replace(&path, text.as_bytes(), disk::SECRET).unwrap();
+            let told = load_string(&path).unwrap_err().to_string();
+            assert!(
+                !told.contains("c2Vjc") && told.contains("connection string"),
+                "{told}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_agent_keeps_its_id_and_another_configuration_has_another() {
+        assert_eq!(agent_id(Path::new("/a")), agent_id(Path::new("/a")));
+        assert_ne!(agent_id(Path::new("/a")), agent_id(Path::new("/b")));
+    }
+}

@@ -1,0 +1,254 @@
+//! `connections/NAME.toml`: one hybrid connection. Only host and port must be there.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::path::Path;
+
+use ipnet::IpNet;
+use underpass_proto::snapshot::HycoLimits;
+use underpass_proto::{Endpoint, Host, HycoName};
+
+use super::Fault;
+use super::document::{Document, Placed, Section};
+
+/// The most that a limit may be: a figure beyond is a slip of the finger.
+const LIMIT_MAX: u32 = 10_000_000;
+
+/// One definition, checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Definition {
+    /// Its name, from the file's name.
+    pub name: HycoName,
+    /// What it leads to.
+    pub endpoint: Endpoint,
+    /// Where applications connect.
+    pub bind: Option<SocketAddr>,
+    /// Who may connect there.
+    pub allow_from: Vec<IpNet>,
+    /// Its bounds.
+    pub limits: HycoLimits,
+    /// Whether the relay may dial the endpoint to learn its health.
+    pub probe: bool,
+    /// Line of `bind`, for faults that show only beside other definitions.
+    pub bind_line: usize,
+}
+
+/// The name that a file in `connections/` or `keys/` stands for.
+///
+/// # Errors
+/// A fault: the file's name is no name.
+pub fn name_of(file: &str, path: &Path) -> Result<HycoName, Fault> {
+    let stem = path
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .unwrap_or_default();
+    stem.parse().map_err(|error| Fault::whole(file, format!("the file's name is the name of the hybrid connection, and {error}; rename it, like `payroll-sql.toml`")))
+}
+
+impl Definition {
+    /// Reads the text of a file.
+    ///
+    /// # Errors
+    /// All that is wrong, with lines.
+    pub fn parse(name: HycoName, file: &str, text: &str) -> Result<Self, Vec<Fault>> {
+        let faulty = name.clone();
+        Self::read(name, file, text)
+            .map_err(|faults| faults.into_iter().map(|fault| fault.of(&faulty)).collect())
+    }
+
+    fn read(name: HycoName, file: &str, text: &str) -> Result<Self, Vec<Fault>> {
+        let (mut document, mut root) = Document::parse(file, text)?;
+        let host = document.parsed::<Host>(&mut root, "host", "sql01.corp.example");
+        let port = document.integer(&mut root, "port", 1..=u16::MAX, 1433);
+        let bind = document.parsed::<SocketAddr>(&mut root, "bind", "127.0.0.1:14330");
+        let allow_from = document.list::<Network>(&mut root, "allow_from", "10.0.0.0/8", 1);
+        let probe = document.word(&mut root, "probe", &[("on", true), ("off", false)]);
+        let limits = document.table(&mut root, "limits");
+        document.missing(&root, "host", "\"sql01.corp.example\"");
+        document.missing(&root, "port", "1433");
+        document.end(root);
+
+        let limits = limits.map_or_else(HycoLimits::default, |limits| {
+            read_limits(&mut document, limits)
+        });
+        check_open_door(&mut document, bind.as_ref(), allow_from.as_ref());
+        let endpoint = host.zip(port).and_then(|(host, port)| {
+            Some(Endpoint {
+                host: host.value,
+                port: NonZeroU16::new(port.value)?,
+            })
+        });
+        document.finish(endpoint.map(|endpoint| Self {
+            name,
+            endpoint,
+            bind_line: bind.as_ref().map_or(0, |bind| bind.line),
+            bind: bind.map(|bind| bind.value),
+            allow_from: allow_from.map_or_else(Vec::new, |list| {
+                list.value.into_iter().map(|network| network.0).collect()
+            }),
+            limits,
+            probe: probe.is_none_or(|probe| probe.value),
+        }))
+    }
+
+    /// The text of a file that says this: what `connection create` writes.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut document = toml_edit::DocumentMut::new();
+        document["host"] = toml_edit::value(self.endpoint.host.to_string());
+        document["port"] = toml_edit::value(i64::from(self.endpoint.port.get()));
+        if let Some(bind) = self.bind {
+            document["bind"] = toml_edit::value(bind.to_string());
+        }
+        if !self.allow_from.is_empty() {
+            let networks: toml_edit::Array = self.allow_from.iter().map(IpNet::to_string).collect();
+            document["allow_from"] = toml_edit::value(networks);
+        }
+        document.to_string()
+    }
+}
+
+/// A network, or one address.
+struct Network(IpNet);
+
+impl std::str::FromStr for Network {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let network = text
+            .parse::<IpNet>()
+            .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
+        network
+            .map(Self)
+            .map_err(|_| "it is neither a network like 10.0.0.0/8 nor an address")
+    }
+}
+
+fn read_limits<'t>(document: &mut Document<'t>, mut section: Section<'t>) -> HycoLimits {
+    let default = HycoLimits::default();
+    let mut limit = |field, default| {
+        document
+            .integer(&mut section, field, 1..=LIMIT_MAX, default)
+            .map_or(default, |limit| limit.value)
+    };
+    let limits = HycoLimits {
+        listeners_max: limit("listeners_max", default.listeners_max),
+        flows_max: limit("flows_max", default.flows_max),
+    };
+    document.end(section);
+    limits
+}
+
+/// A binding that others reach is an open door to the endpoint: who may pass must be said.
+fn check_open_door(
+    document: &mut Document<'_>,
+    bind: Option<&Placed<SocketAddr>>,
+    allow_from: Option<&Placed<Vec<Network>>>,
+) {
+    match (bind, allow_from) {
+        (Some(bind), None) if !bind.value.ip().to_canonical().is_loopback() => {
+            let address = bind.value;
+            let what = format!(
+                "bind = \"{address}\" is open to other machines; add `allow_from = [\"10.0.0.0/8\"]` with the networks that may connect, or bind to 127.0.0.1"
+            );
+            document.fault(bind.line, what);
+        }
+        (None, Some(list)) => {
+            document.fault(list.line, "allow_from says who may connect to the binding, and there is none; add `bind = \"127.0.0.1:14330\"`, or leave allow_from out");
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_and_port_are_enough() {
+        let definition = parse("host = \"sql01\"\nport = 1433").unwrap();
+        assert_eq!(definition.endpoint.to_string(), "sql01:1433");
+        assert_eq!((definition.bind, definition.probe), (None, true));
+        assert_eq!(definition.limits, HycoLimits::default());
+    }
+
+    #[test]
+    fn what_create_writes_is_read_back_the_same() {
+        let text = "host = \"2001:db8::1\"\nport = 443\nbind = \"0.0.0.0:14330\"\nallow_from = [\"10.0.0.0/8\", \"192.0.2.7\"]";
+        let definition = parse(text).unwrap();
+        let again = parse(&definition.text()).unwrap();
+        assert_eq!(again, definition);
+        assert_eq!(again.allow_from[1].to_string(), "192.0.2.7/32");
+    }
+
+    #[test]
+    fn every_field_is_read() {
+        let definition = parse("host = \"a\"\nport = 1\nprobe = \"off\"\nbind = \"[::1]:0\"\n[limits]\nlisteners_max = 3\nflows_max = 4").unwrap();
+        assert_eq!(definition.bind.unwrap().to_string(), "[::1]:0");
+        assert_eq!(
+            definition.limits,
+            HycoLimits {
+                listeners_max: 3,
+                flows_max: 4
+            }
+        );
+        assert!(!definition.probe);
+    }
+
+    #[test]
+    fn a_binding_open_to_others_needs_to_say_to_whom() {
+        let faults = told("host = \"a\"\nport = 1\nbind = \"0.0.0.0:5000\"");
+        assert!(faults[0].starts_with("connections/payroll-sql.toml:3: bind = \"0.0.0.0:5000\" is open to other machines; add `allow_from"), "{faults:?}");
+    }
+
+    #[test]
+    fn wrong_lines_are_named_with_what_to_write() {
+        assert_eq!(
+            told("")[0],
+            "connections/payroll-sql.toml:1: host is missing; write host = \"sql01.corp.example\""
+        );
+        assert_eq!(
+            told("")[1],
+            "connections/payroll-sql.toml:1: port is missing; write port = 1433"
+        );
+        assert_eq!(
+            told("host = \"a\"\nport = 70000")[0],
+            "connections/payroll-sql.toml:2: port must be a whole number from 1 to 65535; write, for example, `port = 1433`"
+        );
+        assert_eq!(
+            told("host = \"a b\"\nport = 1")[0],
+            "connections/payroll-sql.toml:1: host cannot be \"a b\": a host name has letters, digits, hyphens and dots only; write, for example, `host = \"sql01.corp.example\"`"
+        );
+        assert_eq!(
+            told("host = \"a\"\nport = 1\nallow_from = [\"x\"]\nbind = \"127.0.0.1:1\"").len(),
+            1
+        );
+        assert!(
+            told("host = \"a\"\nport = 1\nprobe = \"no\"")[0]
+                .ends_with("write one of \"on\", \"off\"")
+        );
+    }
+
+    #[test]
+    fn a_file_name_that_is_no_name_is_told() {
+        let fault =
+            name_of("connections/a_b.toml", Path::new("/x/connections/a_b.toml")).unwrap_err();
+        assert!(fault.to_string().starts_with("connections/a_b.toml: the file's name is the name of the hybrid connection, and a name has letters"), "{fault}");
+    }
+
+    fn parse(text: &str) -> Result<Definition, Vec<Fault>> {
+        Definition::parse(
+            "payroll-sql".parse().unwrap(),
+            "connections/payroll-sql.toml",
+            text,
+        )
+    }
+
+    fn told(text: &str) -> Vec<String> {
+        parse(text)
+            .unwrap_err()
+            .iter()
+            .map(Fault::to_string)
+            .collect()
+    }
+}

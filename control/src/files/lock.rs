@@ -1,0 +1,75 @@
+//! One process of a kind per directory: a lock that the kernel gives up with the process, however that ends.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a lock is tried for: a process that was just killed lets go of its files a little later.
+const WAIT: Duration = Duration::from_secs(1);
+
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// Held until dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Why there is no lock.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process holds it.
+    #[error("another process holds it")]
+    Held,
+    /// The file could not be opened or locked.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl Lock {
+    /// Takes the lock at `path`, making the file. Waits a second for a process that is about to be gone.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn take(path: &Path) -> Result<Self, LockError> {
+        // Not truncated: the file is another's until the lock is had.
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path)?;
+        let give_up = Instant::now() + WAIT;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::Error(error)) => return Err(error.into()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= give_up => {
+                    return Err(LockError::Held);
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(RETRY),
+            }
+        }
+        file.set_len(0)?;
+        writeln!(file, "{}", std::process::id())?;
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_process_is_told_and_a_freed_lock_can_be_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let first = Lock::take(&path).unwrap();
+        assert!(matches!(Lock::take(&path), Err(LockError::Held)));
+        drop(first);
+        Lock::take(&path).unwrap();
+    }
+}
