@@ -183,7 +183,7 @@ fn read_key<'t>(
             document.fault(
                 text.line,
                 format!("{field}: {error}; make one with `openssl rand -base64 32`"),
-            )
+            );
         })
         .ok()
 }
