@@ -5,5 +5,6 @@
 
 pub mod cli;
 pub mod files;
+pub mod lifeline;
 pub mod publish;
 mod signals;

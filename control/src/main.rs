@@ -4,5 +4,6 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    underpass::lifeline::watch();
     std::process::ExitCode::SUCCESS
 }
