@@ -1,7 +1,7 @@
 //! The files of `keys/`: secrets, readable by their owner alone. No fault repeats one.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rand::Rng;
 use underpass_proto::key::Secret32;
@@ -66,27 +66,38 @@ pub fn make_manage(directory: &Directory, rng: &mut impl Rng) -> Result<(), Unma
     )
 }
 
-/// The keys that outlive a relay's process.
+/// Where the keys that outlive a relay's process stand.
+#[must_use]
+pub fn relay_file(directory: &Directory) -> PathBuf {
+    directory.keys().join(RELAY)
+}
+
+/// The keys that outlive a relay's process; made where they are missing.
 ///
 /// # Errors
-/// What is wrong with the file, or that it could not be made.
-pub fn load_or_make_relay(
-    directory: &Directory,
-    rng: &mut impl Rng,
-) -> Result<RelayKeys, Vec<Fault>> {
-    let path = directory.keys().join(RELAY);
-    let file = directory.shown(&path);
-    if !path.exists() {
-        let text = Zeroizing::new(format!(
-            "# Keys by which agents learn at once that a relay was restarted. Not a secret to share.\n\nreset = \"{}\"\ntoken = \"{}\"\nconnection_id = \"{}\"\n",
-            random_key(rng).expose(),
-            random_key(rng).expose(),
-            random_key(rng).expose()
-        ));
-        write_new(&path, &text).map_err(|error| vec![Fault::whole(&file, error.to_string())])?;
+/// What could not be written.
+pub fn make_relay(directory: &Directory, rng: &mut impl Rng) -> Result<(), Unmade> {
+    let path = relay_file(directory);
+    if path.exists() {
+        return Ok(());
     }
-    let text = secret_text(&file, &path).map_err(|fault| vec![fault])?;
-    parse_relay(&file, &text)
+    let [reset, token, connection_id] = [random_key(rng), random_key(rng), random_key(rng)];
+    let text = Zeroizing::new(format!(
+        "# Keys by which agents learn at once that a relay was restarted.\n\nreset = \"{}\"\ntoken = \"{}\"\nconnection_id = \"{}\"\n",
+        reset.expose(),
+        token.expose(),
+        connection_id.expose()
+    ));
+    write_new(&path, &text)
+}
+
+/// Reads the keys that outlive a relay's process.
+///
+/// # Errors
+/// All that is wrong with the file.
+pub fn load_relay(file: &str, path: &Path) -> Result<RelayKeys, Vec<Fault>> {
+    let text = secret_text(file, path).map_err(|fault| vec![fault])?;
+    parse_relay(file, &text)
 }
 
 /// Relay keys for one start, where the file's cannot be had.
@@ -364,17 +375,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let directory = Directory::new(folder.path());
         directory.prepare().unwrap();
-        let keys = load_or_make_relay(&directory, &mut rand::rng()).unwrap();
-        assert_eq!(
-            load_or_make_relay(&directory, &mut rand::rng()).unwrap(),
-            keys
-        );
-        fs::write(directory.keys().join(RELAY), "reset = \"abc\"").unwrap();
-        assert_eq!(
-            load_or_make_relay(&directory, &mut rand::rng())
-                .unwrap_err()
-                .len(),
-            3
-        );
+        make_relay(&directory, &mut rand::rng()).unwrap();
+        let path = relay_file(&directory);
+        let keys = load_relay("keys/_relay.toml", &path).unwrap();
+        make_relay(&directory, &mut rand::rng()).unwrap();
+        assert_eq!(load_relay("keys/_relay.toml", &path).unwrap(), keys);
+        fs::write(&path, "reset = \"abc\"").unwrap();
+        assert_eq!(load_relay("keys/_relay.toml", &path).unwrap_err().len(), 3);
     }
 }

@@ -15,6 +15,7 @@ pub mod tls;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use underpass_proto::HycoName;
 
@@ -23,6 +24,9 @@ pub use lock::{Lock, LockError};
 
 /// The path limit of a unix socket's address, bytes (`sun_path` less its end).
 pub const SOCKET_PATH_MAX: usize = 107;
+
+/// A temporary file this old is nobody's any more: a write takes milliseconds.
+const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(60);
 
 /// The directory, as a set of paths. Touches nothing by itself.
 #[derive(Clone, Debug)]
@@ -127,6 +131,31 @@ impl Directory {
                 source,
             }),
             _ => Ok(()),
+        }
+    }
+
+    /// Removes what writers left behind that died in the middle, if it is old enough to be nobody's.
+    pub fn sweep(&self) {
+        let folders = [
+            self.root.clone(),
+            self.connections(),
+            self.keys(),
+            self.tls(),
+            self.run(),
+        ];
+        for entry in folders
+            .iter()
+            .filter_map(|folder| std::fs::read_dir(folder).ok())
+            .flatten()
+            .flatten()
+        {
+            let old = entry
+                .metadata()
+                .and_then(|metadata| metadata.modified())
+                .is_ok_and(|at| at.elapsed().is_ok_and(|age| age > LEFT_BEHIND_AFTER));
+            if old && entry.file_name().to_str().is_some_and(disk::is_temporary) {
+                let _ = std::fs::remove_file(entry.path());
+            }
         }
     }
 

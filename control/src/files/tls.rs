@@ -30,11 +30,18 @@ pub struct Identity {
     pub pin: Pin,
 }
 
-/// Reads the certificate and its key, and makes what is missing; `name` goes into a new certificate.
+/// The key's file and the certificate's.
+#[must_use]
+pub fn paths(directory: &Directory) -> [PathBuf; 2] {
+    let files = Files::of(directory);
+    [files.key, files.certificate]
+}
+
+/// Makes what is missing; `name` goes into a new certificate.
 ///
 /// # Errors
-/// What is wrong with the files, or that they could not be made.
-pub fn load_or_make(directory: &Directory, name: &Endpoint) -> Result<Identity, Fault> {
+/// What could not be made.
+pub fn make_missing(directory: &Directory, name: &Endpoint) -> Result<(), Fault> {
     let files = Files::of(directory);
     if !files.key.exists() && !files.certificate.exists() {
         files.make_key()?;
@@ -42,7 +49,24 @@ pub fn load_or_make(directory: &Directory, name: &Endpoint) -> Result<Identity, 
     if !files.certificate.exists() {
         files.make_certificate(name)?;
     }
-    files.load()
+    Ok(())
+}
+
+/// Reads the certificate and its key.
+///
+/// # Errors
+/// What is wrong with the files.
+pub fn load(directory: &Directory) -> Result<Identity, Fault> {
+    Files::of(directory).load()
+}
+
+/// Reads the certificate and its key, and makes what is missing.
+///
+/// # Errors
+/// See [`make_missing`] and [`load`].
+pub fn load_or_make(directory: &Directory, name: &Endpoint) -> Result<Identity, Fault> {
+    make_missing(directory, name)?;
+    load(directory)
 }
 
 struct Files {

@@ -1,0 +1,298 @@
+//! The source that reads the directory's files. Each file keeps its own last good content; a bad one stops no other.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use underpass_proto::snapshot::RelayKeys;
+use underpass_proto::{Generation, HybridConnection, HycoKeys, HycoName, Snapshot};
+
+use super::cache::{Cached, GONE_AFTER, Presence};
+use super::resolve::{Candidate, Standing, resolve};
+use super::watch::FolderWatch;
+use super::{Loaded, Source};
+use crate::files::definition::{Definition, name_of};
+use crate::files::namespace::Namespace;
+use crate::files::tls::{self, Identity};
+use crate::files::{Directory, Fault, agent, disk, keys, unreadable};
+
+/// The most definitions of one directory: their snapshot is under the feed's limit of 64 MiB with room to spare.
+const DEFINITIONS_MAX: usize = 20_000;
+
+/// The files of a directory, as far as they are known.
+pub struct Folder {
+    directory: Directory,
+    watch: FolderWatch,
+    namespace: Cached<Namespace>,
+    identity: Cached<Identity>,
+    relay_keys: Cached<RelayKeys>,
+    passing_relay_keys: RelayKeys,
+    definitions: BTreeMap<PathBuf, Cached<Definition>>,
+    keys: BTreeMap<PathBuf, Cached<HycoKeys>>,
+    standing: Standing,
+    look_again: bool,
+}
+
+impl Folder {
+    /// Starts to watch the directory, which is prepared already.
+    #[must_use]
+    pub fn open(directory: Directory) -> Self {
+        let folders = vec![
+            directory.root().to_owned(),
+            directory.connections(),
+            directory.keys(),
+            directory.tls(),
+        ];
+        Self {
+            watch: FolderWatch::new(folders),
+            directory,
+            namespace: Cached::new(),
+            identity: Cached::new(),
+            relay_keys: Cached::new(),
+            passing_relay_keys: keys::passing_relay_keys(&mut rand::rng()),
+            definitions: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            standing: Standing::default(),
+            look_again: false,
+        }
+    }
+}
+
+impl Source for Folder {
+    fn load(&mut self) -> Result<Loaded, Vec<Fault>> {
+        let now = Instant::now();
+        self.look_again = false;
+        let mut faults = Vec::new();
+        let namespace = self.load_namespace(now, &mut faults)?;
+        let identity = self.load_identity(&namespace, now, &mut faults)?;
+        let relay_keys = self.load_relay_keys(now, &mut faults);
+        let hycos = self.load_hycos(now, &mut faults);
+        let snapshot = Snapshot {
+            generation: Generation::default(),
+            namespace: namespace.name,
+            listen: namespace.listen,
+            public_address: namespace.public_address,
+            workers: namespace.workers,
+            tls: identity.tls,
+            relay_keys,
+            limits: namespace.limits,
+            hycos,
+        };
+        Ok(Loaded { snapshot, faults })
+    }
+
+    fn wait(&mut self) {
+        let until = self.look_again.then(|| Instant::now() + GONE_AFTER);
+        self.watch.wait(until);
+    }
+}
+
+impl Folder {
+    fn load_namespace(
+        &mut self,
+        now: Instant,
+        faults: &mut Vec<Fault>,
+    ) -> Result<Namespace, Vec<Fault>> {
+        let path = self.directory.namespace();
+        let file = self.directory.shown(&path);
+        let presence = self.namespace.look(&[&path], now, || {
+            let text = disk::read(&path).map_err(|error| vec![unreadable(&file, &error)])?;
+            Namespace::parse(&file, &text.text, &agent::host_name())
+        });
+        if presence == Presence::Gone {
+            faults.push(Fault::whole(
+                &file,
+                "is gone; what it said stays in force until control is started again",
+            ));
+        }
+        faults.extend_from_slice(self.namespace.faults());
+        self.namespace
+            .good()
+            .cloned()
+            .ok_or_else(|| std::mem::take(faults))
+    }
+
+    fn load_identity(
+        &mut self,
+        namespace: &Namespace,
+        now: Instant,
+        faults: &mut Vec<Fault>,
+    ) -> Result<Identity, Vec<Fault>> {
+        if self.identity.good().is_none() {
+            tls::make_missing(&self.directory, &namespace.public_address)
+                .map_err(|fault| vec![fault])?;
+        }
+        let [key, certificate] = tls::paths(&self.directory);
+        let presence = self.identity.look(&[&key, &certificate], now, || {
+            tls::load(&self.directory).map_err(|fault| vec![fault])
+        });
+        if presence == Presence::Gone {
+            faults.push(Fault::whole("tls/", "the certificate or its key is gone; the last ones stay in use until control is started again"));
+        }
+        faults.extend_from_slice(self.identity.faults());
+        self.identity
+            .good()
+            .cloned()
+            .ok_or_else(|| std::mem::take(faults))
+    }
+
+    /// Without the file's keys the relay still runs, with keys of this start.
+    fn load_relay_keys(&mut self, now: Instant, faults: &mut Vec<Fault>) -> RelayKeys {
+        let made = keys::make_relay(&self.directory, &mut rand::rng())
+            .and_then(|()| keys::make_manage(&self.directory, &mut rand::rng()));
+        faults.extend(
+            made.err()
+                .map(|error| Fault::whole("keys/", error.to_string())),
+        );
+        let path = keys::relay_file(&self.directory);
+        let file = self.directory.shown(&path);
+        self.relay_keys
+            .look(&[&path], now, || keys::load_relay(&file, &path));
+        faults.extend_from_slice(self.relay_keys.faults());
+        self.relay_keys
+            .good()
+            .unwrap_or(&self.passing_relay_keys)
+            .clone()
+    }
+
+    fn load_hycos(&mut self, now: Instant, faults: &mut Vec<Fault>) -> Vec<HybridConnection> {
+        let candidates = self.load_definitions(now, faults);
+        self.standing = resolve(candidates, &self.standing);
+        faults.append(&mut self.standing.faults);
+        let key_files = self.key_files(faults);
+        let definitions: Vec<Definition> = self
+            .standing
+            .by_name
+            .values()
+            .map(|(_, definition)| definition.clone())
+            .collect();
+        let mut hycos = Vec::with_capacity(definitions.len());
+        for definition in definitions {
+            let keys = self.load_keys(&definition.name, &key_files, now, faults);
+            hycos.push(HybridConnection {
+                name: definition.name,
+                endpoint: definition.endpoint,
+                bind: definition.bind,
+                allow_from: definition.allow_from,
+                keys,
+                limits: definition.limits,
+                probe: definition.probe,
+            });
+        }
+        self.forget_keys_without_a_definition();
+        hycos
+    }
+
+    fn load_definitions(&mut self, now: Instant, faults: &mut Vec<Fault>) -> Vec<Candidate> {
+        let folder = self.directory.connections();
+        let mut paths = match Directory::toml_files(&folder) {
+            Ok(paths) => paths,
+            Err(error) => {
+                // Nothing is known of what is there: all stays as it was.
+                faults.push(unreadable(&self.directory.shown(&folder), &error));
+                self.definitions.keys().cloned().collect()
+            }
+        };
+        if paths.len() > DEFINITIONS_MAX {
+            faults.push(Fault::whole("connections/", format!("has {} definitions, and only the first {DEFINITIONS_MAX} are used; delete some", paths.len())));
+            paths.truncate(DEFINITIONS_MAX);
+        }
+        for path in paths {
+            self.definitions.entry(path).or_insert_with(Cached::new);
+        }
+        let directory = &self.directory;
+        let mut candidates = Vec::new();
+        let mut look_again = false;
+        self.definitions.retain(|path, cached| {
+            let file = directory.shown(path);
+            match cached.look(&[path], now, || read_definition(&file, path)) {
+                Presence::Gone => return false,
+                Presence::Vanished => look_again = true,
+                Presence::Here => {}
+            }
+            faults.extend_from_slice(cached.faults());
+            candidates.push(Candidate {
+                file,
+                present: cached.present().cloned(),
+                last_good: cached.good().cloned(),
+            });
+            true
+        });
+        self.look_again |= look_again;
+        candidates
+    }
+
+    /// Key files by name; several where they differ in case alone.
+    fn key_files(&self, faults: &mut Vec<Fault>) -> BTreeMap<HycoName, Vec<PathBuf>> {
+        let folder = self.directory.keys();
+        let paths = Directory::toml_files(&folder).unwrap_or_else(|error| {
+            faults.push(unreadable(&self.directory.shown(&folder), &error));
+            Vec::new()
+        });
+        let mut by_name: BTreeMap<HycoName, Vec<PathBuf>> = BTreeMap::new();
+        for path in paths.into_iter().filter(|path| !keys::is_reserved(path)) {
+            match name_of(&self.directory.shown(&path), &path) {
+                Ok(name) => by_name.entry(name).or_default().push(path),
+                Err(fault) => faults.push(fault),
+            }
+        }
+        by_name
+    }
+
+    fn load_keys(
+        &mut self,
+        name: &HycoName,
+        files: &BTreeMap<HycoName, Vec<PathBuf>>,
+        now: Instant,
+        faults: &mut Vec<Fault>,
+    ) -> HycoKeys {
+        let of_name = files.get(name).map_or(&[][..], Vec::as_slice);
+        let path = match of_name {
+            [] => self
+                .known_key_file(name)
+                .unwrap_or_else(|| self.directory.key_file(name)),
+            [path] => path.clone(),
+            [path, other, ..] => {
+                let what = format!(
+                    "its name is equal to that of {} but for case, so neither is used; delete one of the two",
+                    self.directory.shown(other)
+                );
+                faults.push(Fault::whole(self.directory.shown(path), what).of(name));
+                return HycoKeys::default();
+            }
+        };
+        let file = self.directory.shown(&path);
+        let cached = self.keys.entry(path.clone()).or_insert_with(Cached::new);
+        let mut presence = cached.look(&[&path], now, || keys::load(&file, &path));
+        if presence == Presence::Gone {
+            *cached = Cached::new();
+            if let Err(error) = keys::make(&path, &mut rand::rng()) {
+                faults.push(Fault::whole(&file, error.to_string()).of(name));
+                return HycoKeys::default();
+            }
+            presence = cached.look(&[&path], now, || keys::load(&file, &path));
+        }
+        self.look_again |= presence == Presence::Vanished;
+        faults.extend(cached.faults().iter().cloned().map(|fault| fault.of(name)));
+        cached.present().cloned().unwrap_or_default()
+    }
+
+    fn known_key_file(&self, name: &HycoName) -> Option<PathBuf> {
+        self.keys
+            .keys()
+            .find(|path| name_of("", path).is_ok_and(|known| known == *name))
+            .cloned()
+    }
+
+    fn forget_keys_without_a_definition(&mut self) {
+        let standing = &self.standing.by_name;
+        self.keys
+            .retain(|path, _| name_of("", path).is_ok_and(|name| standing.contains_key(&name)));
+    }
+}
+
+fn read_definition(file: &str, path: &Path) -> Result<Definition, Vec<Fault>> {
+    let name = name_of(file, path).map_err(|fault| vec![fault])?;
+    let text = disk::read(path).map_err(|error| vec![unreadable(file, &error).of(&name)])?;
+    Definition::parse(name, file, &text.text)
+}

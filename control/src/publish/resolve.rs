@@ -1,0 +1,334 @@
+//! Which definitions hold when files contradict each other. Knows no files: definitions in, definitions out.
+//!
+//! Who holds a name or a binding keeps it; a newcomer is the one at fault.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use underpass_proto::HycoName;
+
+use crate::files::Fault;
+use crate::files::definition::Definition;
+
+/// One file's say.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    /// The file, as people name it.
+    pub(super) file: String,
+    /// What it says now, where that is good.
+    pub(super) present: Option<Definition>,
+    /// Its last good content.
+    pub(super) last_good: Option<Definition>,
+}
+
+/// What holds now.
+#[derive(Default, Debug)]
+pub(super) struct Standing {
+    /// The definitions that hold, with their files.
+    pub(super) by_name: BTreeMap<HycoName, (String, Definition)>,
+    /// Contradictions.
+    pub(super) faults: Vec<Fault>,
+}
+
+/// Decides, given what held until now. `candidates` are in the order of file names.
+pub(super) fn resolve(candidates: Vec<Candidate>, before: &Standing) -> Standing {
+    let mut faults = Vec::new();
+    let mut chosen: BTreeMap<HycoName, Choice> = BTreeMap::new();
+    for (name, candidate) in one_per_name(candidates, before, &mut faults) {
+        let choice = Choice::new(candidate);
+        chosen.insert(name, choice);
+    }
+    // Each round demotes one choice, from the present to the last good to none: it ends.
+    while let Some((loser, winner)) = contradiction(&chosen, before) {
+        let bind = winner.bind;
+        let Some(choice) = chosen.get_mut(&loser) else {
+            break;
+        };
+        if let Some(definition) = choice.demote() {
+            let what = format!(
+                "bind = \"{}\" is taken by {} (\"{}\" in {}); write another address or port",
+                definition
+                    .bind
+                    .map_or_else(String::new, |bind| bind.to_string()),
+                winner.name,
+                bind.map_or_else(String::new, |bind| bind.to_string()),
+                winner.file
+            );
+            faults.push(Fault {
+                file: choice.candidate.file.clone(),
+                line: definition.bind_line,
+                hyco: Some(loser),
+                what,
+            });
+        }
+    }
+    let by_name = chosen
+        .into_iter()
+        .filter_map(|(name, choice)| Some((name, (choice.candidate.file, choice.current?))))
+        .collect();
+    Standing { by_name, faults }
+}
+
+/// A candidate and what is taken of it just now.
+struct Choice {
+    candidate: Candidate,
+    current: Option<Definition>,
+}
+
+impl Choice {
+    fn new(candidate: Candidate) -> Self {
+        let current = candidate
+            .present
+            .clone()
+            .or_else(|| candidate.last_good.clone());
+        Self { candidate, current }
+    }
+
+    /// Falls back to what is next best; gives what was not to be.
+    fn demote(&mut self) -> Option<Definition> {
+        let fallen = self.current.take();
+        let last_good = self.candidate.last_good.take();
+        self.current = last_good.filter(|last_good| {
+            fallen
+                .as_ref()
+                .is_some_and(|fallen| fallen.bind != last_good.bind)
+        });
+        fallen
+    }
+}
+
+struct Winner {
+    name: HycoName,
+    file: String,
+    bind: Option<SocketAddr>,
+}
+
+/// Of several files whose names differ in case alone, the one that held the name, else the first.
+fn one_per_name(
+    candidates: Vec<Candidate>,
+    before: &Standing,
+    faults: &mut Vec<Fault>,
+) -> BTreeMap<HycoName, Candidate> {
+    let mut by_name: BTreeMap<HycoName, Candidate> = BTreeMap::new();
+    for candidate in candidates {
+        let Some(name) = candidate
+            .present
+            .as_ref()
+            .or(candidate.last_good.as_ref())
+            .map(|definition| definition.name.clone())
+        else {
+            continue;
+        };
+        let Some(other) = by_name.remove(&name) else {
+            by_name.insert(name, candidate);
+            continue;
+        };
+        let holds = before
+            .by_name
+            .get(&name)
+            .is_some_and(|(file, _)| *file == candidate.file);
+        let (winner, loser) = if holds {
+            (candidate, other)
+        } else {
+            (other, candidate)
+        };
+        let what = format!(
+            "its name is equal to that of {} but for case, and that one is used; delete one of the two, or rename it",
+            winner.file
+        );
+        faults.push(Fault::whole(loser.file, what).of(&name));
+        by_name.insert(name, winner);
+    }
+    by_name
+}
+
+/// The first two definitions that want one binding: who has to give way, and to whom.
+fn contradiction(
+    chosen: &BTreeMap<HycoName, Choice>,
+    before: &Standing,
+) -> Option<(HycoName, Winner)> {
+    let mut taken: BTreeMap<u16, Vec<(&HycoName, &Choice, SocketAddr)>> = BTreeMap::new();
+    for (name, choice) in chosen {
+        let Some(bind) = choice
+            .current
+            .as_ref()
+            .and_then(|definition| definition.bind)
+        else {
+            continue;
+        };
+        let same_port = taken.entry(bind.port()).or_default();
+        if let Some((other_name, other, other_bind)) =
+            same_port.iter().find(|(_, _, other)| overlap(*other, bind))
+        {
+            let held = |name: &HycoName, bind| {
+                before
+                    .by_name
+                    .get(name)
+                    .is_some_and(|(_, definition)| definition.bind == Some(bind))
+            };
+            let newcomer_holds = held(name, bind) && !held(other_name, *other_bind);
+            let (loser, winner) = if newcomer_holds {
+                (*other_name, (name, choice, bind))
+            } else {
+                (name, (*other_name, *other, *other_bind))
+            };
+            let winner = Winner {
+                name: winner.0.clone(),
+                file: winner.1.candidate.file.clone(),
+                bind: Some(winner.2),
+            };
+            return Some((loser.clone(), winner));
+        }
+        same_port.push((name, choice, bind));
+    }
+    None
+}
+
+/// Whether both cannot be listened on at once. Port 0 is never the same twice.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let ip = |address: SocketAddr| address.ip().to_canonical();
+    let covers = |wide: IpAddr, narrow: IpAddr| {
+        wide == narrow || (wide.is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4()))
+    };
+    one.port() == other.port()
+        && one.port() != 0
+        && (covers(ip(one), ip(other)) || covers(ip(other), ip(one)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_that_want_one_binding_the_holder_keeps_it() {
+        let before = resolve(
+            vec![candidate("payroll-sql", Some("127.0.0.1:5000"))],
+            &Standing::default(),
+        );
+        let both = vec![
+            candidate("archive-sql", Some("127.0.0.1:5000")),
+            candidate("payroll-sql", Some("127.0.0.1:5000")),
+        ];
+        let after = resolve(both, &before);
+        assert_eq!(names(&after), ["payroll-sql"]);
+        let told = after.faults[0].to_string();
+        assert_eq!(
+            told,
+            "connections/archive-sql.toml:3: bind = \"127.0.0.1:5000\" is taken by payroll-sql (\"127.0.0.1:5000\" in connections/payroll-sql.toml); write another address or port"
+        );
+    }
+
+    #[test]
+    fn without_a_holder_the_first_by_name_has_it() {
+        let both = vec![
+            candidate("archive-sql", Some("0.0.0.0:5000")),
+            candidate("payroll-sql", Some("127.0.0.1:5000")),
+        ];
+        assert_eq!(names(&resolve(both, &Standing::default())), ["archive-sql"]);
+    }
+
+    #[test]
+    fn one_that_reaches_for_a_taken_binding_keeps_its_own() {
+        let old = vec![
+            candidate("archive-sql", Some("127.0.0.1:1")),
+            candidate("payroll-sql", Some("127.0.0.1:2")),
+        ];
+        let before = resolve(old.clone(), &Standing::default());
+        let mut new = old;
+        new[0].last_good = new[0].present.clone();
+        new[0].present = candidate("archive-sql", Some("127.0.0.1:2")).present;
+        let after = resolve(new, &before);
+        assert_eq!(
+            after.by_name[&"archive-sql".parse().unwrap()]
+                .1
+                .bind
+                .unwrap()
+                .to_string(),
+            "127.0.0.1:1"
+        );
+        assert_eq!(after.faults.len(), 1);
+    }
+
+    #[test]
+    fn bindings_can_be_swapped_and_port_zero_is_never_taken() {
+        let before = resolve(
+            vec![
+                candidate("archive-sql", Some("127.0.0.1:1")),
+                candidate("payroll-sql", Some("127.0.0.1:2")),
+            ],
+            &Standing::default(),
+        );
+        let swapped = resolve(
+            vec![
+                candidate("archive-sql", Some("127.0.0.1:2")),
+                candidate("payroll-sql", Some("127.0.0.1:1")),
+            ],
+            &before,
+        );
+        assert_eq!((names(&swapped).len(), swapped.faults.len()), (2, 0));
+        let zero = resolve(
+            vec![
+                candidate("archive-sql", Some("127.0.0.1:0")),
+                candidate("payroll-sql", Some("127.0.0.1:0")),
+            ],
+            &Standing::default(),
+        );
+        assert_eq!(zero.faults, []);
+    }
+
+    #[test]
+    fn wide_addresses_cover_narrow_ones() {
+        let overlaps =
+            |one: &str, other: &str| overlap(one.parse().unwrap(), other.parse().unwrap());
+        assert!(
+            overlaps("0.0.0.0:1", "10.0.0.1:1")
+                && overlaps("10.0.0.1:1", "[::]:1")
+                && overlaps("[::]:1", "0.0.0.0:1")
+        );
+        assert!(
+            !overlaps("0.0.0.0:1", "[::1]:1")
+                && !overlaps("10.0.0.1:1", "10.0.0.2:1")
+                && !overlaps("0.0.0.0:1", "0.0.0.0:2")
+        );
+    }
+
+    #[test]
+    fn names_equal_but_for_case_are_one() {
+        let before = resolve(vec![candidate("payroll-sql", None)], &Standing::default());
+        let after = resolve(
+            vec![
+                candidate("PAYROLL-sql", None),
+                candidate("payroll-sql", None),
+            ],
+            &before,
+        );
+        assert_eq!(names(&after), ["payroll-sql"]);
+        assert!(after.faults[0].to_string().starts_with("connections/PAYROLL-sql.toml: its name is equal to that of connections/payroll-sql.toml but for case"));
+    }
+
+    fn candidate(name: &str, bind: Option<&str>) -> Candidate {
+        let bind = bind.map_or_else(String::new, |bind| {
+            format!("bind = \"{bind}\"\nallow_from = [\"10.0.0.0/8\"]")
+        });
+        let file = format!("connections/{name}.toml");
+        let definition = Definition::parse(
+            name.parse().unwrap(),
+            &file,
+            &format!("host = \"a\"\nport = 1\n{bind}"),
+        )
+        .unwrap();
+        Candidate {
+            file,
+            present: Some(definition),
+            last_good: None,
+        }
+    }
+
+    fn names(standing: &Standing) -> Vec<String> {
+        standing
+            .by_name
+            .values()
+            .map(|(_, definition)| definition.name.to_string())
+            .collect()
+    }
+}

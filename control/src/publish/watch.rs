@@ -1,0 +1,99 @@
+//! Tells when files in the directory may have changed: at once where the kernel says so, else each second.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded};
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecursiveMode, Watcher};
+use tracing::warn;
+
+/// Everything is looked at this often even when nothing was heard: watches get lost with folders, and network file systems tell nothing.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// After the first word of a change, others are waited for this long: one saving is several events.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Watches a few folders, not what is below them.
+pub(super) struct FolderWatch {
+    folders: Vec<PathBuf>,
+    watcher: Option<notify::RecommendedWatcher>,
+    heard: Receiver<()>,
+    watched: HashMap<PathBuf, (u64, u64)>,
+}
+
+impl FolderWatch {
+    /// Starts to watch. Where the kernel's notice cannot be had, looks each second.
+    pub(super) fn new(folders: Vec<PathBuf>) -> Self {
+        // One word is enough: it says that something changed, not what.
+        let (tell, heard) = bounded(1);
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            if event.map_or(true, |event| is_change(event.kind)) {
+                let _ = tell.try_send(());
+            }
+        });
+        let watcher = watcher
+            .inspect_err(
+                |error| warn!(%error, "files are looked at once a second: no notice of changes"),
+            )
+            .ok();
+        let mut watch = Self {
+            folders,
+            watcher,
+            heard,
+            watched: HashMap::new(),
+        };
+        watch.renew();
+        watch
+    }
+
+    /// Waits for a change, at most until `until` or the next look.
+    pub(super) fn wait(&mut self, until: Option<Instant>) {
+        self.renew();
+        let next_look = Instant::now() + LOOK_EVERY;
+        let until = until.map_or(next_look, |until| until.min(next_look));
+        let heard = match self.watcher {
+            Some(_) => self.heard.recv_deadline(until).is_ok(),
+            None => {
+                std::thread::sleep(until.saturating_duration_since(Instant::now()));
+                false
+            }
+        };
+        if heard {
+            std::thread::sleep(GATHER);
+            let _ = self.heard.try_recv();
+        }
+    }
+
+    /// Watches what was made, or made anew, since the last time.
+    fn renew(&mut self) {
+        let Some(watcher) = &mut self.watcher else {
+            return;
+        };
+        for folder in &self.folders {
+            let Ok(metadata) = std::fs::metadata(folder) else {
+                self.watched.remove(folder);
+                continue;
+            };
+            let identity = (metadata.dev(), metadata.ino());
+            if self.watched.get(folder) == Some(&identity) {
+                continue;
+            }
+            let _ = watcher.unwatch(folder);
+            if watcher.watch(folder, RecursiveMode::NonRecursive).is_ok() {
+                self.watched.insert(folder.clone(), identity);
+            }
+        }
+    }
+}
+
+/// Reading a file is no change of it: control reads them itself.
+fn is_change(kind: EventKind) -> bool {
+    match kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
+        EventKind::Access(_) => false,
+        _ => true,
+    }
+}
