@@ -4,5 +4,7 @@
 
 pub mod conversation;
 pub mod deadline;
+pub mod fidelity;
+pub mod forwarder;
 pub mod process;
 pub mod turn;
