@@ -5,5 +5,5 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
     underpass::lifeline::watch();
-    std::process::ExitCode::SUCCESS
+    underpass::cli::main()
 }

@@ -1,1 +1,151 @@
-//! cli
+//! The command line. Data goes to stdout, talk to stderr; a secret in an argument is refused before anything is parsed.
+
+mod agent;
+mod connection;
+mod control;
+mod failure;
+mod installation;
+mod options;
+mod relay;
+mod status;
+mod table;
+mod up;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+pub use failure::{Exit, Failure};
+pub use options::{DataPlaneArgs, DirArgs, IoChoice};
+
+/// Parses the arguments of the process, runs the command, and says how it ended.
+#[must_use]
+pub fn main() -> ExitCode {
+    match run(std::env::args_os().collect()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Ended::Told(code)) => code,
+        Err(Ended::Failure(failure)) => failure.tell(),
+    }
+}
+
+/// Use a TCP service in another network without opening a port there.
+#[derive(Parser, Debug)]
+#[command(
+    name = "underpass",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+struct Cli {
+    /// What to log, by level or module: error, warn, info, debug, underpass_dataplane=debug, …
+    #[arg(
+        long,
+        global = true,
+        env = "UNDERPASS_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Control and relay together, for one machine
+    Up(up::Args),
+    /// Load definitions and keys from files and feed the relay
+    Control(control::Args),
+    /// Accept agents and applications, and carry their bytes
+    Relay(relay::Args),
+    /// The on-premises side
+    #[command(subcommand)]
+    Agent(agent::Command),
+    /// Make and show hybrid connections, on the files alone
+    #[command(subcommand)]
+    Connection(connection::Command),
+    /// What control and relay know just now
+    Status(status::Args),
+}
+
+enum Ended {
+    /// The parser has said it.
+    Told(ExitCode),
+    Failure(Failure),
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+fn run(arguments: Vec<OsString>) -> Result<(), Ended> {
+    refuse_secrets(&arguments)?;
+    let cli = Cli::try_parse_from(arguments).map_err(|error| {
+        let _ = error.print();
+        Ended::Told(if error.use_stderr() {
+            ExitCode::from(Exit::Usage as u8)
+        } else {
+            ExitCode::SUCCESS
+        })
+    })?;
+    start_log(&cli.log)?;
+    match cli.command {
+        Command::Up(args) => up::run(&args, &cli.log)?,
+        Command::Control(args) => control::run(&args)?,
+        Command::Relay(args) => relay::run(&args)?,
+        Command::Agent(command) => agent::run(command)?,
+        Command::Connection(command) => connection::run(command)?,
+        Command::Status(args) => status::run(&args)?,
+    }
+    Ok(())
+}
+
+/// Everybody on the machine can read arguments, and shells keep them.
+fn refuse_secrets(arguments: &[OsString]) -> Result<(), Failure> {
+    const SIGNS: [&str; 4] = [
+        "sharedaccesskey=",
+        "sharedaccesssignature",
+        "endpoint=hc://",
+        "endpoint=sb://",
+    ];
+    let is_secret = |argument: &OsString| {
+        let text = argument.to_string_lossy().to_ascii_lowercase();
+        SIGNS.iter().any(|sign| text.contains(sign))
+    };
+    if !arguments.iter().skip(1).any(is_secret) {
+        return Ok(());
+    }
+    let error = "an argument holds a connection string; everybody on this machine could read its key, so it is not accepted";
+    Err(Failure::new(Exit::Usage, error)
+        .hint("put the string into a file that only you can read, and name that: `--connection-string-file FILE`; if others use this machine, replace the key"))
+}
+
+fn start_log(filter: &str) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        Failure::new(Exit::Usage, format!("--log cannot be \"{}\": {error}", filter.escape_default())).hint("write a level, like --log debug, or a module and a level, like --log underpass_dataplane=debug")
+    })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(failure::colours())
+        .with_writer(io::stderr)
+        .init();
+    Ok(())
+}
+
+/// Writes data to stdout. Whoever closed it does not want more.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(
+            Exit::Failed,
+            format!("cannot write to stdout: {error}"),
+        )),
+        _ => Ok(()),
+    }
+}

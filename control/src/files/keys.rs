@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use rand::Rng;
 use underpass_proto::key::Secret32;
 use underpass_proto::snapshot::RelayKeys;
-use underpass_proto::{HycoKeys, Key, KeyPair};
+use underpass_proto::{HycoKeys, HycoName, Key, KeyPair};
 use zeroize::Zeroizing;
 
+use super::definition::name_of;
 use super::document::{Document, Section};
 use super::{Directory, Fault, Unmade, disk, unreadable};
 
@@ -33,6 +34,39 @@ pub fn is_reserved(path: &Path) -> bool {
 pub fn load(file: &str, path: &Path) -> Result<HycoKeys, Vec<Fault>> {
     let text = secret_text(file, path).map_err(|fault| vec![fault])?;
     parse(file, &text)
+}
+
+/// The key file of a hybrid connection, however it is spelled; where there is none, the one to make.
+///
+/// # Errors
+/// The folder cannot be read, or there are two that differ in case alone.
+pub fn find(directory: &Directory, name: &HycoName) -> Result<PathBuf, Fault> {
+    let folder = directory.keys();
+    let paths = Directory::toml_files(&folder)
+        .map_err(|error| unreadable(&directory.shown(&folder), &error))?;
+    let mut of_name = paths
+        .into_iter()
+        .filter(|path| name_of("", path).is_ok_and(|found| found == *name));
+    match (of_name.next(), of_name.next()) {
+        (None, _) => Ok(directory.key_file(name)),
+        (Some(path), None) => Ok(path),
+        (Some(path), Some(other)) => Err(equal_but_for_case(directory, name, &path, &other)),
+    }
+}
+
+/// The fault of two key files whose names differ in case alone.
+#[must_use]
+pub fn equal_but_for_case(
+    directory: &Directory,
+    name: &HycoName,
+    path: &Path,
+    other: &Path,
+) -> Fault {
+    let what = format!(
+        "its name is equal to that of {} but for case, so neither is used; delete one of the two",
+        directory.shown(other)
+    );
+    Fault::whole(directory.shown(path), what).of(name)
 }
 
 /// New random keys for a hybrid connection that has no key file, unless another process was quicker.

@@ -253,11 +253,7 @@ impl Folder {
                 .unwrap_or_else(|| self.directory.key_file(name)),
             [path] => path.clone(),
             [path, other, ..] => {
-                let what = format!(
-                    "its name is equal to that of {} but for case, so neither is used; delete one of the two",
-                    self.directory.shown(other)
-                );
-                faults.push(Fault::whole(self.directory.shown(path), what).of(name));
+                faults.push(keys::equal_but_for_case(&self.directory, name, path, other));
                 return HycoKeys::default();
             }
         };

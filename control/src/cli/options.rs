@@ -1,0 +1,169 @@
+//! Options that several commands share.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use underpass_dataplane::{Settings, io};
+use underpass_proto::limits::GRACE_DEFAULT;
+
+use crate::files::Directory;
+use crate::files::agent::MTU_MAX_BOUNDS;
+
+/// Where the installation's files are.
+#[derive(Args, Clone, Debug)]
+pub struct DirArgs {
+    /// The installation's directory: definitions, keys, certificate. Made where it is missing
+    #[arg(
+        long,
+        env = "UNDERPASS_DIR",
+        value_name = "DIR",
+        default_value = "underpass"
+    )]
+    pub dir: PathBuf,
+}
+
+impl DirArgs {
+    /// The directory.
+    #[must_use]
+    pub fn directory(&self) -> Directory {
+        Directory::new(&self.dir)
+    }
+}
+
+/// How a data plane process works.
+#[derive(Args, Clone, Default, Debug)]
+pub struct DataPlaneArgs {
+    /// How to talk to the kernel: io_uring (ring), readiness (poll), or what it permits (auto)
+    #[arg(long, value_enum)]
+    pub io: Option<IoChoice>,
+    /// Number of workers [default: one per core, for an agent at most as many as the relay has]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=255))]
+    pub workers: Option<u16>,
+    /// The most that one UDP datagram may carry, bytes [default: what the path allows]
+    #[arg(long, value_name = "BYTES", value_parser = mtu_max)]
+    pub mtu_max: Option<u16>,
+    /// How long live flows may go on after the first SIGTERM, like 30s, 500ms or 5m [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub grace: Option<Duration>,
+}
+
+/// The choices of `--io`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoChoice {
+    /// io_uring where the kernel permits it, else poll.
+    Auto,
+    /// io_uring, or an error.
+    Ring,
+    /// Readiness.
+    Poll,
+}
+
+impl DataPlaneArgs {
+    /// As the data plane takes them.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        let io = match self.io {
+            None | Some(IoChoice::Auto) => io::Choice::Auto,
+            Some(IoChoice::Ring) => io::Choice::Ring,
+            Some(IoChoice::Poll) => io::Choice::Poll,
+        };
+        Settings {
+            io,
+            workers: self.workers,
+            mtu_max: self.mtu_max,
+            grace: self.grace.unwrap_or(GRACE_DEFAULT),
+        }
+    }
+
+    /// The same as arguments, for a child process.
+    #[must_use]
+    pub fn arguments(&self) -> Vec<String> {
+        let io = self
+            .io
+            .and_then(|io| io.to_possible_value())
+            .map(|value| format!("--io={}", value.get_name()));
+        let workers = self.workers.map(|workers| format!("--workers={workers}"));
+        let mtu_max = self.mtu_max.map(|mtu| format!("--mtu-max={mtu}"));
+        let grace = self
+            .grace
+            .map(|grace| format!("--grace={}ms", grace.as_millis()));
+        [io, workers, mtu_max, grace]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+}
+
+fn mtu_max(text: &str) -> Result<u16, String> {
+    let (least, most) = (MTU_MAX_BOUNDS.start(), MTU_MAX_BOUNDS.end());
+    text.parse()
+        .ok()
+        .filter(|mtu| MTU_MAX_BOUNDS.contains(mtu))
+        .ok_or_else(|| format!("a number from {least} to {most} is needed"))
+}
+
+/// A number with a unit; without one, seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let end = text
+        .find(|digit: char| !digit.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let millis = match unit {
+        "ms" => 1,
+        "s" | "" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => 0,
+    };
+    let number = number.parse::<u64>().ok().filter(|_| millis > 0);
+    number
+        .and_then(|number| number.checked_mul(millis))
+        .map(Duration::from_millis)
+        .ok_or_else(|| "write a whole number and ms, s, m or h, like 30s".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_numbers_with_units() {
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in [
+            "",
+            "s",
+            "1.5s",
+            "-1s",
+            "5 s",
+            "5d",
+            "99999999999999999999s",
+            "18446744073709551615h",
+        ] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_child_gets_the_same_options() {
+        let args = DataPlaneArgs {
+            io: Some(IoChoice::Poll),
+            workers: Some(2),
+            mtu_max: Some(1452),
+            grace: Some(Duration::from_millis(1500)),
+        };
+        assert_eq!(
+            args.arguments(),
+            [
+                "--io=poll",
+                "--workers=2",
+                "--mtu-max=1452",
+                "--grace=1500ms"
+            ]
+        );
+        assert_eq!(DataPlaneArgs::default().arguments(), Vec::<String>::new());
+    }
+}

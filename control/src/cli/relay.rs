@@ -1,0 +1,79 @@
+//! `underpass relay`.
+
+use underpass_dataplane::relay;
+
+use super::{DataPlaneArgs, DirArgs, Exit, Failure};
+use crate::files::{Directory, Lock, LockError, Unmade, disk};
+use crate::signals;
+
+/// Options of `underpass relay`.
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    #[command(flatten)]
+    dir: DirArgs,
+    #[command(flatten)]
+    data_plane: DataPlaneArgs,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let directory = args.dir.directory();
+    let _lock = lock(&directory)?;
+    raise_file_limit();
+    let requests = signals::drain_requests()
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot take signals: {error}")))?;
+    relay::run(
+        directory.control_socket(),
+        args.data_plane.settings(),
+        requests,
+    )
+    .map_err(explain)
+}
+
+/// Every flow is a socket or two: the process takes all that the hard limit gives.
+pub(super) fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it cannot be raised, the process works within what it has.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
+}
+
+fn lock(directory: &Directory) -> Result<Lock, Failure> {
+    let run = directory.run();
+    disk::folder(&run, 0o700).map_err(|source| Unmade {
+        path: run.clone(),
+        source,
+    })?;
+    let path = run.join("relay.lock");
+    Lock::take(&path).map_err(|error| match error {
+        LockError::Held => Failure::configuration(format!(
+            "another relay process runs on {}",
+            directory.root().display()
+        ))
+        .hint("one relay per directory; `underpass status` shows what it does"),
+        LockError::Io(error) => {
+            Failure::configuration(format!("cannot lock {}: {error}", path.display()))
+        }
+    })
+}
+
+fn explain(error: relay::Error) -> Failure {
+    match &error {
+        relay::Error::Io(_) => {
+            Failure::configuration(error).hint("`--io auto` takes what this kernel permits")
+        }
+        relay::Error::Listen { address, .. } => {
+            let port = address.port();
+            let hint = format!(
+                "`ss -ulpn 'sport = :{port}'` shows who has the port; another is chosen by `listen` in namespace.toml"
+            );
+            Failure::configuration(error).hint(hint)
+        }
+        relay::Error::Worker(_) => Failure::new(Exit::Failed, error),
+    }
+}
