@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::limits::SNAPSHOT_MAX;
+use crate::limits::{REPORT_MAX, SNAPSHOT_MAX};
 use crate::snapshot::{Fault, Generation, Report, Snapshot, Status};
 
 /// All that passes over control's socket. Relay and command line dial it.
@@ -80,11 +80,33 @@ pub enum FeedError {
 /// Bytes of the length.
 const LEN: usize = 4;
 
-/// One message, length and all. Wiped when dropped.
+/// One message, length and all. Wiped when dropped. A report is cut until it has at most [`REPORT_MAX`] bytes, and says so.
 ///
 /// # Errors
-/// [`FeedError::TooLong`] beyond [`SNAPSHOT_MAX`].
+/// [`FeedError::TooLong`] beyond [`SNAPSHOT_MAX`], or for a report of which nothing is left to cut.
 pub fn encode(message: &FeedMessage) -> Result<Zeroizing<Vec<u8>>, FeedError> {
+    let encoded = encode_whole(message)?;
+    let FeedMessage::Report(report) = message else {
+        return Ok(encoded);
+    };
+    let len = encoded.len() - LEN;
+    if len <= REPORT_MAX {
+        return Ok(encoded);
+    }
+    if report.sessions.is_empty() && report.hycos.is_empty() && report.faults.is_empty() {
+        return Err(FeedError::TooLong {
+            len,
+            limit: REPORT_MAX,
+        });
+    }
+    let shorter = Report {
+        truncated: true,
+        ..report.halved()
+    };
+    encode(&FeedMessage::Report(Box::new(shorter)))
+}
+
+fn encode_whole(message: &FeedMessage) -> Result<Zeroizing<Vec<u8>>, FeedError> {
     let mut out = Wiping(vec![0; LEN]);
     serde_json::to_writer(&mut out, message).map_err(|error| json_error(&error))?;
     let mut out = Zeroizing::new(std::mem::take(&mut out.0));
@@ -101,6 +123,26 @@ pub fn encode(message: &FeedMessage) -> Result<Zeroizing<Vec<u8>>, FeedError> {
     Ok(out)
 }
 
+impl Report {
+    /// The first half of each list, and of each session's; all else as it is.
+    fn halved(&self) -> Self {
+        let mut sessions = self.sessions[..self.sessions.len() / 2].to_vec();
+        for session in &mut sessions {
+            session.hycos.truncate(session.hycos.len().div_ceil(2));
+        }
+        let hycos = self.hycos[..self.hycos.len() / 2].to_vec();
+        let faults = self.faults[..self.faults.len() / 2].to_vec();
+        Self {
+            sessions,
+            hycos,
+            faults,
+            io: self.io.clone(),
+            io_why: self.io_why.clone(),
+            ..*self
+        }
+    }
+}
+
 /// Collects chunks of a stream and yields messages. Keeps at most one message and what came in the same chunk after it.
 #[derive(Debug)]
 pub struct FeedReader {
@@ -109,7 +151,7 @@ pub struct FeedReader {
 }
 
 impl FeedReader {
-    /// One that refuses messages over `limit` bytes: [`SNAPSHOT_MAX`] where snapshots are read, [`REPORT_MAX`](crate::limits::REPORT_MAX) elsewhere.
+    /// One that refuses messages over `limit` bytes: [`SNAPSHOT_MAX`] where snapshots are read, [`REPORT_MAX`] elsewhere.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {

@@ -553,6 +553,29 @@ fn a_message_over_the_readers_limit_is_refused_by_its_length_alone() {
 }
 
 #[test]
+fn a_report_that_is_too_long_is_cut_and_says_so() {
+    let fault = Fault {
+        hyco: None,
+        what: "x".repeat(1_000),
+    };
+    let report = Report {
+        io: "ring".into(),
+        faults: vec![fault; 5_000],
+        ..Report::default()
+    };
+    let bytes = feed::encode(&FeedMessage::Report(Box::new(report))).expect("cut");
+    let mut reader = FeedReader::new(limits::REPORT_MAX);
+    reader.push(&bytes);
+    let Ok(Some(FeedMessage::Report(got))) = reader.next() else {
+        panic!("no report")
+    };
+    assert_eq!(
+        (got.truncated, got.faults.len(), got.io.as_str()),
+        (true, 625, "ring")
+    );
+}
+
+#[test]
 fn a_later_start_of_control_is_a_later_generation() {
     assert!(
         Generation {
