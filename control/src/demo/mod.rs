@@ -10,7 +10,6 @@ mod processes;
 mod scene;
 mod service;
 mod show;
-mod status;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -17,7 +17,9 @@ use underpass_proto::Status;
 use underpass_proto::snapshot::HycoReport;
 
 use super::processes::{self, PROGRAM, Plan, Process};
-use super::{Args, service, status};
+use super::{Args, service};
+use crate::files::Directory;
+use crate::publish;
 
 /// Name of the demo's hybrid connection.
 pub(super) const NAME: &str = "demo-web";
@@ -90,7 +92,7 @@ impl Scene {
 
     /// The status, as control tells it.
     pub(super) fn status(&self) -> Result<Status> {
-        status::ask(&control_socket(&self.directory))
+        status_of(&self.directory)
     }
 
     /// Fails if a process was started another number of times than it should have been.
@@ -186,9 +188,8 @@ impl Cast<'_> {
     }
 }
 
-/// Control's socket in its directory.
-fn control_socket(directory: &Path) -> PathBuf {
-    crate::files::Directory::new(directory).control_socket()
+fn status_of(directory: &Path) -> Result<Status> {
+    publish::status(&Directory::new(directory)).context("control does not answer")
 }
 
 fn service_address(output: ChildStdout) -> Result<SocketAddr> {
@@ -264,9 +265,9 @@ fn run(directory: &Path, arguments: &[&str]) -> Result<Vec<u8>> {
 
 /// Until the binding is open and a listener is there.
 fn wait_until_ready(directory: &Path) -> Result<SocketAddr> {
-    let (socket, deadline) = (control_socket(directory), Instant::now() + READY_DEADLINE);
+    let deadline = Instant::now() + READY_DEADLINE;
     loop {
-        let status = status::ask(&socket);
+        let status = status_of(directory);
         if let Ok(Some(hyco)) = status.as_ref().map(hyco_of)
             && let (Some(bound), 1..) = (hyco.bound, hyco.listeners)
         {
@@ -279,9 +280,7 @@ fn wait_until_ready(directory: &Path) -> Result<SocketAddr> {
                     faults_of(&status)
                 ),
                 Err(error) => {
-                    return Err(
-                        error.context(format!("control does not answer after {READY_DEADLINE:?}"))
-                    );
+                    return Err(error.context(format!("not ready after {READY_DEADLINE:?}")));
                 }
             }
         }
