@@ -1,7 +1,30 @@
 //! A load generator that checks every byte, and the parts of it that tests use by themselves.
 //!
-//! [`pattern`] is the oracle: a stream of bytes that depends on a seed and on the position, so that a lost, repeated, moved or changed byte shows.
+//! [`pattern`] is the oracle: a stream of bytes that depends on a seed and on the position, so that a lost, repeated, moved or
+//! changed byte shows. [`endpoint`] is the far end of verified flows, [`run`](run::run) the near end of many of them; whatever lies
+//! between, both directions are checked at both ends, and a flow that is corrupt, silently truncated or hung is counted as what it is.
+//!
+//! ```
+//! use underpass_loadtest::{Endpoint, Mode, Plan, endpoint, run};
+//!
+//! let endpoint = Endpoint::start(endpoint::Settings::new("127.0.0.1:0".parse().unwrap()))?;
+//! let plan = Plan { flows: 3, bytes: Some(100_000), ..Plan::new(endpoint.address(), Mode::Echo) };
+//! let outcome = run::run(&plan, |_| ())?;
+//! assert_eq!((outcome.tally.right, outcome.tally.violations()), (3, 0));
+//! # Ok::<(), std::io::Error>(())
+//! ```
 
+pub mod endpoint;
+mod flow;
+mod incoming;
+pub mod io;
 pub mod pattern;
+pub mod report;
+pub mod run;
+mod wire;
 
+pub use endpoint::Endpoint;
+pub use flow::Ending;
 pub use pattern::{Mismatch, Pattern};
+pub use report::Report;
+pub use run::{Mode, Plan};

@@ -1,2 +1,321 @@
-//! Placeholder until the load generator stands on the library.
-fn main() {}
+//! The load generator's command line. Data on stdout, talk and progress on stderr.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use underpass_loadtest::endpoint::{self, Serves};
+use underpass_loadtest::io::Choice;
+use underpass_loadtest::run::{self, Counters};
+use underpass_loadtest::{Endpoint, Mode, Plan, Report};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Checks every byte of many TCP flows, through whatever lies between the two ends.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Be the far end of verified flows, until a signal.
+    Endpoint(EndpointArgs),
+    /// Open verified flows to an endpoint and say what came of them. Exit code 1 if any was corrupt, truncated or hung.
+    Run(RunArgs),
+}
+
+#[derive(Args)]
+struct EndpointArgs {
+    /// Which flows to serve.
+    #[arg(value_enum, default_value_t)]
+    serves: Serves,
+    /// Address to listen on; port 0 picks a free one. It is printed on stdout as one line of JSON.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Threads.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// How to talk to sockets.
+    #[arg(long, value_enum, default_value_t)]
+    io: Choice,
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// Where to connect: an endpoint, or a binding that leads to one.
+    #[arg(long)]
+    target: SocketAddr,
+    /// What the flows do.
+    #[arg(long, value_enum, default_value = "echo")]
+    mode: Mode,
+    /// Flows at once.
+    #[arg(long, default_value_t = 1)]
+    flows: u64,
+    /// Flows in all; without it, as many as at once, or, with both --bytes and --duration, as many as fit.
+    #[arg(long)]
+    total: Option<u64>,
+    /// Bytes each way in one flow, with a unit if you like: 4096, 64k, 10m, 1g. Without it, as many as fit into --duration.
+    #[arg(long, value_parser = size)]
+    bytes: Option<u64>,
+    /// Length of a message of ping-pong.
+    #[arg(long, value_parser = size, default_value = "1")]
+    message: u64,
+    /// No flow opens after this: 10, 10s, 500ms, 2m. Without it and --bytes, 10 s.
+    #[arg(long, value_parser = duration)]
+    duration: Option<Duration>,
+    /// A flow in which no byte moves for this long hangs.
+    #[arg(long, value_parser = duration, default_value = "30s")]
+    deadline: Duration,
+    /// Seed of the bytes; without it a random one, which is printed.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Threads.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// How to talk to sockets.
+    #[arg(long, value_enum, default_value_t)]
+    io: Choice,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    raise_file_limit();
+    let result = match Cli::parse().command {
+        Command::Endpoint(args) => serve(&args),
+        Command::Run(args) => load(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+/// The usual soft limit of 1,024 files is less than the flows of many runs. What cannot be raised shows as errors of flows.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    );
+}
+
+fn serve(args: &EndpointArgs) -> anyhow::Result<ExitCode> {
+    let EndpointArgs {
+        serves,
+        listen,
+        threads,
+        io,
+    } = *args;
+    let endpoint = Endpoint::start(endpoint::Settings {
+        serves,
+        threads,
+        io,
+        ..endpoint::Settings::new(listen)
+    })
+    .with_context(|| format!("cannot listen on {listen}"))?;
+    let mut stdout = std::io::stdout();
+    writeln!(
+        stdout,
+        "{}",
+        serde_json::json!({ "listen": endpoint.address(), "io": endpoint.kind().name() })
+    )?;
+    stdout.flush()?;
+    wait_for_signal()?;
+    writeln!(stdout, "{}", serde_json::to_string(&endpoint.stop())?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn wait_for_signal() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        );
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
+}
+
+fn load(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let plan = plan(args)?;
+    let bar = Progress::new(&plan);
+    let outcome = run::run(&plan, |counters| bar.show(counters))?;
+    bar.end();
+    let report = Report::new(&plan, &outcome);
+    let mut stdout = std::io::stdout();
+    if args.json {
+        writeln!(stdout, "{}", serde_json::to_string_pretty(&report)?)?;
+    } else {
+        write!(stdout, "{report}")?;
+    }
+    Ok(if outcome.tally.violations() == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn plan(args: &RunArgs) -> anyhow::Result<Plan> {
+    let duration = match (args.duration, args.bytes) {
+        (None, None) => Some(Duration::from_secs(10)),
+        (duration, _) => duration,
+    };
+    Ok(Plan {
+        flows: args.flows,
+        total: args.total,
+        bytes: args.bytes,
+        message: usize::try_from(args.message)?,
+        duration,
+        stall: args.deadline,
+        seed: args.seed.unwrap_or_else(rand::random),
+        threads: args.threads,
+        io: args.io,
+        ..Plan::new(args.target, args.mode)
+    })
+}
+
+/// A bar on a terminal, nothing elsewhere.
+struct Progress {
+    bar: ProgressBar,
+    start: Instant,
+    by_time: Option<Duration>,
+}
+
+impl Progress {
+    fn new(plan: &Plan) -> Progress {
+        // Whatever ends the run is what the bar counts: bytes, or time.
+        let directions = if matches!(plan.mode, Mode::Upload | Mode::Download) {
+            1
+        } else {
+            2
+        };
+        let (len, by_time) = match (plan.duration, plan.bytes) {
+            (Some(duration), _) => (
+                duration.as_millis().try_into().unwrap_or(u64::MAX),
+                Some(duration),
+            ),
+            (None, bytes) => {
+                let flows = plan.total.unwrap_or(plan.flows);
+                (
+                    bytes
+                        .unwrap_or(0)
+                        .saturating_mul(flows)
+                        .saturating_mul(directions),
+                    None,
+                )
+            }
+        };
+        let style = ProgressStyle::with_template("{wide_bar} {percent:>3} %  {msg}")
+            .expect("the template is well-formed");
+        let bar = ProgressBar::new(len).with_style(style);
+        Progress {
+            bar,
+            start: Instant::now(),
+            by_time,
+        }
+    }
+
+    fn show(&self, counters: &Counters) {
+        let moved = counters.bytes_up() + counters.bytes_down();
+        let elapsed = self.start.elapsed();
+        self.bar.set_position(match self.by_time {
+            Some(duration) => elapsed
+                .min(duration)
+                .as_millis()
+                .try_into()
+                .unwrap_or(u64::MAX),
+            None => moved,
+        });
+        let rate = moved as f64 * 8.0 / elapsed.as_secs_f64().max(0.001) / 1e9;
+        let (live, ended, bad) = (counters.live(), counters.ended(), counters.bad());
+        self.bar.set_message(format!(
+            "{}  {rate:.2} Gbit/s  {live} live, {ended} ended, {bad} bad",
+            BinaryBytes(moved)
+        ));
+    }
+
+    fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// `64k`, `10m`, `1g`: powers of 1,024.
+fn size(text: &str) -> anyhow::Result<u64> {
+    let text = text.to_ascii_lowercase();
+    let digits = text
+        .trim_end_matches("ib")
+        .trim_end_matches('b')
+        .trim_end_matches(['k', 'm', 'g']);
+    let shift = match &text[digits.len()..] {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        unit => bail!("{unit} is no unit: use k, m or g"),
+    };
+    let number: u64 = digits
+        .parse()
+        .context("a number, and k, m or g after it if you like")?;
+    number.checked_mul(1 << shift).context("too large")
+}
+
+/// `10`, `10s`, `500ms`, `2m`.
+fn duration(text: &str) -> anyhow::Result<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let scale = match &text[digits.len()..] {
+        "" | "s" => 1.0,
+        "ms" => 0.001,
+        "m" | "min" => 60.0,
+        unit => bail!("{unit} is no unit: use ms, s or m"),
+    };
+    let number: f64 = digits
+        .parse()
+        .context("a number, and ms, s or m after it if you like")?;
+    Duration::try_from_secs_f64(number * scale).context("not a time")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_read_with_their_units() {
+        assert_eq!(size("17").expect("plain"), 17);
+        assert_eq!(size("64k").expect("k"), 65_536);
+        assert_eq!(size("2MiB").expect("MiB"), 2 << 20);
+        assert_eq!(size("1g").expect("g"), 1 << 30);
+        assert_eq!(
+            duration("1.5").expect("plain"),
+            Duration::from_millis(1_500)
+        );
+        assert_eq!(duration("500ms").expect("ms"), Duration::from_millis(500));
+        assert_eq!(duration("2m").expect("m"), Duration::from_secs(120));
+        for wrong in ["", "k", "5x", "-1"] {
+            assert!(
+                size(wrong).is_err() && duration(wrong).is_err(),
+                "{wrong:?}"
+            );
+        }
+    }
+}

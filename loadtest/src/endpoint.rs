@@ -1,0 +1,449 @@
+//! The far end of verified flows: checks what the client sends, returns or makes what the client expects, and says what it found.
+//!
+//! What a flow shall be is in its header (`wire`). The endpoint sets no deadline: a flow that hangs is the client's to notice.
+
+use std::cell::Cell;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::io::{self as way, Choice, Job, Kind, Socket, or_abort};
+use crate::pattern::Pattern;
+use crate::wire::{HEADER, Header, Style, Trailer, Verdict};
+
+/// Bytes per read and per write: what one pipe of the tunnel's other end carries at once, and small enough for thousands of flows.
+pub(crate) const CHUNK: usize = 64 * 1024;
+
+/// Connections that the kernel may hold before they are accepted: the burst of the fault plan (4,000 opens in a second), rounded up.
+const BACKLOG: i32 = 4096;
+
+/// Which flows an endpoint serves.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, clap::ValueEnum)]
+pub enum Serves {
+    /// All of them.
+    #[default]
+    Any,
+    /// Those that want their bytes back.
+    Echo,
+    /// Those that send and want nothing but the verdict.
+    Sink,
+    /// Those that receive only.
+    Source,
+}
+
+/// A running endpoint. Dropping it ends it: live flows are reset.
+pub struct Endpoint {
+    address: SocketAddr,
+    kind: Kind,
+    tally: Arc<Tally>,
+    stop: watch::Sender<bool>,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+}
+
+/// Where and how an endpoint runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Address to listen on; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Which flows to serve.
+    pub serves: Serves,
+    /// How to talk to sockets.
+    pub io: Choice,
+    /// Number of threads; flows are spread as the kernel wakes them.
+    pub threads: usize,
+}
+
+impl Settings {
+    /// Any flow, on one thread, by the best io there is.
+    pub fn new(listen: SocketAddr) -> Settings {
+        Settings {
+            listen,
+            serves: Serves::Any,
+            io: Choice::Auto,
+            threads: 1,
+        }
+    }
+}
+
+/// Counters of an endpoint, while it runs.
+#[derive(Default, Debug)]
+pub(crate) struct Tally {
+    opened: AtomicU64,
+    right: AtomicU64,
+    failed: AtomicU64,
+    corrupt: AtomicU64,
+    truncated: AtomicU64,
+    not_served: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
+}
+
+/// What an endpoint has seen so far.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize)]
+pub struct Seen {
+    /// Connections accepted.
+    pub opened: u64,
+    /// Flows whose bytes all came and were right.
+    pub right: u64,
+    /// Flows that ended in an error of the socket, or before their header was whole.
+    pub failed: u64,
+    /// Flows with a wrong byte, a wrong header, or too many bytes.
+    pub corrupt: u64,
+    /// Flows that ended cleanly before all bytes had come.
+    pub truncated: u64,
+    /// Flows of a kind that this endpoint does not serve.
+    pub not_served: u64,
+    /// Bytes received, headers aside.
+    pub bytes_received: u64,
+    /// Bytes sent, trailers aside.
+    pub bytes_sent: u64,
+}
+
+impl Endpoint {
+    /// Listens, and serves on threads of its own.
+    ///
+    /// # Errors
+    /// The address cannot be had, or the io is not permitted here.
+    pub fn start(settings: Settings) -> io::Result<Endpoint> {
+        let kind = settings.io.resolve()?;
+        let listener = listen(settings.listen)?;
+        let mut endpoint = Endpoint {
+            address: listener.local_addr()?,
+            kind,
+            tally: Arc::default(),
+            stop: watch::Sender::new(false),
+            threads: Vec::new(),
+        };
+        for _ in 0..settings.threads.max(1) {
+            let server = Server {
+                listener: listener.try_clone()?,
+                serves: settings.serves,
+                tally: Arc::clone(&endpoint.tally),
+                stop: endpoint.stop.subscribe(),
+            };
+            let thread = std::thread::Builder::new().name("endpoint".into());
+            endpoint
+                .threads
+                .push(thread.spawn(move || way::drive(kind, server)?)?);
+        }
+        Ok(endpoint)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How it talks to sockets.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What it has seen so far.
+    pub fn seen(&self) -> Seen {
+        self.tally.read()
+    }
+
+    /// Ends it, resets live flows, and says what it has seen.
+    pub fn stop(mut self) -> Seen {
+        self.end();
+        self.seen()
+    }
+
+    fn end(&mut self) {
+        self.stop.send_replace(true);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join(); // A thread that failed has nothing more to say than its missing flows do.
+        }
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+struct Server {
+    listener: TcpListener,
+    serves: Serves,
+    tally: Arc<Tally>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Job for Server {
+    type Output = io::Result<()>;
+
+    async fn run<S: Socket>(mut self) -> io::Result<()> {
+        self.listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(self.listener)?;
+        let mut flows = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                Some(_) = flows.join_next() => continue,
+                _ = self.stop.wait_for(|&stop| stop) => break,
+            };
+            let Ok((stream, _)) = accepted else {
+                way::pause().await;
+                continue;
+            };
+            let (tally, serves, stop) = (Arc::clone(&self.tally), self.serves, self.stop.clone());
+            flows.spawn_local(async move { flow::<S>(stream, serves, &tally, stop).await });
+        }
+        while flows.join_next().await.is_some() {}
+        Ok(())
+    }
+}
+
+/// One flow, from accept to close.
+async fn flow<S: Socket>(
+    stream: tokio::net::TcpStream,
+    serves: Serves,
+    tally: &Tally,
+    mut stop: watch::Receiver<bool>,
+) {
+    add(&tally.opened, 1);
+    let Ok(socket) = S::adopt(stream) else {
+        return add(&tally.failed, 1);
+    };
+    let stopped = async move {
+        let _ = stop.wait_for(|&stop| stop).await; // An error means that the endpoint is gone: stop as well.
+    };
+    let (result, _) = or_abort(&socket, serve(&socket, serves, tally), stopped).await;
+    let counter = match result {
+        Ok(Verdict::Right) => &tally.right,
+        Ok(Verdict::Corrupt { .. }) => &tally.corrupt,
+        Ok(Verdict::Truncated) => &tally.truncated,
+        Ok(Verdict::NotServed) => &tally.not_served,
+        Err(_) => {
+            socket.abort();
+            &tally.failed
+        }
+    };
+    add(counter, 1);
+}
+
+async fn serve<S: Socket>(socket: &S, serves: Serves, tally: &Tally) -> io::Result<Verdict> {
+    let Some(header) = read_header(socket).await? else {
+        return refuse(socket, Verdict::Corrupt { position: 0 }).await;
+    };
+    let mut arrivals = Arrivals::new(&header);
+    if !serves.permits(&header) {
+        return refuse(socket, Verdict::NotServed).await;
+    }
+    let sent = if header.style == Style::Echo {
+        echo(socket, &mut arrivals, tally).await?
+    } else {
+        let ended = Cell::new(false);
+        let up = async {
+            let result = drain(socket, &mut arrivals, tally).await;
+            ended.set(true);
+            result
+        };
+        let (up, down) = tokio::join!(up, make(socket, &header, &ended, tally));
+        up?;
+        down?
+    };
+    answer(
+        socket,
+        Trailer {
+            verdict: arrivals.verdict(),
+            received: arrivals.received,
+            sent,
+        },
+    )
+    .await
+}
+
+/// The whole header. `None`: it is corrupt, or the client speaks something else.
+async fn read_header<S: Socket>(socket: &S) -> io::Result<Option<Header>> {
+    let mut buffer = vec![0; HEADER];
+    let mut len = 0;
+    while len < HEADER {
+        let (result, returned) = socket.read(buffer, len).await;
+        buffer = returned;
+        match result? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            more => len += more,
+        }
+    }
+    Ok(buffer.as_array().and_then(Header::decode))
+}
+
+/// Returns all that comes, right or wrong: the client sees for itself. Gives the number of bytes returned.
+async fn echo<S: Socket>(socket: &S, arrivals: &mut Arrivals, tally: &Tally) -> io::Result<u64> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let (result, returned) = socket.read(buffer, 0).await;
+        buffer = returned;
+        let len = result?;
+        if len == 0 {
+            return Ok(arrivals.received);
+        }
+        arrivals.take(&buffer[..len]);
+        add(&tally.received, len as u64);
+        let (result, returned) = socket
+            .write_all(buffer, 0..len, &|len| add(&tally.sent, len as u64))
+            .await;
+        buffer = returned;
+        result?;
+    }
+}
+
+/// Checks all that comes, to the end.
+async fn drain<S: Socket>(socket: &S, arrivals: &mut Arrivals, tally: &Tally) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let (result, returned) = socket.read(buffer, 0).await;
+        buffer = returned;
+        let len = result?;
+        if len == 0 {
+            return Ok(());
+        }
+        arrivals.take(&buffer[..len]);
+        add(&tally.received, len as u64);
+    }
+}
+
+/// Answers at once, for a client may wait for its first message to come back, and then reads to the end, whatever it is.
+async fn refuse<S: Socket>(socket: &S, verdict: Verdict) -> io::Result<Verdict> {
+    let trailer = Trailer {
+        verdict,
+        received: 0,
+        sent: 0,
+    };
+    answer(socket, trailer).await?;
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let (result, returned) = socket.read(buffer, 0).await;
+        buffer = returned;
+        if result.map_or(true, |len| len == 0) {
+            return Ok(verdict); // A client that has its answer may end as it likes.
+        }
+    }
+}
+
+/// Sends what the header asks for; where it gives no length, until the client has ended its side. Gives the number of bytes.
+async fn make<S: Socket>(
+    socket: &S,
+    header: &Header,
+    ended: &Cell<bool>,
+    tally: &Tally,
+) -> io::Result<u64> {
+    let pattern = header.down_pattern();
+    let target = header.down.unwrap_or(u64::MAX);
+    let mut buffer = vec![0; CHUNK.min(usize::try_from(target).unwrap_or(CHUNK))];
+    let mut sent = 0;
+    while sent < target && (header.down.is_some() || !ended.get()) {
+        let len = buffer
+            .len()
+            .min(usize::try_from(target - sent).unwrap_or(CHUNK));
+        pattern.fill(sent, &mut buffer[..len]);
+        let (result, returned) = socket
+            .write_all(buffer, 0..len, &|len| add(&tally.sent, len as u64))
+            .await;
+        buffer = returned;
+        result?;
+        sent += len as u64;
+    }
+    Ok(sent)
+}
+
+async fn answer<S: Socket>(socket: &S, trailer: Trailer) -> io::Result<Verdict> {
+    let bytes = trailer.encode().to_vec();
+    let len = bytes.len();
+    socket.write_all(bytes, 0..len, &|_| ()).await.0?;
+    socket.finish()?;
+    Ok(trailer.verdict)
+}
+
+/// What came from the client so far.
+struct Arrivals {
+    pattern: Pattern,
+    expected: Option<u64>,
+    received: u64,
+    wrong_at: Option<u64>,
+}
+
+impl Arrivals {
+    fn new(header: &Header) -> Arrivals {
+        Arrivals {
+            pattern: header.up_pattern(),
+            expected: header.up,
+            received: 0,
+            wrong_at: None,
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        if self.wrong_at.is_none() {
+            self.wrong_at = self
+                .pattern
+                .check(self.received, bytes)
+                .err()
+                .map(|mismatch| mismatch.position);
+        }
+        self.received += bytes.len() as u64;
+    }
+
+    fn verdict(&self) -> Verdict {
+        match (self.wrong_at, self.expected) {
+            (Some(position), _) => Verdict::Corrupt { position },
+            (None, Some(expected)) if self.received > expected => {
+                Verdict::Corrupt { position: expected }
+            }
+            (None, Some(expected)) if self.received < expected => Verdict::Truncated,
+            _ => Verdict::Right,
+        }
+    }
+}
+
+impl Serves {
+    fn permits(self, header: &Header) -> bool {
+        match self {
+            Serves::Any => true,
+            Serves::Echo => header.style == Style::Echo,
+            Serves::Sink => header.style == Style::Exchange && header.down == Some(0),
+            Serves::Source => header.style == Style::Exchange && header.up == Some(0),
+        }
+    }
+}
+
+impl Tally {
+    fn read(&self) -> Seen {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Seen {
+            opened: read(&self.opened),
+            right: read(&self.right),
+            failed: read(&self.failed),
+            corrupt: read(&self.corrupt),
+            truncated: read(&self.truncated),
+            not_served: read(&self.not_served),
+            bytes_received: read(&self.received),
+            bytes_sent: read(&self.sent),
+        }
+    }
+}
+
+fn add(counter: &AtomicU64, amount: u64) {
+    counter.fetch_add(amount, Ordering::Relaxed);
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        None,
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
