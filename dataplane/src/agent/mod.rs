@@ -72,7 +72,11 @@ pub fn run(config: Config, settings: Settings, requests: drain::Requests) -> Res
 ///
 /// # Errors
 /// [`Error::Unreachable`] within `deadline`, [`Error::NotAuthorised`] when any registration was refused.
-pub fn check(config: Config, settings: Settings, deadline: Duration) -> Result<Vec<Checked>, Error> {
+pub fn check(
+    config: Config,
+    settings: Settings,
+    deadline: Duration,
+) -> Result<Vec<Checked>, Error> {
     let _ = (config, settings, deadline);
     Err(Error::Io("not built".into()))
 }

@@ -4,6 +4,11 @@
 //! `poll` is readiness by mio that imitates completions. `unsafe` lives in this folder only.
 //! Nothing here knows QUIC, sessions or flows.
 
+#[cfg(target_os = "linux")]
+mod message;
+pub mod socket;
+pub mod udp;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Instant;
@@ -199,7 +204,11 @@ pub trait Io {
     ///
     /// # Errors
     /// Only what ends the worker: the kernel refused to wait.
-    fn wait(&mut self, deadline: Option<Instant>, completions: &mut Vec<Completion>) -> io::Result<()>;
+    fn wait(
+        &mut self,
+        deadline: Option<Instant>,
+        completions: &mut Vec<Completion>,
+    ) -> io::Result<()>;
 
     /// What was counted so far.
     fn counters(&self) -> Counters;

@@ -1,0 +1,172 @@
+//! How TCP sockets are made: listeners and outgoing connections, with the options that the outer sockets of a flow need.
+//! Knows no backend; refuses to share a port with a stranger.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+
+/// Connections that the kernel holds until a worker accepts them. A burst of 4,000 opens must fit while a worker is busy; the kernel
+/// clamps it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Silence before the first keep-alive probe. Below the idle limits of common firewalls and load balancers (240 s and more), so it also keeps their state alive.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+
+/// Time between probes that are not answered.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Probes without an answer until the peer is given up: a host that vanished is noticed after 60 + 6 × 10 s.
+const KEEPALIVE_PROBES: u32 = 6;
+
+/// A listening TCP socket: non-blocking, not inherited by child processes, and with the options that accepted sockets inherit from it on
+/// Linux (no delay, linger zero, keep-alive). With `reuse_port`, several may listen on one address and the kernel spreads connections.
+///
+/// # Errors
+/// The address is in use (also by sockets that would share it) or not of this machine.
+pub fn listener(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
+    if !reuse_port {
+        return listen(address, false);
+    }
+    listen(reserve(address)?, true)
+}
+
+/// `count` listeners on one address, for as many workers; with port 0 all get the port that the kernel gave the first.
+///
+/// # Errors
+/// As [`listener`].
+pub fn listeners(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
+    if count <= 1 {
+        return Ok(vec![listen(address, false)?]);
+    }
+    let address = reserve(address)?;
+    (0..count).map(|_| listen(address, true)).collect()
+}
+
+/// A socket for an outgoing connection: non-blocking, with the same options as an accepted one. Not connected yet.
+pub(in crate::io) fn outgoing(to: SocketAddr) -> io::Result<Socket> {
+    let socket = stream_socket(to)?;
+    prepare(&socket)?;
+    Ok(socket)
+}
+
+/// Sets what both outer sockets of a flow need: no delay, linger zero (a killed process ends with RST, never with a FIN after lost data), keep-alive.
+pub(in crate::io) fn prepare(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )
+}
+
+/// Makes an accepted socket ready where it inherited nothing. On Linux it inherited everything.
+pub(in crate::io) fn accepted(stream: &TcpStream) -> io::Result<()> {
+    if cfg!(target_os = "linux") {
+        return Ok(());
+    }
+    let socket = Socket::from(stream.try_clone()?);
+    socket.set_nonblocking(true)?;
+    prepare(&socket)
+}
+
+/// Lifts linger, so that closing delivers what is queued.
+pub(in crate::io) fn lift_linger<S: std::os::fd::AsFd>(socket: &S) {
+    // A failure leaves linger at zero: the peer sees RST, an explicit error.
+    let _ = SockRef::from(socket).set_linger(None);
+}
+
+/// Binds once without SO_REUSEPORT and lets go, so that a port that somebody uses is noticed; tells the address that was free.
+fn reserve(address: SocketAddr) -> io::Result<SocketAddr> {
+    let socket = stream_socket(address)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SockAddr::from(address))?;
+    local_address(&socket)
+}
+
+fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
+    let socket = stream_socket(address)?;
+    socket.set_reuse_address(true)?;
+    if reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    prepare(&socket)?;
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A stream socket of the address's family: non-blocking and not inherited by child processes.
+fn stream_socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+pub(in crate::io) fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
+    let address = socket.local_addr()?;
+    address
+        .as_socket()
+        .ok_or_else(|| io::Error::other("a socket without an IP address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    const LOCAL: &str = "127.0.0.1:0";
+
+    #[test]
+    fn accepted_sockets_inherit_the_options_of_the_listener() -> io::Result<()> {
+        let listener = listener(LOCAL.parse().expect("an address"), false)?;
+        let _client = TcpStream::connect(listener.local_addr()?)?;
+        let accepted = accept(&listener)?;
+        let socket = SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay()?);
+        assert_eq!(socket.linger()?, Some(Duration::ZERO));
+        assert!(socket.keepalive()?);
+        assert_eq!(socket.tcp_keepalive_time()?, KEEPALIVE_IDLE);
+        assert_eq!(socket.tcp_keepalive_interval()?, KEEPALIVE_INTERVAL);
+        assert_eq!(socket.tcp_keepalive_retries()?, KEEPALIVE_PROBES);
+        Ok(())
+    }
+
+    #[test]
+    fn a_port_in_use_is_noticed_even_if_it_would_be_shared() -> io::Result<()> {
+        let first = listeners(LOCAL.parse().expect("an address"), 2)?;
+        let address = first[0].local_addr()?;
+        for reuse_port in [false, true] {
+            let error = listener(address, reuse_port).expect_err("the port is in use");
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        }
+        drop(first);
+        listener(address, true).map(drop)
+    }
+
+    #[test]
+    fn listeners_share_the_port_that_the_kernel_gave() -> io::Result<()> {
+        let listeners = listeners(LOCAL.parse().expect("an address"), 3)?;
+        let address = listeners[0].local_addr()?;
+        assert_ne!(address.port(), 0);
+        assert!(
+            listeners
+                .iter()
+                .all(|listener| listener.local_addr().is_ok_and(|its| its == address))
+        );
+        Ok(())
+    }
+
+    fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
+        listener.set_nonblocking(false)?;
+        Ok(listener.accept()?.0)
+    }
+}
