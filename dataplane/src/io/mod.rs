@@ -210,6 +210,11 @@ pub trait Io {
         completions: &mut Vec<Completion>,
     ) -> io::Result<()>;
 
+    /// The time, as this backend sees it; `sim` has one of its own.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
     /// What was counted so far.
     fn counters(&self) -> Counters;
 }
