@@ -4,17 +4,24 @@
 //! `poll` is readiness by mio that imitates completions. `unsafe` lives in this folder only.
 //! Nothing here knows QUIC, sessions or flows.
 
+mod buffers;
+mod chunks;
 #[cfg(target_os = "linux")]
 mod message;
+mod poll;
 pub mod socket;
+mod table;
 pub mod udp;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 pub use quinn_proto::EcnCodepoint;
+
+pub use poll::{Poll, PollWaker};
+pub use udp::Udp;
 
 /// The most that one TCP receive returns, bytes. Streams are served best with chunks of 32 to 64 KiB.
 pub const READ_SIZE: usize = 64 * 1024;
@@ -27,6 +34,9 @@ pub const DATAGRAMS_SIZE: usize = 65_507;
 
 /// The most buffers that one [`Io::send`] gathers.
 pub const GATHER_MAX: usize = 64;
+
+/// How long a listener rests when descriptors or memory ran out: trying at once would spin, and a second is long for those who wait.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A TCP socket that a backend owns: listening, connecting or connected. Never reused for another socket.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -200,7 +210,7 @@ pub trait Io {
     fn max_segments(&self) -> usize;
 
     /// Submits all that is queued and waits for at least one completion or the deadline, whichever is first; a deadline in the past
-    /// only collects what is there. Appends completions, boundedly many a call.
+    /// only collects what is there. Appends completions, boundedly many a call; it may return early with none.
     ///
     /// # Errors
     /// Only what ends the worker: the kernel refused to wait.
@@ -240,4 +250,12 @@ pub enum Choice {
     Ring,
     /// Readiness by mio.
     Poll,
+}
+
+/// Whether an accept failed for want of descriptors or memory, so that the next one would fail, too.
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
 }
