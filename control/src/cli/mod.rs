@@ -18,6 +18,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use crate::demo;
+
 pub use failure::{Exit, Failure};
 pub use options::{DataPlaneArgs, DirArgs, IoChoice};
 
@@ -55,6 +57,11 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Everything on this machine: control, relay, agent and a real service
+    Demo(demo::Args),
+    /// The demo's service, started by the demo
+    #[command(hide = true)]
+    DemoService,
     /// Control and relay together, for one machine
     Up(up::Args),
     /// Load definitions and keys from files and feed the relay
@@ -95,6 +102,8 @@ fn run(arguments: Vec<OsString>) -> Result<(), Ended> {
     })?;
     start_log(&cli.log)?;
     match cli.command {
+        Command::Demo(args) => return Err(Ended::Told(demo::run(&args))),
+        Command::DemoService => return Err(Ended::Told(demo::service_main())),
         Command::Up(args) => up::run(&args, &cli.log)?,
         Command::Control(args) => control::run(&args)?,
         Command::Relay(args) => relay::run(&args)?,

@@ -98,6 +98,11 @@ impl Process {
         Ok(at)
     }
 
+    /// For messages.
+    pub(super) fn name(&self) -> &'static str {
+        self.plan.name
+    }
+
     /// How often it was started.
     pub(super) fn starts(&self) -> u32 {
         self.lock().starts

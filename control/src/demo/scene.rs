@@ -1,17 +1,16 @@
 //! Sets the scene: a temporary directory with definitions and keys, a service, and control, relay and agent as processes of their own.
 
 use std::ffi::OsString;
-use std::fs::{self, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use tempfile::TempDir;
 use underpass_proto::Status;
 use underpass_proto::snapshot::HycoReport;
@@ -26,6 +25,8 @@ pub(super) const NAME: &str = "demo-web";
 
 /// From the start of the processes to a registered listener. Usually a fraction of a second.
 const READY_DEADLINE: Duration = Duration::from_secs(15);
+/// Starts of one process after which another one will not help. One may fail for a passing reason.
+const STARTS_MAX: u32 = 3;
 /// Between two looks at the status.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long live flows may go on when the demo ends.
@@ -85,7 +86,7 @@ impl Scene {
                     .map(|process| process.tail())
                     .collect();
                 processes::end(&cast.processes);
-                Err(error.context(format!("the demo could not be set up{tails}")))
+                Err(anyhow!("{error:#}{tails}"))
             }
         }
     }
@@ -157,7 +158,7 @@ impl Cast<'_> {
             true,
             [&agent[..], &[string_file.into()], &self.options()].concat(),
         )?;
-        Ok((service, wait_until_ready(directory)?))
+        Ok((service, self.wait_until_ready(directory)?))
     }
 
     fn start(
@@ -176,6 +177,31 @@ impl Cast<'_> {
         let (process, output) = Process::start(plan)?;
         self.processes.push(process);
         Ok(output)
+    }
+
+    /// Until the binding is open and a listener is there; not longer than there is hope.
+    fn wait_until_ready(&self, directory: &Path) -> Result<SocketAddr> {
+        let deadline = Instant::now() + READY_DEADLINE;
+        loop {
+            let status = status_of(directory);
+            if let Ok(Some(hyco)) = status.as_ref().map(hyco_of)
+                && let (Some(bound), 1..) = (hyco.bound, hyco.listeners)
+            {
+                return Ok(bound);
+            }
+            if let Some(process) = self
+                .processes
+                .iter()
+                .find(|process| process.starts() > STARTS_MAX)
+            {
+                bail!("{} ends as soon as it starts", process.name());
+            }
+            if Instant::now() > deadline {
+                let faults = faults_of(&status?);
+                bail!("no listener is registered after {READY_DEADLINE:?}{faults}");
+            }
+            thread::sleep(LOOK_EVERY);
+        }
     }
 
     /// What relay and agent are told alike.
@@ -226,27 +252,31 @@ fn create_connection(directory: &Path, service: SocketAddr) -> Result<()> {
             "127.0.0.1:0",
         ],
     )
-    .map(drop)
 }
 
 /// The on-premises connection string, in a file that nobody else can read.
 fn write_string(directory: &Path, root: &Path) -> Result<PathBuf> {
-    let string = zeroize::Zeroizing::new(run(
+    let path = root.join(format!("{NAME}.connection"));
+    let out = path
+        .to_str()
+        .context("the temporary directory has a name that is no text")?;
+    run(
         directory,
-        &["connection", "string", NAME, "--role", "on-premises"],
-    )?);
-    let path = root.join(format!("{NAME}.string"));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)?;
-    file.write_all(&string)?;
+        &[
+            "connection",
+            "string",
+            NAME,
+            "--role",
+            "on-premises",
+            "--out",
+            out,
+        ],
+    )?;
     Ok(path)
 }
 
-/// Runs this program once and takes its output.
-fn run(directory: &Path, arguments: &[&str]) -> Result<Vec<u8>> {
+/// Runs this program once, to its end.
+fn run(directory: &Path, arguments: &[&str]) -> Result<()> {
     let mut command = Command::new(PROGRAM);
     command
         .args(arguments)
@@ -260,32 +290,7 @@ fn run(directory: &Path, arguments: &[&str]) -> Result<Vec<u8>> {
         "`underpass {words}` failed: {}",
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    Ok(output.stdout)
-}
-
-/// Until the binding is open and a listener is there.
-fn wait_until_ready(directory: &Path) -> Result<SocketAddr> {
-    let deadline = Instant::now() + READY_DEADLINE;
-    loop {
-        let status = status_of(directory);
-        if let Ok(Some(hyco)) = status.as_ref().map(hyco_of)
-            && let (Some(bound), 1..) = (hyco.bound, hyco.listeners)
-        {
-            return Ok(bound);
-        }
-        if Instant::now() > deadline {
-            match status {
-                Ok(status) => bail!(
-                    "no listener is registered after {READY_DEADLINE:?}{}",
-                    faults_of(&status)
-                ),
-                Err(error) => {
-                    return Err(error.context(format!("not ready after {READY_DEADLINE:?}")));
-                }
-            }
-        }
-        thread::sleep(LOOK_EVERY);
-    }
+    Ok(())
 }
 
 /// What the relay says about the demo's hybrid connection.

@@ -44,10 +44,10 @@ pub(super) fn scene(scene: &Scene) {
 The same between two machines. Where the applications are, with UDP port 4433 open for the agent:
   underpass connection create payroll-sql --host db01.corp --port 1433 --bind 127.0.0.1:14330 --dir ./underpass
   sed -i 's/^# public_address = .*/public_address = \"relay.example.com:4433\"/' ./underpass/namespace.toml
-  (umask 077; underpass connection string payroll-sql --role on-premises --dir ./underpass > payroll-sql.string)
+  underpass connection string payroll-sql --role on-premises --dir ./underpass --out payroll-sql.connection
   underpass up --dir ./underpass
-Beside the service, with no port open, once the secret file payroll-sql.string is there:
-  underpass agent run --connection-string-file payroll-sql.string
+Beside the service, with no port open, once the secret file payroll-sql.connection is there:
+  underpass agent run --connection-string-file payroll-sql.connection
 
 Ctrl-C ends everything here.
 "
