@@ -1,5 +1,6 @@
 //! `agent.toml` and the files that hold connection strings: what an agent is told on its own machine.
 
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -59,7 +60,11 @@ impl AgentFile {
         Self::parse(&file, &text.text, path.parent().unwrap_or(Path::new("")))
     }
 
-    fn parse(file: &str, text: &str, folder: &Path) -> Result<Self, Vec<Fault>> {
+    /// Reads the text of the file; `folder` is where relative paths start.
+    ///
+    /// # Errors
+    /// All that is wrong, with lines.
+    pub fn parse(file: &str, text: &str, folder: &Path) -> Result<Self, Vec<Fault>> {
         let (mut document, mut root) = Document::parse(file, text)?;
         let connects = document.tables(&mut root, "connect");
         let allow = document.list::<AllowEntry>(&mut root, "allow", "sql01.corp.example:1433", 0);
@@ -100,7 +105,10 @@ impl AgentFile {
 /// What is wrong, without the string: unreadable, others can read it, or no connection string.
 pub fn load_string(path: &Path) -> Result<ConnectionString, Fault> {
     let file = path.display().to_string();
-    let read = disk::read(path).map_err(|error| unreadable(&file, &error))?;
+    let read = disk::read(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Fault::whole(&file, "is not there; make it on the relay's machine with `underpass connection string NAME --role on-premises --out FILE`"),
+        _ => unreadable(&file, &error),
+    })?;
     check_private(&file, path, &read.stamp)?;
     let text = Zeroizing::new(read.text.trim().to_owned());
     if text.lines().count() > 1 {

@@ -162,7 +162,11 @@ pub fn secret_text(file: &str, path: &Path) -> Result<Zeroizing<String>, Fault> 
     Ok(read.text)
 }
 
-fn parse(file: &str, text: &str) -> Result<HycoKeys, Vec<Fault>> {
+/// Reads the text of a key file.
+///
+/// # Errors
+/// All that is wrong, with lines; never a key.
+pub fn parse(file: &str, text: &str) -> Result<HycoKeys, Vec<Fault>> {
     let (mut document, mut root) = Document::parse(file, text)?;
     let listen = read_rule(&mut document, &mut root, "listen");
     let send = read_rule(&mut document, &mut root, "send");
@@ -233,7 +237,11 @@ fn read_key<'t>(
         .ok()
 }
 
-fn parse_relay(file: &str, text: &str) -> Result<RelayKeys, Vec<Fault>> {
+/// Reads the text of the file of relay keys.
+///
+/// # Errors
+/// All that is wrong, with lines; never a key.
+pub fn parse_relay(file: &str, text: &str) -> Result<RelayKeys, Vec<Fault>> {
     let (mut document, mut root) = Document::parse(file, text)?;
     let mut read = |field| read_32(&mut document, &mut root, field);
     let (reset, token, connection_id) = (read("reset"), read("token"), read("connection_id"));

@@ -202,6 +202,7 @@ pub struct Unmade {
 pub fn unreadable(file: &str, error: &io::Error) -> Fault {
     let what = match error.kind() {
         io::ErrorKind::InvalidData => error.to_string(),
+        io::ErrorKind::NotFound => "is not there; check the path".to_owned(),
         io::ErrorKind::PermissionDenied => {
             format!("cannot be read: {error}; run `chown` or `chmod` so that this user can read it")
         }

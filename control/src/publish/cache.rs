@@ -115,3 +115,84 @@ fn is_settled(stamp: &disk::Stamp) -> bool {
     now.checked_sub(changed)
         .is_some_and(|age| age > SETTLED_AFTER)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_saved_by_removing_and_writing_is_never_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.toml");
+        let mut cached = Cached::new();
+        let start = Instant::now();
+        let mut look = |after: Duration| {
+            cached.look(&[&path], start + after, || {
+                Ok(fs::read_to_string(&path).unwrap())
+            })
+        };
+        fs::write(&path, "one").unwrap();
+        assert_eq!(look(Duration::ZERO), Presence::Here);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(look(Duration::from_millis(1)), Presence::Vanished);
+        fs::write(&path, "two").unwrap();
+        assert_eq!(look(GONE_AFTER * 2), Presence::Here);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(look(GONE_AFTER * 3), Presence::Vanished);
+        assert_eq!(look(GONE_AFTER * 4), Presence::Gone);
+        assert_eq!(cached.good().map(String::as_str), Some("two"));
+    }
+
+    #[test]
+    fn a_file_that_was_never_there_is_gone_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cached = Cached::<()>::new();
+        assert_eq!(
+            cached.look(&[&folder.path().join("a")], Instant::now(), || Ok(())),
+            Presence::Gone
+        );
+    }
+
+    #[test]
+    fn a_file_that_rests_is_read_once_and_a_change_of_mode_is_a_change() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.toml");
+        fs::write(&path, "one").unwrap();
+        let reads = Cell::new(0);
+        let mut cached = Cached::new();
+        let mut look = || {
+            cached.look(&[&path], Instant::now(), || {
+                reads.set(reads.get() + 1);
+                Ok(())
+            });
+            // As if time had passed.
+            if let Some(seen) = &mut cached.seen {
+                seen.settled = true;
+            }
+            reads.get()
+        };
+        assert_eq!((look(), look()), (1, 1));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!((look(), look()), (2, 2));
+    }
+
+    #[test]
+    fn a_bad_content_keeps_the_last_good_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.toml");
+        fs::write(&path, "one").unwrap();
+        let mut cached = Cached::new();
+        cached.look(&[&path], Instant::now(), || Ok(1));
+        cached.look(&[&path], Instant::now(), || {
+            Err(vec![Fault::whole("a.toml", "bad")])
+        });
+        assert_eq!(
+            (cached.good(), cached.present(), cached.faults().len()),
+            (Some(&1), None, 1)
+        );
+    }
+}
