@@ -6,5 +6,29 @@ pub mod conversation;
 pub mod deadline;
 pub mod fidelity;
 pub mod forwarder;
+pub mod installation;
 pub mod process;
+pub mod servers;
 pub mod turn;
+
+/// Defines a test for each backend of the data plane: `a_sentence::poll` and `a_sentence::ring`.
+#[macro_export]
+macro_rules! on_every_backend {
+    ($($(#[$attribute:meta])* fn $name:ident($io:ident) $body:block)*) => {
+        $(
+            $(#[$attribute])*
+            mod $name {
+                use super::*;
+                fn scenario($io: $crate::installation::Io) $body
+                #[test]
+                fn poll() {
+                    scenario($crate::installation::Io::Poll);
+                }
+                #[test]
+                fn ring() {
+                    scenario($crate::installation::Io::Ring);
+                }
+            }
+        )*
+    };
+}

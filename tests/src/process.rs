@@ -75,6 +75,12 @@ impl Process {
         self.log.stdout()
     }
 
+    /// The end of its log, for messages.
+    #[must_use]
+    pub fn log_end(&self) -> String {
+        format!("---- {}\n{}----", self.name, self.log.end())
+    }
+
     /// Waits until a line of its output holds `text`.
     ///
     /// # Errors
@@ -146,12 +152,7 @@ impl Drop for Process {
             let _ = self.child.wait();
         }
         if thread::panicking() {
-            eprintln!(
-                "---- {} ({:?})\n{}----",
-                self.name,
-                self.ended,
-                self.log.end()
-            );
+            eprintln!("{} {:?}", self.log_end(), self.ended);
         }
     }
 }

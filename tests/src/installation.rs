@@ -1,0 +1,529 @@
+//! A whole installation from the built binary: a directory of files, control, relay and agents as processes of their own.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use tempfile::TempDir;
+use underpass_proto::Status;
+use underpass_proto::snapshot::HycoReport;
+
+use crate::deadline::{MOMENT, wait_for};
+use crate::fidelity::{Part, Processes};
+use crate::process::{Process, Ran, Signal, free_tcp_port, free_udp_port, run, run_ok};
+
+/// A backend of the data plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Io {
+    /// io_uring.
+    Ring,
+    /// Readiness.
+    Poll,
+}
+
+impl Io {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Poll, Self::Ring];
+
+    /// As on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ring => "ring",
+            Self::Poll => "poll",
+        }
+    }
+}
+
+/// How the data plane's processes are started.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Backend of relay and agents.
+    pub io: Io,
+    /// Workers of relay and agents.
+    pub workers: u16,
+    /// Grace time of relay and agents, as on the command line.
+    pub grace: &'static str,
+}
+
+impl Setup {
+    /// One worker, the usual grace time.
+    #[must_use]
+    pub fn new(io: Io) -> Self {
+        Self {
+            io,
+            workers: 1,
+            grace: "30s",
+        }
+    }
+
+    fn arguments(&self) -> [String; 3] {
+        [
+            format!("--io={}", self.io.name()),
+            format!("--workers={}", self.workers),
+            format!("--grace={}", self.grace),
+        ]
+    }
+}
+
+/// The binary under test: `UNDERPASS_BIN`, or the one built beside this test.
+///
+/// # Errors
+/// When there is none; the message says how to build it.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("UNDERPASS_BIN") {
+        return Ok(path.into());
+    }
+    let test = std::env::current_exe()?;
+    // target/PROFILE/deps/TEST-HASH, or target/PROFILE/fidelity.
+    let found = test
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join("underpass"))
+        .find(|path| path.is_file());
+    found.ok_or_else(|| anyhow!("no binary `underpass` beside {}: build it with the same profile (`cargo build -p underpass`), or name one in UNDERPASS_BIN", test.display()))
+}
+
+/// The binary, ready to be given arguments. Nothing of the caller's environment tells it where to look.
+///
+/// # Errors
+/// As [`binary`].
+pub fn underpass() -> Result<Command> {
+    let mut command = Command::new(binary()?);
+    command
+        .env_remove("UNDERPASS_DIR")
+        .env("UNDERPASS_LOG", "debug")
+        .env("NO_COLOR", "1");
+    Ok(command)
+}
+
+/// A directory with control and relay running on it. Dropped, all ends and the directory goes.
+#[derive(Debug)]
+pub struct Installation {
+    folder: TempDir,
+    setup: Setup,
+    listen: SocketAddr,
+    control: Mutex<Option<Process>>,
+    relay: Mutex<Option<Process>>,
+}
+
+impl Installation {
+    /// Makes a directory in which nothing runs yet.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn new(setup: Setup) -> Result<Self> {
+        let folder = TempDir::with_prefix("underpass-test-")?;
+        let listen = SocketAddr::from(([127, 0, 0, 1], free_udp_port()));
+        let directory = folder.path().join("dir");
+        fs::create_dir_all(directory.join("connections"))?;
+        fs::write(
+            directory.join("namespace.toml"),
+            format!("name = \"tests\"\nlisten = \"{listen}\"\npublic_address = \"{listen}\"\n"),
+        )?;
+        Ok(Self {
+            folder,
+            setup,
+            listen,
+            control: Mutex::default(),
+            relay: Mutex::default(),
+        })
+    }
+
+    /// Makes a directory with some definitions, starts control and relay, and waits until the relay has applied them.
+    ///
+    /// # Errors
+    /// When that does not come about.
+    pub fn start(setup: Setup, definitions: &[(&str, &str)]) -> Result<Self> {
+        let installation = Self::new(setup)?;
+        for (name, endpoint) in definitions {
+            installation.define(name, endpoint)?;
+        }
+        installation.start_control()?;
+        installation.start_relay()?;
+        for (name, _) in definitions {
+            installation.binding(name)?;
+        }
+        Ok(installation)
+    }
+
+    /// The directory of `--dir`.
+    #[must_use]
+    pub fn directory(&self) -> PathBuf {
+        self.folder.path().join("dir")
+    }
+
+    /// Where the relay listens for agents (UDP).
+    #[must_use]
+    pub fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// The file of one definition.
+    #[must_use]
+    pub fn definition(&self, name: &str) -> PathBuf {
+        self.directory()
+            .join("connections")
+            .join(format!("{name}.toml"))
+    }
+
+    /// Writes a definition, with a free port as its binding; an old one is replaced at once and keeps its binding.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn define(&self, name: &str, endpoint: &str) -> Result<()> {
+        let (host, port) = endpoint
+            .rsplit_once(':')
+            .with_context(|| format!("{endpoint} is not host:port"))?;
+        let old = fs::read_to_string(self.definition(name)).unwrap_or_default();
+        let bind = old
+            .lines()
+            .find(|line| line.starts_with("bind = "))
+            .map(str::to_owned);
+        let bind = bind.unwrap_or_else(|| format!("bind = \"127.0.0.1:{}\"", free_tcp_port()));
+        self.write_definition(name, &format!("host = \"{host}\"\nport = {port}\n{bind}\n"))
+    }
+
+    /// Writes any text as a definition, by a rename, so that no reader sees half of it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_definition(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.definition(name);
+        let new = path.with_extension("new");
+        fs::write(&new, text)?;
+        Ok(fs::rename(new, path)?)
+    }
+
+    /// Removes a definition.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        Ok(fs::remove_file(self.definition(name))?)
+    }
+
+    /// Starts control, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn start_control(&self) -> Result<()> {
+        let process = Process::start(
+            "control",
+            underpass()?
+                .arg("control")
+                .arg("--dir")
+                .arg(self.directory()),
+        )?;
+        *lock(&self.control) = Some(process);
+        wait_for("control to answer", MOMENT, || self.status().ok())
+            .with_context(|| self.log_of(&self.control))?;
+        Ok(())
+    }
+
+    /// Starts the relay. Does not wait for anything.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_relay(&self) -> Result<()> {
+        let mut command = underpass()?;
+        command
+            .arg("relay")
+            .arg("--dir")
+            .arg(self.directory())
+            .args(self.setup.arguments());
+        *lock(&self.relay) = Some(Process::start("relay", &mut command)?);
+        Ok(())
+    }
+
+    /// Control's process.
+    pub fn control(&self) -> MutexGuard<'_, Option<Process>> {
+        lock(&self.control)
+    }
+
+    /// The relay's process.
+    pub fn relay(&self) -> MutexGuard<'_, Option<Process>> {
+        lock(&self.relay)
+    }
+
+    /// Starts an agent for some hybrid connections, with allow-list entries beyond their targets, and waits until all are registered.
+    ///
+    /// # Errors
+    /// When that does not come about.
+    pub fn start_agent(&self, names: &[&str], allow: &[&str]) -> Result<Agent> {
+        let agent = self.start_agent_unregistered(names, allow)?;
+        for name in names {
+            agent.wait_until_registered(name)?;
+            wait_for(&format!("a listener for {name}"), MOMENT, || {
+                self.hyco(name)
+                    .ok()
+                    .flatten()
+                    .filter(|hyco| hyco.listeners > 0)
+            })?;
+        }
+        Ok(agent)
+    }
+
+    /// Starts an agent as [`Self::start_agent`] does, and waits for nothing.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_agent_unregistered(&self, names: &[&str], allow: &[&str]) -> Result<Agent> {
+        let folder = TempDir::with_prefix("underpass-agent-")?;
+        let mut config = format!("allow = {allow:?}\n");
+        for name in names {
+            let string = self.connection_string(name)?;
+            write_secret(&folder.path().join(format!("{name}.connection")), &string)?;
+            config += &format!("[[connect]]\nstring_file = \"{name}.connection\"\n");
+        }
+        fs::write(folder.path().join("agent.toml"), config)?;
+        let agent = Agent {
+            folder,
+            setup: self.setup.clone(),
+            process: Mutex::default(),
+        };
+        agent.start()?;
+        Ok(agent)
+    }
+
+    /// The on-premises connection string of a hybrid connection.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn connection_string(&self, name: &str) -> Result<String> {
+        let mut command = underpass()?;
+        command
+            .args(["connection", "string", name, "--role", "on-premises"])
+            .arg("--dir")
+            .arg(self.directory());
+        run_ok(&mut command, MOMENT)
+    }
+
+    /// What `underpass status --json` says.
+    ///
+    /// # Errors
+    /// When control does not answer.
+    pub fn status(&self) -> Result<Status> {
+        let text = run_ok(
+            underpass()?
+                .args(["status", "--json"])
+                .arg("--dir")
+                .arg(self.directory()),
+            MOMENT,
+        )?;
+        serde_json::from_str(&text).with_context(|| format!("status --json says {text}"))
+    }
+
+    /// What the relay last reported of one hybrid connection.
+    ///
+    /// # Errors
+    /// When control does not answer.
+    pub fn hyco(&self, name: &str) -> Result<Option<HycoReport>> {
+        let report = self.status()?.relay;
+        Ok(report.and_then(|report| {
+            report
+                .hycos
+                .into_iter()
+                .find(|hyco| hyco.name.to_string() == name)
+        }))
+    }
+
+    /// Where applications connect for a hybrid connection; waits until the relay says so.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn binding(&self, name: &str) -> Result<SocketAddr> {
+        wait_for(&format!("the binding of {name}"), MOMENT, || {
+            self.hyco(name).ok().flatten()?.bound
+        })
+        .with_context(|| {
+            format!(
+                "{}\n{}\nstatus: {:?}",
+                self.log_of(&self.control),
+                self.log_of(&self.relay),
+                self.status()
+            )
+        })
+    }
+
+    fn log_of(&self, process: &Mutex<Option<Process>>) -> String {
+        lock(process)
+            .as_ref()
+            .map_or_else(String::new, Process::log_end)
+    }
+}
+
+/// An agent: its folder of files, and its process.
+#[derive(Debug)]
+pub struct Agent {
+    folder: TempDir,
+    setup: Setup,
+    process: Mutex<Option<Process>>,
+}
+
+impl Agent {
+    /// Starts it, again where it was killed. Does not wait until it is registered.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self) -> Result<()> {
+        let mut command = underpass()?;
+        command
+            .args(["agent", "run", "--config"])
+            .arg(self.config())
+            .args(self.setup.arguments());
+        *lock(&self.process) = Some(Process::start("agent", &mut command)?);
+        Ok(())
+    }
+
+    /// Its `agent.toml`.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("agent.toml")
+    }
+
+    /// Its process.
+    pub fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        lock(&self.process)
+    }
+
+    /// Waits for the line `listener registered` that names this hybrid connection.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn wait_until_registered(&self, name: &str) -> Result<()> {
+        let what = format!("the agent to register {name}");
+        let registered = || {
+            let process = lock(&self.process);
+            let log = process.as_ref()?.stderr();
+            log.lines()
+                .any(|line| line.contains("listener registered") && line.contains(name))
+                .then_some(())
+        };
+        wait_for(&what, MOMENT, registered).with_context(|| {
+            lock(&self.process)
+                .as_ref()
+                .map_or_else(String::new, Process::log_end)
+        })
+    }
+}
+
+/// One hybrid connection to one endpoint, with everything that it needs.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// Directory, control and relay.
+    pub installation: Installation,
+    /// The agent.
+    pub agent: Agent,
+    /// Where applications connect.
+    pub address: SocketAddr,
+}
+
+/// The hybrid connection of a [`Tunnel`].
+pub const NAME: &str = "through-here";
+
+/// A second one of the same tunnel, whose endpoint's name does not exist (RFC 6761, section 6.4).
+pub const UNKNOWN: &str = "to-nowhere";
+
+impl Tunnel {
+    /// Starts all processes and waits until a flow would get through.
+    ///
+    /// # Errors
+    /// When that does not come about.
+    pub fn open(setup: Setup, endpoint: SocketAddr) -> Result<Self> {
+        Self::open_with(setup, endpoint, &[])
+    }
+
+    /// As [`Self::open`], with more allow-list entries for the agent.
+    ///
+    /// # Errors
+    /// When that does not come about.
+    pub fn open_with(setup: Setup, endpoint: SocketAddr, allow: &[&str]) -> Result<Self> {
+        let endpoint = endpoint.to_string();
+        let installation =
+            Installation::start(setup, &[(NAME, &endpoint), (UNKNOWN, "name.invalid:80")])?;
+        let agent = installation.start_agent(&[NAME, UNKNOWN], allow)?;
+        let address = installation.binding(NAME)?;
+        Ok(Self {
+            installation,
+            agent,
+            address,
+        })
+    }
+
+    fn part(&self, part: Part) -> MutexGuard<'_, Option<Process>> {
+        match part {
+            Part::Relay => lock(&self.installation.relay),
+            Part::Agent => lock(&self.agent.process),
+            Part::Control => lock(&self.installation.control),
+        }
+    }
+}
+
+impl Processes for Tunnel {
+    fn kill(&self, part: Part) -> Result<()> {
+        match self.part(part).as_mut() {
+            Some(process) => process.kill(),
+            None => bail!("{part:?} was never started"),
+        }
+    }
+
+    fn restore(&self, part: Part) -> Result<()> {
+        match part {
+            Part::Relay => self.installation.start_relay(),
+            Part::Agent => self.agent.start(),
+            Part::Control => self.installation.start_control(),
+        }
+    }
+}
+
+/// Runs the binary with some arguments to its end, however it ends.
+///
+/// # Errors
+/// When it does not end.
+pub fn run_underpass<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Result<Ran> {
+    run(
+        underpass()?.env("UNDERPASS_LOG", "info").args(arguments),
+        MOMENT,
+    )
+}
+
+/// Asks a process to end as an init system does, and returns its exit code.
+///
+/// # Errors
+/// When it does not end within `within`, or not by itself.
+pub fn terminate(process: &mut Process, within: Duration) -> Result<i32> {
+    process.signal(Signal::TERM)?;
+    let status = process.wait(within)?;
+    status
+        .code()
+        .with_context(|| format!("ended with {status}"))
+}
+
+/// Writes a file that only we can read.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_secret(path: &Path, text: &str) -> Result<()> {
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    Ok(file.write_all(text.as_bytes())?)
+}
+
+fn lock(process: &Mutex<Option<Process>>) -> MutexGuard<'_, Option<Process>> {
+    // A test that failed with the lock must not hide its own message behind another.
+    process
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
