@@ -38,8 +38,9 @@ pub(super) fn scene(scene: &Scene) {
         "
   open      http://{binding}/      the binding: where an application connects
   service   http://{service}/      the endpoint: only the agent connects to it
-  files     {directory}      definitions and keys; change connections/{NAME}.toml and watch
+  files     {directory}      definitions and keys: change connections/{NAME}.toml and watch
   logs      {logs}
+  try       curl 'http://{binding}/bytes?n=1000000000' -o /dev/null      or curl -T FILE http://{binding}/sink
 
 The same between two machines. Where the applications are, with UDP port 4433 open for the agent:
   underpass connection create payroll-sql --host db01.corp --port 1433 --bind 127.0.0.1:14330 --dir ./underpass
@@ -107,16 +108,16 @@ impl Line {
                 .unwrap_or((now - LINE_EVERY, up, down));
         let seconds = now.duration_since(then).as_secs_f64();
         let rate = |bytes: u64| rate(bytes as f64 * 8.0 / seconds);
-        let round_trip = match status
+        let rtt = match status
             .relay
             .as_ref()
             .and_then(|report| report.sessions.first())
         {
-            Some(session) => format!("round trip {:.2} ms", session.rtt_us as f64 / 1e3),
+            Some(session) => format!("rtt {:.2} ms", session.rtt_us as f64 / 1e3),
             None => "no agent".to_owned(),
         };
         Some(format!(
-            "flows {} live, {} in all · to endpoint {} ({}) · to application {} ({}) · {round_trip}",
+            "flows {} live, {} ever · to endpoint {}, {} · to application {}, {} · {rtt}",
             hyco.flows_live,
             hyco.flows_total,
             HumanBytes(up),
@@ -128,7 +129,7 @@ impl Line {
 }
 
 fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{spinner} {msg}")
+    ProgressStyle::with_template("{spinner} {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
