@@ -32,6 +32,16 @@ macro_rules! on_every_backend {
                 super::$test(super::Driver::new(io, address));
             })+
         }
+        #[cfg(target_os = "linux")]
+        mod ring {
+            $(#[test]
+            fn $test() {
+                let udp = super::udp::bind(super::local(), false).unwrap();
+                let address = udp.address();
+                let io = underpass_dataplane::io::Ring::new(udp).unwrap();
+                super::$test(super::Driver::new(io, address));
+            })+
+        }
     };
 }
 
@@ -431,10 +441,10 @@ fn accepting_recovers_from_the_descriptor_limit(mut worker: Driver<impl Io>) {
     ) {
         return;
     }
+    limit_descriptors(64);
     let address = worker.listen();
     let _one = connect(address);
     let (first, _) = worker.accept();
-    limit_descriptors(64);
     let mut held = Vec::new();
     while let Ok(file) = std::fs::File::open("/dev/null") {
         held.push(file);

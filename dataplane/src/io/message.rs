@@ -6,10 +6,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::{mem, ptr};
 
+use bytes::BytesMut;
 use quinn_proto::EcnCodepoint;
 use socket2::SockAddr;
 
-use super::Transmit;
+use super::{Datagrams, Transmit};
 
 /// Space for the name of a peer, bytes: a `sockaddr_in6` (28) rounded up, so that control data behind it is aligned.
 pub(super) const NAME_SIZE: usize = 32;
@@ -41,6 +42,18 @@ impl Meta {
             meta.note(level, kind, value);
         }
         Some(meta)
+    }
+
+    /// The batch that this describes.
+    pub(super) fn of(self, data: BytesMut) -> Datagrams {
+        let len = data.len().max(1);
+        Datagrams {
+            remote: self.remote,
+            local_ip: self.local_ip,
+            ecn: self.ecn,
+            stride: self.stride.unwrap_or(len).min(len),
+            data,
+        }
     }
 
     fn note(&mut self, level: libc::c_int, kind: libc::c_int, value: &[u8]) {

@@ -5,10 +5,13 @@
 //! Nothing here knows QUIC, sessions or flows.
 
 mod buffers;
+mod choose;
 mod chunks;
 #[cfg(target_os = "linux")]
 mod message;
 mod poll;
+#[cfg(target_os = "linux")]
+mod ring;
 pub mod socket;
 mod table;
 pub mod udp;
@@ -20,7 +23,10 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 pub use quinn_proto::EcnCodepoint;
 
+pub use choose::{ChooseError, Kind, choose};
 pub use poll::{Poll, PollWaker};
+#[cfg(target_os = "linux")]
+pub use ring::{Ring, RingWaker};
 pub use udp::Udp;
 
 /// The most that one TCP receive returns, bytes. Streams are served best with chunks of 32 to 64 KiB.

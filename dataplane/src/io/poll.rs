@@ -553,7 +553,7 @@ impl Poll {
                     self.blocked.push_front((buffer, transmit));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    self.blocked.push_front((buffer, transmit))
+                    self.blocked.push_front((buffer, transmit));
                 }
                 sent => {
                     if let Err(error) = sent {

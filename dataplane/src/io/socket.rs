@@ -79,6 +79,34 @@ pub(in crate::io) fn lift_linger<S: std::os::fd::AsFd>(socket: &S) {
     let _ = SockRef::from(socket).set_linger(None);
 }
 
+/// Whether the peer's FIN has come, after `bytes_read` bytes were read to an end that looks like one. The kernel tells an error once: when a
+/// send has taken it, a receive returns 0 after an RST, too. It counts FIN as a byte received.
+#[cfg(target_os = "linux")]
+pub(in crate::io) fn fin_came<S: std::os::fd::AsFd>(socket: &S, bytes_read: u64) -> bool {
+    use std::os::fd::AsRawFd;
+    /// Offset of `tcpi_bytes_received` in the kernel's `tcp_info`, which the C library declares too short.
+    const BYTES_RECEIVED_AT: usize = 128;
+    let mut info = [0_u8; BYTES_RECEIVED_AT + size_of::<u64>()];
+    let mut len = info.len() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    #[expect(unsafe_code, reason = "no crate reads this field")]
+    // SAFETY: the kernel writes at most `len` bytes into `info`, which is that long.
+    let result = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    let received = info[BYTES_RECEIVED_AT..].try_into().map(u64::from_ne_bytes);
+    // In doubt it is no FIN: an explicit error is right after a clean end, and a clean end is never right after an error.
+    result == 0
+        && len as usize == info.len()
+        && received.is_ok_and(|received| received > bytes_read)
+}
+
 /// Binds once without SO_REUSEPORT and lets go, so that a port that somebody uses is noticed; tells the address that was free.
 fn reserve(address: SocketAddr) -> io::Result<SocketAddr> {
     let socket = stream_socket(address)?;

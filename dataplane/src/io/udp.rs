@@ -260,7 +260,7 @@ mod linux {
             });
             let control = &control.0[..(header.msg_controllen as usize).min(CONTROL_SIZE)];
             match Meta::decode(&name, control) {
-                Some(meta) => Ok(datagrams(meta, data)),
+                Some(meta) => Ok(meta.of(data)),
                 None => Err((data, io::ErrorKind::InvalidData.into())),
             }
         }
@@ -280,19 +280,6 @@ mod linux {
 
     #[repr(align(8))]
     struct Aligned([u8; CONTROL_SIZE]);
-
-    pub(in crate::io) fn datagrams(meta: Meta, data: BytesMut) -> Datagrams {
-        Datagrams {
-            remote: meta.remote,
-            local_ip: meta.local_ip,
-            ecn: meta.ecn,
-            stride: meta
-                .stride
-                .unwrap_or(data.len())
-                .clamp(1, data.len().max(1)),
-            data,
-        }
-    }
 
     /// `sk_reuseport` sees the UDP payload from offset 0.
     pub(super) fn attach_program(socket: &Udp, workers: usize) -> io::Result<()> {

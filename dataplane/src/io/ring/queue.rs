@@ -1,0 +1,257 @@
+//! The submission and completion queues: operations in, raw completions out, one system call a turn. Knows no sockets.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use io_uring::types::{SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, Submitter, cqueue, squeue};
+
+use crate::io::SocketId;
+
+/// Operations that one turn may queue before they wait for the next submission.
+const SUBMISSIONS: u32 = 1024;
+
+/// Completions that the kernel holds without allocating; beyond these it keeps a list, so none is lost. Several turns' worth.
+const COMPLETIONS: u32 = 8192;
+
+/// Which operation a completion belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Accept,
+    Connect,
+    Receive,
+    Send,
+    Watch,
+    Cancel,
+    DatagramsIn,
+    DatagramsOut,
+    Wake,
+}
+
+impl Kind {
+    const ALL: [Self; 9] = [
+        Self::Accept,
+        Self::Connect,
+        Self::Receive,
+        Self::Send,
+        Self::Watch,
+        Self::Cancel,
+        Self::DatagramsIn,
+        Self::DatagramsOut,
+        Self::Wake,
+    ];
+}
+
+/// What the kernel gives back with each completion: kind (8 bits), generation (24 bits), index (32 bits).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Token(u64);
+
+impl Token {
+    const GENERATION: u32 = 0x00ff_ffff;
+
+    pub(super) fn of_socket(kind: Kind, id: SocketId) -> Self {
+        let generation = u64::from(id.generation & Self::GENERATION);
+        Self(((kind as u64) << 56) | (generation << 32) | u64::from(id.index))
+    }
+
+    pub(super) fn of_slot(kind: Kind, slot: usize) -> Self {
+        Self(((kind as u64) << 56) | slot as u64 & u64::from(u32::MAX))
+    }
+
+    pub(super) fn kind(self) -> Option<Kind> {
+        Kind::ALL.get((self.0 >> 56) as usize).copied()
+    }
+
+    /// Socket or slot.
+    pub(super) fn index(self) -> u32 {
+        self.0 as u32
+    }
+
+    pub(super) fn is_of(self, id: SocketId) -> bool {
+        let generation = (self.0 >> 32) as u32 & Self::GENERATION;
+        self.index() == id.index && generation == id.generation & Self::GENERATION
+    }
+}
+
+/// One completion as the kernel tells it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Done {
+    pub(super) token: Token,
+    /// A count, or a negative error number.
+    pub(super) result: i32,
+    /// The provided buffer that was used.
+    pub(super) buffer: Option<u16>,
+    /// The operation goes on and tells more.
+    pub(super) more: bool,
+    /// A receive left something behind.
+    pub(super) nonempty: bool,
+}
+
+/// The ring.
+pub(super) struct Queue {
+    ring: IoUring,
+    /// Operations that found the submission queue full, in order.
+    waiting: VecDeque<squeue::Entry>,
+    /// Operations whose last completion has not come.
+    under_way: usize,
+    pub(super) system_calls: u64,
+}
+
+impl Queue {
+    pub(super) fn new() -> io::Result<Self> {
+        let ring = IoUring::builder()
+            .setup_clamp()
+            .setup_cqsize(COMPLETIONS)
+            .setup_submit_all()
+            // One thread submits, and completions are worked out when it waits: no interruption, no lock between cores.
+            .setup_single_issuer()
+            .setup_coop_taskrun()
+            .setup_defer_taskrun()
+            .build(SUBMISSIONS)?;
+        let params = ring.params();
+        if !params.is_feature_ext_arg() || !params.is_feature_nodrop() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        Ok(Self {
+            ring,
+            waiting: VecDeque::new(),
+            under_way: 0,
+            system_calls: 0,
+        })
+    }
+
+    pub(super) fn submitter(&self) -> Submitter<'_> {
+        self.ring.submitter()
+    }
+
+    /// Operations whose last completion has not come.
+    pub(super) fn under_way(&self) -> usize {
+        self.under_way
+    }
+
+    /// Queues an operation.
+    ///
+    /// # Safety
+    /// All that the entry points at stays where it is until the operation's last completion.
+    pub(super) unsafe fn push(&mut self, token: Token, entry: squeue::Entry) {
+        let entry = entry.user_data(token.0);
+        self.under_way += 1;
+        if !self.waiting.is_empty() {
+            self.waiting.push_back(entry);
+            return;
+        }
+        // SAFETY: the caller's promise.
+        if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.waiting.push_back(entry);
+        }
+    }
+
+    /// Submits everything and waits for a completion, for `timeout` at most; not at all when it is zero.
+    pub(super) fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        while !self.waiting.is_empty() {
+            self.refill();
+            if self.waiting.is_empty() {
+                break;
+            }
+            if !self.submit_only()? {
+                return Ok(());
+            }
+        }
+        let waits = timeout != Some(Duration::ZERO);
+        let timespec = timeout.map(Timespec::from).unwrap_or_default();
+        let mut args = SubmitArgs::new();
+        if waits && timeout.is_some() {
+            args = args.timespec(&timespec);
+        }
+        let flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
+        self.call(u32::from(waits), flags, Some(&args)).map(drop)
+    }
+
+    /// Takes at most `max` completions.
+    pub(super) fn reap(&mut self, max: usize, into: &mut Vec<Done>) {
+        for entry in self.ring.completion().take(max) {
+            let done = Done::from(&entry);
+            if !done.more {
+                self.under_way -= 1;
+            }
+            into.push(done);
+        }
+    }
+
+    /// Moves what waited into the submission queue.
+    fn refill(&mut self) {
+        let mut submission = self.ring.submission();
+        while let Some(entry) = self.waiting.front() {
+            // SAFETY: whoever pushed the entry promised that what it points at stays.
+            if unsafe { submission.push(entry) }.is_err() {
+                return;
+            }
+            self.waiting.pop_front();
+        }
+    }
+
+    /// Submits a full queue. Tells whether the kernel took it; else completions must be reaped first.
+    fn submit_only(&mut self) -> io::Result<bool> {
+        let args = SubmitArgs::new();
+        self.call(0, EnterFlags::EXT_ARG, Some(&args))
+    }
+
+    fn call(
+        &mut self,
+        want: u32,
+        flags: EnterFlags,
+        args: Option<&SubmitArgs<'_, '_>>,
+    ) -> io::Result<bool> {
+        let len = self.ring.submission().len() as u32;
+        self.system_calls += 1;
+        // SAFETY: the flags announce the extended argument, which lives until the call returns; entries were promised to be sound.
+        match unsafe { self.ring.submitter().enter(len, want, flags.bits(), args) } {
+            Ok(_) => Ok(true),
+            Err(error) => match error.raw_os_error() {
+                // Time is up, a signal came, or the kernel wants completions to be reaped first.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(false),
+                _ => Err(error),
+            },
+        }
+    }
+}
+
+impl From<&cqueue::Entry> for Done {
+    fn from(entry: &cqueue::Entry) -> Self {
+        let flags = entry.flags();
+        Self {
+            token: Token(entry.user_data()),
+            result: entry.result(),
+            buffer: cqueue::buffer_select(flags),
+            more: cqueue::more(flags),
+            nonempty: cqueue::sock_nonempty(flags),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_names_one_operation_of_one_socket() {
+        let id = SocketId {
+            index: 7,
+            generation: 0x0100_0003,
+        };
+        for (number, kind) in Kind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, number);
+            let token = Token::of_socket(kind, id);
+            assert_eq!(token.kind(), Some(kind));
+            assert_eq!(token.index(), 7);
+            assert!(token.is_of(id));
+            let later = SocketId {
+                generation: id.generation + 1,
+                ..id
+            };
+            assert!(!token.is_of(later));
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! One TCP connection of the ring: what is under way on it, and the memory that the kernel reads meanwhile.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use bytes::Bytes;
+use io_uring::{opcode, squeue, types::Fd};
+use socket2::{SockAddr, SockRef};
+
+use crate::io::chunks::Chunks;
+use crate::io::{Completion, GATHER_MAX, SocketId, socket};
+
+/// Sends go on in the kernel until all is written, without a signal where the peer is gone.
+const SEND_FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+
+pub(super) struct Stream {
+    pub(super) fd: OwnedFd,
+    /// Operations whose last completion has not come; the descriptor stays open until then.
+    pub(super) under_way: u32,
+    pub(super) closing: bool,
+    pub(super) receiving: bool,
+    pub(super) watching: bool,
+    pub(super) watch_armed: bool,
+    /// The last receive left nothing behind.
+    pub(super) drained: bool,
+    /// The watch saw an error that nobody has taken yet.
+    pub(super) errored: bool,
+    /// The socket's error, once any operation has taken it from the kernel, which tells it only once.
+    pub(super) failed: Option<i32>,
+    pub(super) bytes_received: u64,
+    pub(super) sending: Option<Chunks>,
+    gather: Option<Box<Gather>>,
+    /// Where it connects to, while it does.
+    pub(super) address: Option<Box<SockAddr>>,
+}
+
+/// A message of several chunks.
+struct Gather {
+    header: libc::msghdr,
+    chunks: [libc::iovec; GATHER_MAX],
+}
+
+impl Stream {
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            under_way: 0,
+            closing: false,
+            receiving: false,
+            watching: false,
+            watch_armed: false,
+            drained: false,
+            errored: false,
+            failed: None,
+            bytes_received: 0,
+            sending: None,
+            gather: None,
+            address: None,
+        }
+    }
+
+    /// The operation that writes what is left of the send.
+    pub(super) fn send_entry(&mut self) -> Option<squeue::Entry> {
+        let fd = Fd(self.fd.as_raw_fd());
+        Some(match self.sending.as_ref()?.rest() {
+            [chunk] => opcode::Send::new(fd, chunk.as_ptr(), chunk.len() as u32)
+                .flags(SEND_FLAGS)
+                .build(),
+            chunks => {
+                let gather = self.gather.get_or_insert_with(Gather::new);
+                opcode::SendMsg::new(fd, gather.point(chunks))
+                    .flags(SEND_FLAGS as u32)
+                    .build()
+            }
+        })
+    }
+
+    /// Notes that an operation took this error from the kernel.
+    pub(super) fn fail(&mut self, error: i32) -> io::Error {
+        io::Error::from_raw_os_error(*self.failed.get_or_insert(error))
+    }
+
+    /// How a receive without bytes ended: 0 is FIN, unless the error that was due went to a send.
+    pub(super) fn end(&mut self, error: i32) -> io::Result<Bytes> {
+        if error != 0 {
+            return Err(self.fail(error));
+        }
+        if let Some(error) = self.failed {
+            return Err(self.fail(error));
+        }
+        // A send that is under way may have taken the error and kept it to itself, because it had written something before.
+        if self.sending.is_some() && !socket::fin_came(&self.fd, self.bytes_received) {
+            return Err(self.fail(libc::ECONNRESET));
+        }
+        Ok(Bytes::new())
+    }
+
+    pub(super) fn hang_up(&mut self, id: SocketId) -> Completion {
+        self.watching = false;
+        let taken = SockRef::from(&self.fd).take_error().ok().flatten();
+        let error = taken.and_then(|error| error.raw_os_error());
+        Completion::HungUp {
+            socket: id,
+            error: self.fail(error.unwrap_or(libc::ECONNRESET)),
+        }
+    }
+}
+
+impl Gather {
+    fn new() -> Box<Self> {
+        // SAFETY: plain C structures for which all zeroes (null pointers, zero lengths) are valid.
+        Box::new(unsafe { std::mem::zeroed() })
+    }
+
+    /// The header of a message of these chunks. Valid while `self` and the chunks stay where they are.
+    fn point(&mut self, chunks: &[Bytes]) -> *const libc::msghdr {
+        let count = chunks.len().min(GATHER_MAX);
+        for (slot, chunk) in self.chunks.iter_mut().zip(chunks) {
+            slot.iov_base = chunk.as_ptr().cast_mut().cast();
+            slot.iov_len = chunk.len();
+        }
+        self.header.msg_iov = self.chunks.as_mut_ptr();
+        self.header.msg_iovlen = count as _;
+        &raw const self.header
+    }
+}
