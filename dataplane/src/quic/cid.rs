@@ -1,0 +1,109 @@
+//! Connection IDs that name their worker: the first byte is the worker's index, so that the kernel can steer by it.
+//!
+//! The rest is a random nonce and a keyed check, so that a packet with an ID that was never issued here costs no reset. The key
+//! persists over restarts: after one, a relay still knows its old IDs and answers them with a stateless reset.
+
+use std::sync::Arc;
+
+use hmac::{Hmac, KeyInit, Mac};
+use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
+use rand::Rng;
+use sha2::Sha256;
+
+/// Length of an ID, bytes: worker 1, nonce 7, check 4.
+pub const LEN: usize = 12;
+const NONCE_END: usize = 8;
+
+/// Makes and checks the IDs of one worker.
+#[derive(Clone)]
+pub struct Generator {
+    worker: u8,
+    key: Arc<[u8; 32]>,
+}
+
+impl Generator {
+    /// For worker `worker`, with the namespace's connection-ID key.
+    #[must_use]
+    pub fn new(worker: u8, key: Arc<[u8; 32]>) -> Self {
+        Self { worker, key }
+    }
+
+    fn check(&self, head: &[u8]) -> [u8; LEN - NONCE_END] {
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&*self.key).expect("any key length serves HMAC");
+        mac.update(head);
+        let sum = mac.finalize().into_bytes();
+        let mut check = [0; LEN - NONCE_END];
+        check.copy_from_slice(&sum[..LEN - NONCE_END]);
+        check
+    }
+}
+
+impl ConnectionIdGenerator for Generator {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; LEN];
+        id[0] = self.worker;
+        rand::rng().fill_bytes(&mut id[1..NONCE_END]);
+        let check = self.check(&id[..NONCE_END]);
+        id[NONCE_END..].copy_from_slice(&check);
+        ConnectionId::new(&id)
+    }
+
+    fn validate(&self, id: &ConnectionId) -> Result<(), InvalidCid> {
+        let ours = id.len() == LEN && id[NONCE_END..] == self.check(&id[..NONCE_END]);
+        ours.then_some(()).ok_or(InvalidCid)
+    }
+
+    fn cid_len(&self) -> usize {
+        LEN
+    }
+
+    fn cid_lifetime(&self) -> Option<std::time::Duration> {
+        None
+    }
+}
+
+/// A client's first destination ID, which picks the relay's worker.
+#[must_use]
+pub fn towards(worker: u8) -> ConnectionId {
+    let mut id = [0; 16];
+    rand::rng().fill_bytes(&mut id);
+    id[0] = worker;
+    ConnectionId::new(&id)
+}
+
+/// The worker that a datagram is for, of `workers`; `None` where it is too short to say.
+#[must_use]
+pub fn worker_of(datagram: &[u8], workers: u8) -> Option<u8> {
+    let long_header = datagram.first()? & 0x80 != 0;
+    let first = *datagram.get(if long_header { 6 } else { 1 })?;
+    Some(first % workers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_names_its_worker_and_only_its_key_knows_it() {
+        let mut ours = Generator::new(3, Arc::new([1; 32]));
+        let other = Generator::new(3, Arc::new([2; 32]));
+        let id = ours.generate_cid();
+        assert_eq!(id[0], 3);
+        assert!(ours.validate(&id).is_ok());
+        assert!(other.validate(&id).is_err());
+        assert_ne!(id, ours.generate_cid());
+    }
+
+    #[test]
+    fn short_and_long_headers_lead_to_the_same_worker() {
+        let mut short = vec![0x40];
+        short.extend_from_slice(&towards(5));
+        assert_eq!(worker_of(&short, 4), Some(1));
+        let mut long = vec![0xc0, 0, 0, 0, 1, 16];
+        long.extend_from_slice(&towards(5));
+        assert_eq!(worker_of(&long, 4), Some(1));
+        assert_eq!(worker_of(&[0xc0, 0], 4), None);
+        assert_eq!(worker_of(&[], 4), None);
+    }
+}

@@ -1,0 +1,230 @@
+//! What TLS and QUIC are told: versions, suites, windows, timers. Each figure with its reason.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn_proto::{
+    ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig,
+    VarInt,
+};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use underpass_proto::Pin;
+use underpass_proto::wire::ALPN;
+
+use super::cid;
+use super::verify::ByPin;
+
+/// Bytes that one flow may have under way in one direction before its reader must read: the most memory that a flow pins at its far end.
+/// Fills a path of 1 Gbit/s at 16 ms; larger windows bring no more bulk on loopback (measured, ARCHITECTURE.md).
+pub const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
+
+/// Bytes that all flows of a session may have under way in one direction. A slow reader pins at most [`STREAM_WINDOW`], so
+/// 128 of them leave the others their share.
+pub const SESSION_WINDOW: u32 = 256 * 1024 * 1024;
+
+/// Bytes that a session keeps until they are acknowledged. Under half of a UDP socket's receive buffer, so that a burst
+/// of one session does not overflow it.
+pub const SEND_WINDOW: u64 = 4 * 1024 * 1024;
+
+/// Flows that a relay may have open at once in one session. The accepting side preallocates a slot for each.
+pub const FLOWS_PER_SESSION: u32 = 10_000;
+
+/// A sign of life is asked for after this much silence.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// A session that heard nothing for this long is over.
+pub const IDLE_LIMIT: Duration = Duration::from_secs(15);
+
+/// Smallest datagram that QUIC requires of a path (RFC 9000, section 14).
+pub const MTU_MIN: u16 = 1200;
+
+/// Bytes sent before the first acknowledgement (RFC 9002 suggests 10 datagrams; content networks use 32 and more).
+const INITIAL_WINDOW: u64 = 48 * 1200;
+
+/// Datagrams kept for handshakes that were not accepted yet: accepted at once, so a few suffice.
+const INCOMING_MAX: usize = 256;
+const INCOMING_BYTES: u64 = 64 * 1024;
+const INCOMING_BYTES_ALL: u64 = 4 * 1024 * 1024;
+
+const _: () = assert!(SESSION_WINDOW >= 16 * STREAM_WINDOW);
+const _: () = assert!(SEND_WINDOW >= STREAM_WINDOW as u64);
+
+/// Secrets of an endpoint that outlive its process.
+#[derive(Clone)]
+pub struct EndpointKeys {
+    /// Makes stateless-reset tokens.
+    pub reset: [u8; 32],
+    /// Makes address-validation tokens.
+    pub token: [u8; 32],
+    /// Checks connection IDs.
+    pub connection_id: [u8; 32],
+}
+
+impl EndpointKeys {
+    /// Keys of a process that only dials: new at each start.
+    #[must_use]
+    pub fn ephemeral() -> Self {
+        Self {
+            reset: rand::random(),
+            token: rand::random(),
+            connection_id: rand::random(),
+        }
+    }
+}
+
+/// TLS 1.3 with the suites in our order: AES-128-GCM is the cheapest and enough for a session; X25519MLKEM768 comes first by rustls' own order.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    use aws_lc_rs::cipher_suite::{
+        TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+    };
+    let cipher_suites = vec![
+        TLS13_AES_128_GCM_SHA256,
+        TLS13_AES_256_GCM_SHA384,
+        TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    Arc::new(CryptoProvider {
+        cipher_suites,
+        ..aws_lc_rs::default_provider()
+    })
+}
+
+/// Settings of one worker's endpoint.
+#[must_use]
+pub fn endpoint(worker: u8, keys: &EndpointKeys) -> EndpointConfig {
+    let reset = ::aws_lc_rs::hmac::Key::new(::aws_lc_rs::hmac::HMAC_SHA256, &keys.reset);
+    let mut config = EndpointConfig::new(Arc::new(reset));
+    let connection_id = Arc::new(keys.connection_id);
+    config.cid_generator(move || Box::new(cid::Generator::new(worker, Arc::clone(&connection_id))));
+    // The default (1472) would cap what the peer may send us.
+    config
+        .max_udp_payload_size(65_527)
+        .expect("65,527 is the largest size that QUIC knows");
+    // After a relay's restart every old session is answered at once.
+    config.min_reset_interval(Duration::from_millis(1));
+    config
+}
+
+/// What a relay serves newcomers with.
+pub struct Server {
+    crypto: Arc<QuicServerConfig>,
+    token: [u8; 32],
+}
+
+impl Server {
+    /// From a certificate chain, the relay's own first, and its PKCS#8 key, all DER.
+    ///
+    /// # Errors
+    /// A certificate or key that TLS cannot use; they do not belong together.
+    pub fn new(certificates: Vec<Vec<u8>>, key: Vec<u8>, token: [u8; 32]) -> Result<Self, String> {
+        let key = PrivateKeyDer::try_from(key).map_err(|why| format!("TLS key: {why}"))?;
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|why| why.to_string())?
+            .with_no_client_auth()
+            .with_single_cert(
+                certificates.into_iter().map(CertificateDer::from).collect(),
+                key,
+            )
+            .map_err(|why| format!("TLS certificate: {why}"))?;
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        tls.max_early_data_size = 0; // A replayed request must not reach a database.
+        tls.send_tls13_tickets = 0; // Sessions live long; nothing resumes.
+        let crypto = QuicServerConfig::try_from(tls).map_err(|why| why.to_string())?;
+        Ok(Self {
+            crypto: Arc::new(crypto),
+            token,
+        })
+    }
+
+    /// For one newcomer whose path takes datagrams of up to `mtu` bytes.
+    #[must_use]
+    pub fn quic(&self, mtu: Option<u16>) -> Arc<ServerConfig> {
+        let token =
+            ::aws_lc_rs::hkdf::Salt::new(::aws_lc_rs::hkdf::HKDF_SHA256, &[]).extract(&self.token);
+        let mut config = ServerConfig::new(Arc::clone(&self.crypto) as _, Arc::new(token));
+        config.max_incoming(INCOMING_MAX);
+        config.incoming_buffer_size(INCOMING_BYTES);
+        config.incoming_buffer_size_total(INCOMING_BYTES_ALL);
+        config.transport_config(Arc::new(transport(mtu.unwrap_or(MTU_MIN), 64)));
+        Arc::new(config)
+    }
+}
+
+/// How a dialler trusts the relay.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Trust {
+    /// By its public key.
+    Pins(Vec<Pin>),
+    /// By these CA certificates (DER).
+    Authorities(Vec<Vec<u8>>),
+    /// By the system's roots.
+    System,
+}
+
+/// For dialling a relay's worker over a path that takes datagrams of up to `mtu` bytes.
+///
+/// # Errors
+/// CA certificates that cannot be read, or a system without roots.
+pub fn client(trust: &Trust, worker: u8, mtu: u16) -> Result<ClientConfig, String> {
+    let builder = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|why| why.to_string())?;
+    let builder = match trust {
+        Trust::Pins(pins) => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(ByPin::new(pins.clone(), provider()))),
+        Trust::Authorities(authorities) => {
+            let mut roots = rustls::RootCertStore::empty();
+            for der in authorities {
+                roots
+                    .add(CertificateDer::from(der.clone()))
+                    .map_err(|why| format!("CA certificate: {why}"))?;
+            }
+            builder.with_root_certificates(roots)
+        }
+        Trust::System => {
+            use rustls_platform_verifier::Verifier;
+            let verifier = Verifier::new(provider())
+                .map_err(|why| format!("the system's CA certificates: {why}"))?;
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(verifier))
+        }
+    };
+    let mut tls = builder.with_no_client_auth();
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.resumption = rustls::client::Resumption::disabled();
+    let crypto = QuicClientConfig::try_from(tls).map_err(|why| why.to_string())?;
+    let mut config = ClientConfig::new(Arc::new(crypto));
+    config.initial_dst_cid_provider(Arc::new(move || cid::towards(worker)));
+    config.transport_config(Arc::new(transport(mtu, FLOWS_PER_SESSION)));
+    Ok(config)
+}
+
+/// Settings of one session, either side. `streams` is how many the peer may open.
+fn transport(mtu: u16, streams: u32) -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config.max_concurrent_bidi_streams(VarInt::from_u32(streams));
+    config.max_concurrent_uni_streams(VarInt::from_u32(0));
+    config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW));
+    config.receive_window(VarInt::from_u32(SESSION_WINDOW));
+    config.send_window(SEND_WINDOW);
+    config.keep_alive_interval(Some(KEEP_ALIVE));
+    config.max_idle_timeout(Some(
+        IdleTimeout::try_from(IDLE_LIMIT).expect("15 s is a valid idle limit"),
+    ));
+    config.datagram_receive_buffer_size(None);
+    let mut cubic = quinn_proto::congestion::CubicConfig::default();
+    cubic.initial_window(INITIAL_WINDOW);
+    config.congestion_controller_factory(Arc::new(cubic));
+    config.initial_mtu(MTU_MIN);
+    config.min_mtu(MTU_MIN);
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(mtu.max(MTU_MIN));
+    config.mtu_discovery_config(Some(discovery));
+    config
+}
