@@ -1,0 +1,105 @@
+//! A session's control stream: frames in, frames out, each bounded. Both relay and agent speak over it; what they say is theirs.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use quinn_proto::StreamId;
+use underpass_proto::{Frame, FrameError, FrameReader};
+
+use crate::quic::{Driver, Read, SessionId};
+
+/// Frames that may wait for credit: a peer that reads none of so many is not worth more memory.
+const OUTBOX_MAX: usize = 10_000;
+
+/// Bytes of frames taken in one turn.
+const READ_MAX: usize = 64 * 1024;
+
+/// One end of a control stream.
+#[derive(Debug)]
+pub(crate) struct ControlStream {
+    /// The stream.
+    pub(crate) stream: StreamId,
+    reader: FrameReader,
+    outbox: VecDeque<Bytes>,
+}
+
+/// Why a control stream is of no more use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    /// Bytes that are no frame.
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    /// The peer ended or reset it.
+    #[error("the control stream ended")]
+    Ended,
+    /// The peer does not read.
+    #[error("the peer does not read its control stream")]
+    Unread,
+}
+
+impl ControlStream {
+    /// On this stream.
+    #[must_use]
+    pub(crate) fn new(stream: StreamId) -> Self {
+        Self {
+            stream,
+            reader: FrameReader::new(),
+            outbox: VecDeque::new(),
+        }
+    }
+
+    /// Says something; it leaves when the peer has credit.
+    ///
+    /// # Errors
+    /// [`Broken::Unread`] when too much waits already.
+    pub(crate) fn say(
+        &mut self,
+        quic: &mut Driver,
+        session: SessionId,
+        frame: &Frame,
+    ) -> Result<(), Broken> {
+        if self.outbox.len() >= OUTBOX_MAX {
+            return Err(Broken::Unread);
+        }
+        self.outbox.push_back(Bytes::from(frame.to_vec()));
+        self.write(quic, session);
+        Ok(())
+    }
+
+    /// Sends what waits, as far as there is credit.
+    pub(crate) fn write(&mut self, quic: &mut Driver, session: SessionId) {
+        while !self.outbox.is_empty() {
+            match quic.write(session, self.stream, self.outbox.make_contiguous()) {
+                Ok(_) => self.outbox.retain(|frame| !frame.is_empty()),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// The next frames that have come. Call at every readable event.
+    ///
+    /// # Errors
+    /// See [`Broken`].
+    pub(crate) fn read(
+        &mut self,
+        quic: &mut Driver,
+        session: SessionId,
+    ) -> Result<Vec<Frame>, Broken> {
+        let mut frames = Vec::new();
+        loop {
+            let mut chunks = Vec::new();
+            let read = quic.read(session, self.stream, usize::MAX, READ_MAX, &mut chunks);
+            for chunk in chunks {
+                self.reader.push(chunk);
+                while let Some(frame) = self.reader.next_known()? {
+                    frames.push(frame);
+                }
+            }
+            match read {
+                Ok(Read::More) => {}
+                Ok(Read::Empty) => return Ok(frames),
+                Ok(Read::End) | Err(_) => return Err(Broken::Ended),
+            }
+        }
+    }
+}

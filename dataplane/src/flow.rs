@@ -1,0 +1,504 @@
+//! One relayed TCP conversation: a socket, a stream, and what is under way between them.
+//!
+//! Each direction is a small state machine: bytes that came from the socket wait for the stream's credit before more are read; what came in the
+//! stream is gathered into one write at a time. FIN becomes finish and finish FIN, one direction at a time; RST becomes reset and reset RST; a lost session is an RST.
+//! Knows nothing of hybrid connections: what a process keeps with a flow is its own (`D`).
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use quinn_proto::StreamId;
+use underpass_proto::FlowCode;
+use underpass_proto::limits::REPLAY_MAX;
+
+use crate::core::{Core, Owner};
+use crate::io::{Close, GATHER_MAX, Io, SocketId};
+use crate::quic::{Read, SessionId, WriteError};
+
+/// Bytes that one flow moves towards its socket at a time, so that many flows share a turn fairly.
+const WRITE_MAX: usize = 256 * 1024;
+
+/// A flow of this worker. Never reused for another one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct FlowKey {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+/// A live flow.
+#[derive(Debug)]
+pub(crate) struct Flow<D> {
+    /// What the process keeps with it.
+    pub(crate) data: D,
+    /// Bytes read from the socket.
+    pub(crate) bytes_from_socket: u64,
+    /// Bytes that the kernel took for the socket.
+    pub(crate) bytes_to_socket: u64,
+    pub(crate) socket: Option<SocketId>,
+    pub(crate) session: SessionId,
+    pub(crate) stream: StreamId,
+    from_socket: FromSocket,
+    /// Read from the socket, not yet taken by the stream.
+    pending: VecDeque<Bytes>,
+    to_socket: ToSocket,
+    /// What was read before the far end said Opened; `None` once it did.
+    replay: Option<Replay>,
+    socket_closed_first: Option<bool>,
+    /// A receive is armed.
+    receiving: bool,
+    /// The socket waits to be watched, because nothing is being read from it.
+    paused: bool,
+}
+
+/// How a flow ended, seen from this process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// FIN passed in both directions and all was acknowledged.
+    Clean {
+        /// Whether the socket's side sent its FIN first.
+        socket_first: bool,
+    },
+    /// The socket, or this process, ended it.
+    Here(FlowCode),
+    /// The peer of the session ended it.
+    There(FlowCode),
+    /// The session was lost.
+    Lost,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum FromSocket {
+    /// More may come.
+    Open,
+    /// FIN came; it is passed on behind what is pending.
+    Finished,
+    /// All, FIN included, was acknowledged by the far end.
+    Delivered,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum ToSocket {
+    /// Not opened yet; the process reads the stream itself.
+    Unopened,
+    /// Nothing to write; the stream's readable event resumes.
+    Idle,
+    /// A write is under way.
+    Sending,
+    /// The last write is under way; FIN follows.
+    SendingLast,
+    /// FIN was passed on.
+    Finished,
+}
+
+#[derive(Debug, Default)]
+struct Replay {
+    /// Sent already, to be sent again to another listener after a refusal.
+    sent: Vec<Bytes>,
+    bytes: usize,
+    /// Read beyond [`REPLAY_MAX`]: sent after Opened.
+    excess: Bytes,
+}
+
+impl<D> Flow<D> {
+    /// Whether the far end has not said Opened yet.
+    #[must_use]
+    pub(crate) fn is_unopened(&self) -> bool {
+        self.to_socket == ToSocket::Unopened
+    }
+
+    fn is_done(&self) -> bool {
+        self.to_socket == ToSocket::Finished
+            && matches!(
+                self.from_socket,
+                FromSocket::Finished | FromSocket::Delivered
+            )
+    }
+}
+
+impl<I: Io, D> Core<I, D> {
+    /// Joins a connected endpoint and the stream that asked for it. `opened` is the frame that says so, and leaves before anything is written
+    /// to the socket; `first` came in the stream ahead of everything else.
+    pub(crate) fn start_opened(
+        &mut self,
+        data: D,
+        socket: SocketId,
+        session: SessionId,
+        stream: StreamId,
+        opened: Bytes,
+        first: Bytes,
+    ) -> FlowKey {
+        let key = self.add_flow(data, socket, session, stream, ToSocket::Idle, None);
+        if let Some(flow) = self.flows.get_mut(key) {
+            flow.pending.push_back(opened);
+        }
+        self.write_stream(key);
+        self.deliver_first(key, first);
+        key
+    }
+
+    /// Joins a socket and a stream whose far end has yet to say Opened. `open` is the frame that asks for it.
+    pub(crate) fn start_unopened(
+        &mut self,
+        data: D,
+        socket: SocketId,
+        session: SessionId,
+        stream: StreamId,
+        open: Bytes,
+    ) -> FlowKey {
+        let key = self.add_flow(
+            data,
+            socket,
+            session,
+            stream,
+            ToSocket::Unopened,
+            Some(Replay::default()),
+        );
+        if let Some(flow) = self.flows.get_mut(key) {
+            flow.pending.push_back(open);
+        }
+        self.write_stream(key);
+        key
+    }
+
+    /// The far end said Opened; `first` followed it in the stream.
+    pub(crate) fn opened(&mut self, key: FlowKey, first: Bytes) {
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        flow.to_socket = ToSocket::Idle;
+        if let Some(replay) = flow.replay.take()
+            && !replay.excess.is_empty()
+        {
+            flow.pending.push_back(replay.excess);
+        }
+        self.write_stream(key);
+        self.deliver_first(key, first);
+    }
+
+    /// After a refusal: asks another listener, with all that was sent to the first.
+    pub(crate) fn reroute(
+        &mut self,
+        key: FlowKey,
+        session: SessionId,
+        stream: StreamId,
+        open: Bytes,
+    ) {
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        let (old_session, old_stream) = (flow.session, flow.stream);
+        flow.session = session;
+        flow.stream = stream;
+        flow.pending.clear();
+        flow.pending.push_back(open);
+        if let Some(replay) = &flow.replay {
+            flow.pending.extend(replay.sent.iter().cloned());
+        }
+        self.quic.abort(old_session, old_stream, FlowCode::Aborted);
+        self.flows.unlink(old_session, old_stream);
+        self.flows.link(session, stream, key);
+        self.write_stream(key);
+    }
+
+    fn add_flow(
+        &mut self,
+        data: D,
+        socket: SocketId,
+        session: SessionId,
+        stream: StreamId,
+        to_socket: ToSocket,
+        replay: Option<Replay>,
+    ) -> FlowKey {
+        let key = self.flows.insert(Flow {
+            data,
+            bytes_from_socket: 0,
+            bytes_to_socket: 0,
+            socket: Some(socket),
+            session,
+            stream,
+            from_socket: FromSocket::Open,
+            pending: VecDeque::new(),
+            to_socket,
+            replay,
+            socket_closed_first: None,
+            receiving: false,
+            paused: false,
+        });
+        self.own(socket, Owner::Flow(key));
+        key
+    }
+
+    fn deliver_first(&mut self, key: FlowKey, first: Bytes) {
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        if first.is_empty() {
+            return self.read_stream(key);
+        }
+        flow.to_socket = ToSocket::Sending;
+        if let Some(socket) = flow.socket {
+            self.io.send(socket, vec![first]);
+        }
+    }
+
+    /// A receive on the flow's socket ended.
+    pub(crate) fn socket_received(&mut self, key: FlowKey, result: std::io::Result<Bytes>) {
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        flow.receiving = false;
+        match result {
+            Ok(chunk) if chunk.is_empty() => self.socket_finished(key),
+            Ok(chunk) => {
+                flow.bytes_from_socket += chunk.len() as u64;
+                flow.keep(chunk);
+                self.write_stream(key);
+            }
+            Err(error) => self.fail(key, End::Here(code_of(&error))),
+        }
+    }
+
+    fn socket_finished(&mut self, key: FlowKey) {
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        flow.from_socket = FromSocket::Finished;
+        flow.socket_closed_first.get_or_insert(true);
+        let done = flow.is_done();
+        self.write_stream(key);
+        if done {
+            self.close_clean(key);
+        } else {
+            self.pause(key);
+        }
+    }
+
+    /// Gives the stream all that is pending; reads on once all was taken.
+    fn write_stream(&mut self, key: FlowKey) {
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        while !flow.pending.is_empty() {
+            match self
+                .quic
+                .write(flow.session, flow.stream, flow.pending.make_contiguous())
+            {
+                Ok(_) => flow.pending.retain(|chunk| !chunk.is_empty()),
+                // Closed is told by an event of its own.
+                Err(WriteError::Blocked | WriteError::Closed) => return self.pause(key),
+            }
+        }
+        match flow.from_socket {
+            FromSocket::Open => self.read_on(key),
+            FromSocket::Finished => self.quic.finish(flow.session, flow.stream),
+            FromSocket::Delivered => {}
+        }
+    }
+
+    fn read_on(&mut self, key: FlowKey) {
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        if flow
+            .replay
+            .as_ref()
+            .is_some_and(|replay| replay.bytes >= REPLAY_MAX)
+        {
+            return self.pause(key); // Opened resumes.
+        }
+        if let Some(socket) = flow.socket
+            && !flow.receiving
+        {
+            flow.receiving = true;
+            self.io.receive(socket);
+        }
+    }
+
+    /// The stream may be written again.
+    pub(crate) fn stream_writable(&mut self, key: FlowKey) {
+        self.write_stream(key);
+    }
+
+    /// The stream may have data, its end or a reset.
+    pub(crate) fn stream_readable(&mut self, key: FlowKey) {
+        if self
+            .flows
+            .get(key)
+            .is_some_and(|flow| flow.to_socket == ToSocket::Idle)
+        {
+            self.read_stream(key);
+        }
+    }
+
+    fn read_stream(&mut self, key: FlowKey) {
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        let mut chunks = Vec::new();
+        let read = self.quic.read(
+            flow.session,
+            flow.stream,
+            GATHER_MAX,
+            WRITE_MAX,
+            &mut chunks,
+        );
+        let Some(socket) = flow.socket else { return };
+        match read {
+            Err(code) => self.fail(key, End::There(code)),
+            Ok(read) if !chunks.is_empty() => {
+                flow.to_socket = if read == Read::End {
+                    ToSocket::SendingLast
+                } else {
+                    ToSocket::Sending
+                };
+                self.io.send(socket, chunks);
+            }
+            Ok(Read::End) => self.finish_socket(key),
+            Ok(Read::Empty | Read::More) => flow.to_socket = ToSocket::Idle,
+        }
+    }
+
+    /// A write to the flow's socket ended.
+    pub(crate) fn socket_sent(&mut self, key: FlowKey, result: std::io::Result<usize>) {
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        match result {
+            Ok(bytes) => {
+                flow.bytes_to_socket += bytes as u64;
+                if flow.to_socket == ToSocket::SendingLast {
+                    self.finish_socket(key);
+                } else {
+                    self.read_stream(key);
+                }
+            }
+            Err(error) => self.fail(key, End::Here(code_of(&error))),
+        }
+    }
+
+    fn finish_socket(&mut self, key: FlowKey) {
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        flow.to_socket = ToSocket::Finished;
+        flow.socket_closed_first.get_or_insert(false);
+        if let Some(socket) = flow.socket {
+            self.io.shutdown(socket);
+        }
+        if flow.is_done() {
+            self.close_clean(key);
+        }
+    }
+
+    /// FIN has passed in both directions. The record stays until the far end has everything.
+    fn close_clean(&mut self, key: FlowKey) {
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        let delivered = flow.from_socket == FromSocket::Delivered;
+        if let Some(socket) = flow.socket.take() {
+            self.disown(socket);
+            self.io.close(socket, Close::Clean);
+        }
+        if delivered {
+            self.end_clean(key);
+        }
+    }
+
+    fn end_clean(&mut self, key: FlowKey) {
+        if let Some(flow) = self.flows.remove(key) {
+            let socket_first = flow.socket_closed_first.unwrap_or(true);
+            self.ended.push((flow, End::Clean { socket_first }));
+        }
+    }
+
+    /// All of the stream, its end included, was acknowledged.
+    pub(crate) fn stream_delivered(&mut self, key: FlowKey) {
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        flow.from_socket = FromSocket::Delivered;
+        if flow.is_done() && flow.socket.is_none() {
+            self.end_clean(key);
+        }
+    }
+
+    /// The far end wants no more.
+    pub(crate) fn stream_stopped(&mut self, key: FlowKey, code: FlowCode) {
+        self.fail(key, End::There(code));
+    }
+
+    /// The socket failed while nothing was being read.
+    pub(crate) fn socket_hung_up(&mut self, key: FlowKey, error: &std::io::Error) {
+        self.fail(key, End::Here(code_of(error)));
+    }
+
+    /// Ends a flow that did not end by itself: reset towards the stream, RST towards the socket.
+    pub(crate) fn fail(&mut self, key: FlowKey, end: End) {
+        let Some(mut flow) = self.flows.remove(key) else {
+            return;
+        };
+        let code = match end {
+            End::Here(code) | End::There(code) => code,
+            End::Lost | End::Clean { .. } => FlowCode::Aborted,
+        };
+        self.quic.abort(flow.session, flow.stream, code);
+        if let Some(socket) = flow.socket.take() {
+            self.disown(socket);
+            self.io.close(socket, Close::Reset);
+        }
+        self.ended.push((flow, end));
+    }
+
+    /// A socket that is not read for longer than a moment is watched for RST instead.
+    fn pause(&mut self, key: FlowKey) {
+        if let Some(flow) = self.flows.get_mut(key)
+            && !std::mem::replace(&mut flow.paused, true)
+        {
+            self.paused.push(key);
+        }
+    }
+
+    /// Watches every socket that was paused before the last call and still is.
+    pub(crate) fn watch_paused(&mut self) {
+        let mut paused = std::mem::take(&mut self.paused);
+        for key in paused.drain(..) {
+            let Some(flow) = self.flows.get_mut(key) else {
+                continue;
+            };
+            flow.paused = false;
+            if let Some(socket) = flow.socket
+                && !flow.receiving
+            {
+                self.io.watch(socket);
+            }
+        }
+        self.paused = paused;
+    }
+}
+
+impl<D> Flow<D> {
+    /// Queues a chunk for the stream; while the far end may still refuse, keeps a share of it to send again.
+    fn keep(&mut self, mut chunk: Bytes) {
+        if let Some(replay) = &mut self.replay {
+            let head = chunk.split_to(chunk.len().min(REPLAY_MAX - replay.bytes));
+            replay.excess = chunk;
+            replay.bytes += head.len();
+            replay.sent.push(head.clone());
+            chunk = head;
+        }
+        self.pending.push_back(chunk);
+    }
+}
+
+/// What a socket's error means to the far end.
+fn code_of(error: &std::io::Error) -> FlowCode {
+    use std::io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::ConnectionReset | Kind::BrokenPipe | Kind::ConnectionAborted | Kind::NotConnected => {
+            FlowCode::Reset
+        }
+        Kind::TimedOut | Kind::HostUnreachable | Kind::NetworkUnreachable => FlowCode::Timeout,
+        _ => FlowCode::Aborted,
+    }
+}

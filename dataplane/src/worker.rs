@@ -1,0 +1,427 @@
+//! The worker: one thread, one loop, its own sessions and flows. What a process is for, its role, hears of what the loop does not decide itself.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
+use quinn_proto::{ConnectionError, StreamId};
+
+use crate::core::{Core, Owner};
+use crate::flow::{End, Flow, FlowKey};
+use crate::io::udp::Udp;
+use crate::io::{Completion, Io, Kind, Poll, Ring, SocketId, Waker as _};
+use crate::quic::{Driver, Event, SessionId, cid};
+
+/// How often a role looks after deadlines of its own.
+pub(crate) const TICK: Duration = Duration::from_millis(100);
+
+/// Messages that may wait for a worker. More than all of 10,000 definitions changing at once need, for they travel together.
+const INBOX_MAX: usize = 4096;
+
+/// Messages that a worker takes in one turn.
+const MESSAGES_PER_TURN: usize = 256;
+
+/// How long another thread waits for a place in a full inbox before it gives the worker up.
+const SEND_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What a process does with its sessions, sockets and flows.
+pub(crate) trait Role: Sized {
+    /// What it keeps with each flow.
+    type Flow;
+    /// What other threads tell it.
+    type Message: Send + 'static;
+
+    /// Another thread says something.
+    fn message<I: Io>(&mut self, core: &mut Core<I, Self::Flow>, message: Self::Message);
+
+    /// A listener of the role took a connection. `listener` is the number it was owned by.
+    fn accepted<I: Io>(
+        &mut self,
+        core: &mut Core<I, Self::Flow>,
+        listener: u64,
+        socket: std::io::Result<(SocketId, SocketAddr)>,
+    );
+
+    /// A connection attempt of the role ended. `dial` is the number it was owned by.
+    fn connected<I: Io>(
+        &mut self,
+        core: &mut Core<I, Self::Flow>,
+        dial: u64,
+        socket: SocketId,
+        result: std::io::Result<()>,
+    );
+
+    /// The handshake of a session is done.
+    fn session_up<I: Io>(&mut self, core: &mut Core<I, Self::Flow>, session: SessionId);
+
+    /// A session is over; its flows have ended.
+    fn session_lost<I: Io>(
+        &mut self,
+        core: &mut Core<I, Self::Flow>,
+        session: SessionId,
+        why: &ConnectionError,
+    );
+
+    /// The peer opened a stream.
+    fn stream_opened<I: Io>(
+        &mut self,
+        core: &mut Core<I, Self::Flow>,
+        session: SessionId,
+        stream: StreamId,
+    );
+
+    /// A stream that is no opened flow's may be read, or was reset or stopped.
+    fn stream_readable<I: Io>(
+        &mut self,
+        core: &mut Core<I, Self::Flow>,
+        session: SessionId,
+        stream: StreamId,
+    );
+
+    /// A stream that is no flow's may be written again.
+    fn stream_writable<I: Io>(
+        &mut self,
+        core: &mut Core<I, Self::Flow>,
+        session: SessionId,
+        stream: StreamId,
+    );
+
+    /// An unopened flow's stream may be read, or was reset.
+    fn unopened_readable<I: Io>(&mut self, core: &mut Core<I, Self::Flow>, key: FlowKey);
+
+    /// A flow ended.
+    fn flow_ended<I: Io>(
+        &mut self,
+        core: &mut Core<I, Self::Flow>,
+        flow: Flow<Self::Flow>,
+        end: End,
+    );
+
+    /// Time for deadlines: each [`TICK`].
+    fn tick<I: Io>(&mut self, core: &mut Core<I, Self::Flow>);
+
+    /// Datagrams of another worker's session, where the kernel does not steer.
+    fn misdirected(&mut self, worker: u8, datagrams: crate::io::Datagrams);
+
+    /// Whether all is done and the worker may end.
+    fn is_done(&self) -> bool;
+}
+
+/// How other threads reach a worker.
+pub(crate) struct Handle<M> {
+    inbox: Sender<M>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl<M> Clone for Handle<M> {
+    fn clone(&self) -> Self {
+        Self {
+            inbox: self.inbox.clone(),
+            wake: Arc::clone(&self.wake),
+        }
+    }
+}
+
+impl<M> Handle<M> {
+    /// Tells the worker; waits for a place, boundedly. False when the worker is gone or stuck.
+    #[must_use]
+    pub(crate) fn send(&self, message: M) -> bool {
+        match self.inbox.send_timeout(message, SEND_DEADLINE) {
+            Ok(()) => {
+                (self.wake)();
+                true
+            }
+            Err(SendTimeoutError::Timeout(_) | SendTimeoutError::Disconnected(_)) => false,
+        }
+    }
+
+    /// Tells the worker if there is a place now; gives the message back otherwise. For other workers, which must not wait.
+    ///
+    /// # Errors
+    /// The message, when the inbox is full or the worker gone.
+    pub(crate) fn try_send(&self, message: M) -> Result<(), M> {
+        self.inbox.try_send(message).map_err(|error| match error {
+            TrySendError::Full(message) | TrySendError::Disconnected(message) => message,
+        })?;
+        (self.wake)();
+        Ok(())
+    }
+}
+
+/// What a worker is made of.
+pub(crate) struct Parts {
+    /// Its index.
+    pub(crate) worker: u8,
+    /// How many there are on its port.
+    pub(crate) workers: u8,
+    /// Its socket.
+    pub(crate) udp: Udp,
+    /// Its backend.
+    pub(crate) kind: Kind,
+    /// Its sessions.
+    pub(crate) quic: Driver,
+}
+
+/// A running worker.
+pub(crate) struct Running<M> {
+    /// How to reach it.
+    pub(crate) handle: Handle<M>,
+    /// Its thread; ends with an error when the kernel refused to go on.
+    pub(crate) thread: JoinHandle<std::io::Result<()>>,
+}
+
+/// Starts a worker on a thread of its own. `role` is made there, with the handle that reaches it.
+///
+/// # Errors
+/// The backend or the thread cannot be had.
+pub(crate) fn spawn<R, F>(parts: Parts, role: F) -> std::io::Result<Running<R::Message>>
+where
+    R: Role,
+    F: FnOnce(&Handle<R::Message>) -> R + Send + 'static,
+{
+    let (inbox, messages) = bounded(INBOX_MAX);
+    let (ready, started) = bounded(1);
+    let name = format!("worker-{}", parts.worker);
+    let thread = std::thread::Builder::new()
+        .name(name)
+        .spawn(move || match parts.kind {
+            Kind::Ring => begin(
+                Ring::new(parts.udp),
+                parts.quic,
+                (parts.worker, parts.workers),
+                inbox,
+                messages,
+                ready,
+                role,
+            ),
+            Kind::Poll => begin(
+                Poll::new(parts.udp),
+                parts.quic,
+                (parts.worker, parts.workers),
+                inbox,
+                messages,
+                ready,
+                role,
+            ),
+        })?;
+    match started.recv() {
+        Ok(handle) => Ok(Running { handle, thread }),
+        Err(_) => match thread.join() {
+            Ok(Err(error)) => Err(error),
+            _ => Err(std::io::Error::other("the worker's thread ended at once")),
+        },
+    }
+}
+
+fn begin<I: Io, R: Role>(
+    io: std::io::Result<I>,
+    quic: Driver,
+    (worker, workers): (u8, u8),
+    inbox: Sender<R::Message>,
+    messages: Receiver<R::Message>,
+    ready: Sender<Handle<R::Message>>,
+    role: impl FnOnce(&Handle<R::Message>) -> R,
+) -> std::io::Result<()> {
+    let io = io?;
+    let waker = io.waker();
+    let handle = Handle {
+        inbox,
+        wake: Arc::new(move || waker.wake()),
+    };
+    let role = role(&handle);
+    let core = Core::new(worker, io, quic);
+    let _ = ready.send(handle);
+    drop(ready);
+    Worker {
+        next_tick: core.now + TICK,
+        core,
+        role,
+        workers,
+        messages,
+        completions: Vec::new(),
+        events: VecDeque::new(),
+        unsent: false,
+    }
+    .run()
+}
+
+struct Worker<I: Io, R: Role> {
+    core: Core<I, R::Flow>,
+    role: R,
+    workers: u8,
+    messages: Receiver<R::Message>,
+    completions: Vec<Completion>,
+    events: VecDeque<(SessionId, Event)>,
+    next_tick: Instant,
+    /// More is ready to be sent than one turn may send.
+    unsent: bool,
+}
+
+impl<I: Io, R: Role> Worker<I, R> {
+    fn run(mut self) -> std::io::Result<()> {
+        while !self.role.is_done() {
+            self.turn()?;
+        }
+        // What was queued last, the closes of sessions, leaves before the socket does.
+        self.core.quic.flush(self.core.now, &mut self.core.io);
+        self.core
+            .io
+            .wait(Some(self.core.now), &mut self.completions)
+    }
+
+    /// One turn: what came in, what it means, what goes out.
+    fn turn(&mut self) -> std::io::Result<()> {
+        let deadline = self.deadline();
+        let mut completions = std::mem::take(&mut self.completions);
+        self.core.io.wait(Some(deadline), &mut completions)?;
+        self.core.now = self.core.io.now();
+        for completion in completions.drain(..) {
+            self.complete(completion);
+        }
+        self.completions = completions;
+        self.core.quic.fire_timers(self.core.now);
+        self.tick();
+        self.settle();
+        // Everything that became ready leaves together: full datagrams, one submit.
+        self.unsent = self.core.quic.flush(self.core.now, &mut self.core.io);
+        Ok(())
+    }
+
+    fn deadline(&self) -> Instant {
+        if self.unsent || !self.messages.is_empty() {
+            return self.core.now;
+        }
+        let quic = self.core.quic.next_deadline();
+        quic.map_or(self.next_tick, |deadline| deadline.min(self.next_tick))
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        let core = &mut self.core;
+        match completion {
+            Completion::Datagrams(batch) => self.datagrams(batch),
+            Completion::Received { socket, result } => match core.owner(socket) {
+                Owner::Flow(key) => core.socket_received(key, result),
+                Owner::Role(_) | Owner::None => {}
+            },
+            Completion::Sent { socket, result } => match core.owner(socket) {
+                Owner::Flow(key) => core.socket_sent(key, result),
+                Owner::Role(_) | Owner::None => {}
+            },
+            Completion::HungUp { socket, error } => match core.owner(socket) {
+                Owner::Flow(key) => core.socket_hung_up(key, &error),
+                Owner::Role(_) | Owner::None => {}
+            },
+            Completion::Accepted { listener, socket } => match core.owner(listener) {
+                Owner::Role(number) => self.role.accepted(core, number, socket),
+                Owner::Flow(_) | Owner::None => refuse_stale(core, socket),
+            },
+            Completion::Connected { socket, result } => match core.owner(socket) {
+                Owner::Role(number) => self.role.connected(core, number, socket, result),
+                Owner::Flow(_) | Owner::None => {}
+            },
+            Completion::Woken => self.read_inbox(),
+            Completion::BufferFree => {}
+        }
+    }
+
+    fn datagrams(&mut self, batch: crate::io::Datagrams) {
+        if self.workers > 1
+            && let Some(worker) = cid::worker_of(&batch.data, self.workers)
+            && worker != self.core.worker
+        {
+            return self.role.misdirected(worker, batch);
+        }
+        self.core
+            .quic
+            .receive(self.core.now, batch, &mut self.core.io);
+    }
+
+    fn read_inbox(&mut self) {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Ok(message) = self.messages.try_recv() else {
+                return;
+            };
+            self.role.message(&mut self.core, message);
+        }
+    }
+
+    fn tick(&mut self) {
+        if !self.messages.is_empty() {
+            self.read_inbox();
+        }
+        if self.core.now >= self.next_tick {
+            self.next_tick = self.core.now + TICK;
+            self.core.watch_paused();
+            self.role.tick(&mut self.core);
+        }
+    }
+
+    /// Carries out what the sessions have to say, until they have no more.
+    fn settle(&mut self) {
+        loop {
+            self.core.quic.poll(&mut self.events);
+            let quiet = self.events.is_empty();
+            while let Some((session, event)) = self.events.pop_front() {
+                self.event(session, event);
+            }
+            self.tell_endings();
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn event(&mut self, session: SessionId, event: Event) {
+        let core = &mut self.core;
+        match event {
+            Event::Readable(stream) => match core.flows.of_stream(session, stream) {
+                Some(key) if core.flows.get(key).is_some_and(Flow::is_unopened) => {
+                    self.role.unopened_readable(core, key);
+                }
+                Some(key) => core.stream_readable(key),
+                None => self.role.stream_readable(core, session, stream),
+            },
+            Event::Writable(stream) => match core.flows.of_stream(session, stream) {
+                Some(key) => core.stream_writable(key),
+                None => self.role.stream_writable(core, session, stream),
+            },
+            Event::Finished(stream) => {
+                if let Some(key) = core.flows.of_stream(session, stream) {
+                    core.stream_delivered(key);
+                }
+            }
+            Event::Stopped(stream, code) => match core.flows.of_stream(session, stream) {
+                // Its reset says the same, and the role may have another way.
+                Some(key) if core.flows.get(key).is_some_and(Flow::is_unopened) => {}
+                Some(key) => core.stream_stopped(key, code),
+                None => self.role.stream_readable(core, session, stream),
+            },
+            Event::Opened(stream) => self.role.stream_opened(core, session, stream),
+            Event::Connected => self.role.session_up(core, session),
+            Event::Lost(why) => {
+                core.session_gone(session);
+                self.tell_endings();
+                self.role.session_lost(&mut self.core, session, &why);
+            }
+            Event::Available => {}
+        }
+    }
+
+    fn tell_endings(&mut self) {
+        let mut ended = std::mem::take(&mut self.core.ended);
+        for (flow, end) in ended.drain(..) {
+            self.role.flow_ended(&mut self.core, flow, end);
+        }
+        self.core.ended.append(&mut ended);
+    }
+}
+
+/// A connection that arrived while its listener was being closed.
+fn refuse_stale<I: Io, D>(core: &mut Core<I, D>, socket: std::io::Result<(SocketId, SocketAddr)>) {
+    if let Ok((socket, _)) = socket {
+        core.io.close(socket, crate::io::Close::Reset);
+    }
+}
