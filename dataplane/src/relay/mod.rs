@@ -1,8 +1,46 @@
 //! The relay: bindings for applications on one side, sessions of agents on the other. Reads no file: all it knows comes in snapshots.
+//!
+//! [`run`] is its supervisor: it takes snapshots from the feed, opens sockets, starts one worker per core and tells them. The workers'
+//! own decisions are in `role`.
 
+mod bindings;
+mod feed;
+mod peers;
+mod plan;
+mod role;
+mod roster;
+
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::{Settings, drain};
+use crossbeam_channel::{Receiver, bounded, select, tick};
+use tracing::{info, warn};
+use underpass_proto::limits::{REPORT_EVERY, WORKERS_MAX};
+use underpass_proto::snapshot::HycoReport;
+use underpass_proto::{Fault, FeedMessage, Generation, Report, Snapshot};
+
+use self::bindings::{Bindings, Step};
+use self::feed::{Answers, Brought};
+use self::plan::{Directory, Plan};
+use self::role::{Message, Relay, WorkerReport};
+use crate::io::{Kind, udp};
+use crate::quic::{Driver, config};
+use crate::worker::{self, Parts, Running};
+use crate::{Settings, drain, io};
+
+/// Sessions and hybrid connections that a report names at most; it says when it was cut.
+const REPORT_ROWS_MAX: usize = 2_000;
+
+/// How long the workers may take to answer: they answer within a turn.
+const ANSWER_DEADLINE: Duration = Duration::from_millis(500);
+
+/// How often the supervisor looks whether its workers live and its bindings are open.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Messages of the feed that may wait: each is a whole snapshot, the last one counts.
+const FEED_MAX: usize = 4;
 
 /// What ends a relay early.
 #[derive(Debug, thiserror::Error)]
@@ -14,13 +52,16 @@ pub enum Error {
     #[error("cannot listen on {address} (udp): {source}")]
     Listen {
         /// What was tried.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// Why not.
         source: std::io::Error,
     },
     /// A worker ended by itself.
     #[error("a worker failed: {0}")]
     Worker(String),
+    /// The first snapshot is of no use.
+    #[error("the first snapshot cannot be used: {0}")]
+    Snapshot(String),
 }
 
 /// Runs a relay until it was asked to end and has drained. Dials the feed at `feed` (control's unix socket) and waits for its first snapshot without limit.
@@ -28,6 +69,398 @@ pub enum Error {
 /// # Errors
 /// See [`Error`].
 pub fn run(feed: PathBuf, settings: Settings, requests: drain::Requests) -> Result<(), Error> {
-    let _ = (feed, settings, requests);
-    Err(Error::Io("not built".into()))
+    let (kind, why) = io::choose(settings.io).map_err(|why| Error::Io(why.to_string()))?;
+    info!(io = %kind, %why, "io backend");
+    let (brought, feed_events) = bounded(FEED_MAX);
+    feed::spawn(feed, brought).map_err(|error| Error::Io(error.to_string()))?;
+    let mut supervisor = Supervisor {
+        settings,
+        kind,
+        why,
+        directory: Arc::new(Directory::default()),
+        bindings: Bindings::default(),
+        running: None,
+        answers: None,
+        draining: false,
+    };
+    supervisor.supervise(&feed_events, &requests)
+}
+
+struct Supervisor {
+    settings: Settings,
+    kind: Kind,
+    why: String,
+    directory: Arc<Directory>,
+    bindings: Bindings,
+    running: Option<Workers>,
+    answers: Option<Answers>,
+    draining: bool,
+}
+
+struct Workers {
+    plan: Arc<Plan>,
+    workers: Vec<Running<Message>>,
+}
+
+impl Supervisor {
+    fn supervise(
+        &mut self,
+        feed: &Receiver<Brought>,
+        requests: &drain::Requests,
+    ) -> Result<(), Error> {
+        let look = tick(LOOK_EVERY);
+        let report = tick(REPORT_EVERY);
+        loop {
+            select! {
+                recv(feed) -> brought => match brought {
+                    Ok(Brought::Up(answers)) => self.answers = Some(answers),
+                    Ok(Brought::Snapshot(snapshot)) => self.snapshot(*snapshot)?,
+                    Ok(Brought::Down) | Err(_) => self.answers = None,
+                },
+                recv(requests.0) -> request => self.asked(request.unwrap_or(drain::Request::Drain)),
+                recv(look) -> _ => if self.look()? { return Ok(()) },
+                recv(report) -> _ => {
+                    self.open_bindings();
+                    self.report();
+                }
+            }
+        }
+    }
+
+    fn asked(&mut self, request: drain::Request) {
+        let message = || match request {
+            drain::Request::Drain => Message::Drain(Instant::now() + self.settings.grace),
+            drain::Request::Stop => Message::Stop,
+        };
+        if !self.draining {
+            info!(grace = ?self.settings.grace, "draining");
+        }
+        self.draining = true;
+        self.running
+            .iter()
+            .for_each(|running| running.tell(message));
+    }
+
+    /// Whether all is over; an error when a worker ended by itself.
+    fn look(&mut self) -> Result<bool, Error> {
+        let Some(running) = &mut self.running else {
+            return Ok(self.draining);
+        };
+        if !self.draining
+            && running
+                .workers
+                .iter()
+                .any(|worker| worker.thread.is_finished())
+        {
+            let ended = running
+                .workers
+                .drain(..)
+                .find(|worker| worker.thread.is_finished());
+            let why = ended.map(|worker| worker.thread.join());
+            return Err(Error::Worker(match why {
+                Some(Ok(Err(error))) => error.to_string(),
+                Some(Err(_)) => "it panicked".into(),
+                _ => "it ended".into(),
+            }));
+        }
+        Ok(self.draining
+            && running
+                .workers
+                .iter()
+                .all(|worker| worker.thread.is_finished()))
+    }
+
+    fn snapshot(&mut self, snapshot: Snapshot) -> Result<(), Error> {
+        let generation = snapshot.generation;
+        if self.draining {
+            return Ok(());
+        }
+        match self.take(snapshot) {
+            Ok(faults) => {
+                info!(
+                    generation = generation.number,
+                    faults = faults.len(),
+                    "snapshot applied"
+                );
+                self.say(FeedMessage::Applied { generation, faults });
+                Ok(())
+            }
+            Err(Rejection::Fatal(error)) => {
+                self.say(FeedMessage::Rejected {
+                    generation,
+                    why: error.to_string(),
+                });
+                Err(error)
+            }
+            Err(Rejection::Kept(why)) => {
+                warn!(generation = generation.number, %why, "snapshot rejected; the last one stands");
+                self.say(FeedMessage::Rejected { generation, why });
+                Ok(())
+            }
+        }
+    }
+
+    /// Works by a snapshot from now on; answers what of it does not work.
+    fn take(&mut self, snapshot: Snapshot) -> Result<Vec<Fault>, Rejection> {
+        let first = self.running.is_none();
+        let unusable = |why: String| {
+            if first {
+                Rejection::Fatal(Error::Snapshot(why))
+            } else {
+                Rejection::Kept(why)
+            }
+        };
+        snapshot.check().map_err(|why| unusable(why.to_string()))?;
+        let server = Arc::new(server(&snapshot).map_err(unusable)?);
+        let mut faults = Vec::new();
+        let plan = Arc::new(Plan::new(snapshot));
+        match &mut self.running {
+            None => {
+                let running = self.start(Arc::clone(&plan), server);
+                self.running = Some(running.map_err(Rejection::Fatal)?);
+            }
+            Some(running) => {
+                faults.extend(running.needs_restart(&plan.snapshot));
+                running.apply(plan, server);
+            }
+        }
+        self.open_bindings();
+        faults.extend(self.bindings.faults());
+        Ok(faults)
+    }
+
+    fn start(&self, plan: Arc<Plan>, server: Arc<config::Server>) -> Result<Workers, Error> {
+        let address = plan.snapshot.listen;
+        let count = self
+            .settings
+            .workers
+            .or(plan.snapshot.workers)
+            .unwrap_or_else(cores)
+            .clamp(1, WORKERS_MAX);
+        let listen_error = |source| Error::Listen { address, source };
+        let sockets = udp::bind_workers(address, usize::from(count)).map_err(listen_error)?;
+        if let Err(error) = udp::steer(&sockets) {
+            warn!(%error, "the kernel does not steer datagrams to workers; they are handed over");
+        }
+        let bound = sockets.first().map_or(address, udp::Udp::address);
+        let count = u8::try_from(count).unwrap_or(u8::MAX);
+        let keys = endpoint_keys(&plan.snapshot);
+        let mut workers = Vec::new();
+        for (worker, udp) in (0..count).zip(sockets) {
+            let quic = Driver::new(
+                worker,
+                &keys,
+                Some(Arc::clone(&server)),
+                self.settings.mtu_max,
+            );
+            let parts = Parts {
+                worker,
+                workers: count,
+                udp,
+                kind: self.kind,
+                quic,
+            };
+            let (plan, directory) = (Arc::clone(&plan), Arc::clone(&self.directory));
+            let running = worker::spawn(parts, move |_| Relay::new(worker, count, plan, directory));
+            workers.push(running.map_err(|error| Error::Worker(error.to_string()))?);
+        }
+        info!(listen = %bound, workers = count, "relay listens (udp)");
+        let started = Workers { plan, workers };
+        let others: Vec<_> = started
+            .workers
+            .iter()
+            .map(|worker| worker.handle.clone())
+            .collect();
+        started.tell(|| Message::Others(others.clone()));
+        Ok(started)
+    }
+
+    /// Opens and closes what the plan says; called again while something could not be opened.
+    fn open_bindings(&mut self) {
+        if self.draining {
+            return;
+        }
+        let Some(running) = &self.running else { return };
+        for step in self
+            .bindings
+            .apply(&running.plan.snapshot, running.workers.len())
+        {
+            match step {
+                Step::Unbind(number) => running.tell(|| Message::Unbind(number)),
+                Step::Bind {
+                    number,
+                    hyco,
+                    listeners,
+                } => {
+                    for (worker, listener) in running.workers.iter().zip(listeners) {
+                        let message = Message::Bind {
+                            number,
+                            hyco: hyco.clone(),
+                            listener,
+                        };
+                        if !worker.handle.send(message) {
+                            warn!(%hyco, "a worker does not take its binding");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn say(&mut self, message: FeedMessage) {
+        if let Some(answers) = &mut self.answers
+            && !answers.say(&message)
+        {
+            self.answers = None;
+        }
+    }
+
+    fn report(&mut self) {
+        if self.answers.is_none() {
+            return;
+        }
+        let Some(running) = &self.running else { return };
+        let report = self.collect(running);
+        self.say(FeedMessage::Report(Box::new(report)));
+    }
+
+    fn collect(&self, running: &Workers) -> Report {
+        let mut whole = running.ask();
+        let count = whole.sessions.len().max(running.plan.snapshot.hycos.len());
+        let truncated = count > REPORT_ROWS_MAX;
+        whole.sessions.truncate(REPORT_ROWS_MAX);
+        let hycos = running
+            .plan
+            .snapshot
+            .hycos
+            .iter()
+            .take(REPORT_ROWS_MAX)
+            .map(|hyco| {
+                let counts = whole.counts.remove(&hyco.name).unwrap_or_default();
+                HycoReport {
+                    name: hyco.name.clone(),
+                    bound: self.bindings.bound(&hyco.name),
+                    listeners: self.directory.listeners(&hyco.name),
+                    flows_live: counts.live,
+                    flows_total: counts.total,
+                    flows_failed: counts.failed,
+                    bytes_to_endpoint: counts.to_endpoint,
+                    bytes_to_application: counts.to_application,
+                    last_ending: counts.last_ending,
+                }
+            });
+        Report {
+            hycos: hycos.collect(),
+            generation: running.generation(),
+            io: self.kind.to_string(),
+            io_why: self.why.clone(),
+            workers: u16::try_from(running.workers.len()).unwrap_or(u16::MAX),
+            sessions: whole.sessions,
+            faults: self.bindings.faults(),
+            truncated,
+            unix_ms: peers::unix_ms(),
+        }
+    }
+}
+
+impl Workers {
+    fn generation(&self) -> Generation {
+        self.plan.snapshot.generation
+    }
+
+    fn tell(&self, message: impl Fn() -> Message) {
+        for worker in &self.workers {
+            // One that ended is noticed by the next look.
+            let _ = worker.handle.send(message());
+        }
+    }
+
+    /// Hands out a plan and waits until every worker goes by it.
+    fn apply(&mut self, plan: Arc<Plan>, server: Arc<config::Server>) {
+        let (applied, done) = bounded(self.workers.len());
+        self.tell(|| Message::Plan(Arc::clone(&plan), Arc::clone(&server), applied.clone()));
+        let deadline = Instant::now() + ANSWER_DEADLINE;
+        for _ in &self.workers {
+            let _ = done.recv_deadline(deadline);
+        }
+        self.plan = plan;
+    }
+
+    fn ask(&self) -> WorkerReport {
+        let (answer, answers) = bounded(self.workers.len());
+        self.tell(|| Message::Report(answer.clone()));
+        let deadline = Instant::now() + ANSWER_DEADLINE;
+        let mut whole = WorkerReport::default();
+        for _ in &self.workers {
+            let Ok(part) = answers.recv_deadline(deadline) else {
+                break;
+            };
+            whole.add(part);
+        }
+        whole
+    }
+
+    /// What a running relay cannot change; it goes on as it is.
+    fn needs_restart(&self, new: &Snapshot) -> Vec<Fault> {
+        let old = &self.plan.snapshot;
+        let changed = [
+            (old.listen != new.listen, "listen"),
+            (old.workers != new.workers, "[relay] workers"),
+            (old.relay_keys != new.relay_keys, "keys/_relay.toml"),
+        ];
+        let fault = |field| Fault {
+            hyco: None,
+            what: format!(
+                "{field} changed, which a running relay does not take up; restart the relay"
+            ),
+        };
+        changed
+            .into_iter()
+            .filter(|(changed, _)| *changed)
+            .map(|(_, field)| fault(field))
+            .collect()
+    }
+}
+
+impl WorkerReport {
+    fn add(&mut self, other: Self) {
+        self.sessions.extend(other.sessions);
+        for (name, counts) in other.counts {
+            let sum = self.counts.entry(name).or_default();
+            sum.live += counts.live;
+            sum.total += counts.total;
+            sum.failed += counts.failed;
+            sum.to_endpoint += counts.to_endpoint;
+            sum.to_application += counts.to_application;
+            sum.last_ending = counts.last_ending.or(sum.last_ending.take());
+        }
+    }
+}
+
+enum Rejection {
+    /// There is nothing to fall back to.
+    Fatal(Error),
+    /// The last snapshot stands.
+    Kept(String),
+}
+
+fn server(snapshot: &Snapshot) -> Result<config::Server, String> {
+    config::Server::new(
+        snapshot.tls.certificates.clone(),
+        snapshot.tls.key.expose().to_vec(),
+        *snapshot.relay_keys.token.expose(),
+    )
+}
+
+fn endpoint_keys(snapshot: &Snapshot) -> config::EndpointKeys {
+    config::EndpointKeys {
+        reset: *snapshot.relay_keys.reset.expose(),
+        token: *snapshot.relay_keys.token.expose(),
+        connection_id: *snapshot.relay_keys.connection_id.expose(),
+    }
+}
+
+fn cores() -> u16 {
+    std::thread::available_parallelism()
+        .map_or(1, |cores| u16::try_from(cores.get()).unwrap_or(u16::MAX))
 }

@@ -1,0 +1,127 @@
+//! Which addresses applications connect to, and whether they could be opened. Opens them; the workers accept.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+
+use tracing::info;
+use underpass_proto::{Fault, HycoName, Snapshot};
+
+use crate::io::socket;
+
+/// All bindings of a relay.
+#[derive(Debug, Default)]
+pub(crate) struct Bindings {
+    open: HashMap<HycoName, Open>,
+    faults: HashMap<HycoName, Fault>,
+    next_number: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    number: u64,
+    wanted: SocketAddr,
+    bound: SocketAddr,
+}
+
+/// What the workers have to do.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Accept here: a listener for each worker.
+    Bind {
+        /// Names the binding.
+        number: u64,
+        /// Whose.
+        hyco: HycoName,
+        /// One per worker.
+        listeners: Vec<TcpListener>,
+    },
+    /// Accept no more.
+    Unbind(u64),
+}
+
+impl Bindings {
+    /// Compares what is open with what the snapshot wants; what could not be opened is a fault, and tried again at the next call.
+    pub(crate) fn apply(&mut self, snapshot: &Snapshot, workers: usize) -> Vec<Step> {
+        let wanted: HashMap<&HycoName, SocketAddr> = snapshot
+            .hycos
+            .iter()
+            .filter(|hyco| hyco.fault().is_none())
+            .filter_map(|hyco| hyco.bind.map(|bind| (&hyco.name, bind)))
+            .collect();
+        let mut steps = Vec::new();
+        self.open.retain(|name, open| {
+            let stays = wanted.get(name) == Some(&open.wanted);
+            if !stays {
+                info!(hyco = %name, binding = %open.bound, "binding closed");
+                steps.push(Step::Unbind(open.number));
+            }
+            stays
+        });
+        self.faults.clear();
+        for hyco in &snapshot.hycos {
+            if let Some(fault) = hyco.fault() {
+                self.faults.insert(hyco.name.clone(), fault);
+            }
+        }
+        for (name, wanted) in wanted {
+            if !self.open.contains_key(name) {
+                steps.extend(self.bind(name, wanted, workers));
+            }
+        }
+        steps
+    }
+
+    fn bind(&mut self, name: &HycoName, wanted: SocketAddr, workers: usize) -> Option<Step> {
+        let opened = socket::listeners(wanted, workers).and_then(|listeners| {
+            Ok((
+                listeners.first().map(TcpListener::local_addr).transpose()?,
+                listeners,
+            ))
+        });
+        match opened {
+            Ok((bound, listeners)) => {
+                self.next_number += 1;
+                let (number, bound) = (self.next_number, bound.unwrap_or(wanted));
+                info!(hyco = %name, binding = %bound, "binding open");
+                self.open.insert(
+                    name.clone(),
+                    Open {
+                        number,
+                        wanted,
+                        bound,
+                    },
+                );
+                Some(Step::Bind {
+                    number,
+                    hyco: name.clone(),
+                    listeners,
+                })
+            }
+            Err(error) => {
+                let what = format!(
+                    "cannot open bind = \"{wanted}\": {error}; write another address, or end what holds this one"
+                );
+                self.faults.insert(
+                    name.clone(),
+                    Fault {
+                        hyco: Some(name.clone()),
+                        what,
+                    },
+                );
+                None
+            }
+        }
+    }
+
+    /// What could not be opened.
+    #[must_use]
+    pub(crate) fn faults(&self) -> Vec<Fault> {
+        self.faults.values().cloned().collect()
+    }
+
+    /// The real address of a binding; port 0 is resolved.
+    #[must_use]
+    pub(crate) fn bound(&self, name: &HycoName) -> Option<SocketAddr> {
+        self.open.get(name).map(|open| open.bound)
+    }
+}

@@ -1,0 +1,591 @@
+//! The relay's side of its sessions: who said Hello, what each is registered for, and how well it is. Decides who may listen; moves no byte of a flow.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use quinn_proto::StreamId;
+use tracing::{debug, info, warn};
+use underpass_proto::limits::{
+    HELLO_DEADLINE, PING_AFTER, REGISTRATIONS_MAX, REPLACED_AFTER, SUSPECT_AFTER,
+};
+use underpass_proto::proof::{check_register, relay_proof};
+use underpass_proto::snapshot::{RegistrationReport, SessionReport, SessionState, Standing};
+use underpass_proto::wire::{
+    Ended, EndedCode, Hello, Refused, RefusedCode, Registered, VERSION, Welcome,
+};
+use underpass_proto::{
+    AgentId, Exporter, Frame, HycoName, Instance, Register, Role, Rule, SessionCode, Which,
+};
+
+use super::plan::{Directory, Plan};
+use super::roster::{Entry, Health, Roster};
+use crate::control_stream::{Broken, ControlStream};
+use crate::quic::{Driver, SessionId};
+
+/// All sessions of one worker, from their handshake on.
+pub(crate) struct Peers {
+    worker: u8,
+    workers: u8,
+    sessions: HashMap<SessionId, Peer>,
+    rosters: HashMap<HycoName, Roster>,
+    directory: Arc<Directory>,
+}
+
+struct Peer {
+    exporter: Exporter,
+    since: Instant,
+    since_unix_ms: u64,
+    control: Option<ControlStream>,
+    hello: Option<Hello>,
+    registrations: HashMap<HycoName, Registration>,
+    draining: bool,
+    /// When a newer process of the same agent said Hello.
+    replaced: Option<Instant>,
+}
+
+struct Registration {
+    register: Register,
+    which: Which,
+}
+
+/// What the worker has to do about a session after it was heard.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing.
+    Fine,
+    /// Close it with this code.
+    Close(SessionCode),
+}
+
+/// A registration that is over, and whose flows are to end.
+#[derive(Debug)]
+pub(crate) struct Over {
+    /// On which session.
+    pub(crate) session: SessionId,
+    /// For what.
+    pub(crate) hyco: HycoName,
+}
+
+impl Peers {
+    /// None yet.
+    #[must_use]
+    pub(crate) fn new(worker: u8, workers: u8, directory: Arc<Directory>) -> Self {
+        Self {
+            worker,
+            workers,
+            sessions: HashMap::new(),
+            rosters: HashMap::new(),
+            directory,
+        }
+    }
+
+    /// A handshake is done.
+    pub(crate) fn up(&mut self, now: Instant, quic: &mut Driver, session: SessionId) {
+        let Some(exporter) = quic.exporter(session) else {
+            return;
+        };
+        let peer = Peer {
+            exporter,
+            since: now,
+            since_unix_ms: unix_ms(),
+            control: None,
+            hello: None,
+            registrations: HashMap::new(),
+            draining: false,
+            replaced: None,
+        };
+        self.sessions.insert(session, peer);
+    }
+
+    /// A session is gone, and all that it was registered for.
+    pub(crate) fn gone(&mut self, session: SessionId) {
+        let Some(peer) = self.sessions.remove(&session) else {
+            return;
+        };
+        for name in peer.registrations.keys() {
+            leave(&mut self.rosters, name, session);
+            if let Some(hello) = &peer.hello {
+                self.directory.leave(name, hello.instance, self.worker);
+            }
+        }
+    }
+
+    /// The first stream of a session is its control stream; agents open no other.
+    pub(crate) fn stream_opened(&mut self, session: SessionId, stream: StreamId) -> Verdict {
+        match self.sessions.get_mut(&session) {
+            Some(peer) if peer.control.is_none() => {
+                peer.control = Some(ControlStream::new(stream));
+                Verdict::Fine
+            }
+            Some(_) => Verdict::Close(SessionCode::Protocol),
+            None => Verdict::Fine,
+        }
+    }
+
+    /// The control stream may be written again.
+    pub(crate) fn writable(&mut self, quic: &mut Driver, session: SessionId) {
+        if let Some(control) = self
+            .sessions
+            .get_mut(&session)
+            .and_then(|peer| peer.control.as_mut())
+        {
+            control.write(quic, session);
+        }
+    }
+
+    /// Reads and answers what a peer says. `hello` is told of a process that just said who it is.
+    pub(crate) fn readable(
+        &mut self,
+        now: Instant,
+        quic: &mut Driver,
+        plan: &Plan,
+        session: SessionId,
+        stream: StreamId,
+        hello: &mut Option<(AgentId, Instance)>,
+    ) -> Verdict {
+        let Some(peer) = self.sessions.get_mut(&session) else {
+            return Verdict::Fine;
+        };
+        let Some(control) = peer
+            .control
+            .as_mut()
+            .filter(|control| control.stream == stream)
+        else {
+            return Verdict::Fine;
+        };
+        let frames = match control.read(quic, session) {
+            Ok(frames) => frames,
+            Err(why) => return broken(quic, session, &why),
+        };
+        for frame in frames {
+            let verdict = match frame {
+                Frame::Hello(said) => self.hello(now, quic, plan, session, said, hello),
+                Frame::Register(said) => self.register(quic, plan, session, said),
+                Frame::Deregister(said) => self.deregister(session, &said.hyco),
+                Frame::Draining => self.draining(session),
+                _ => Verdict::Close(SessionCode::Protocol),
+            };
+            if verdict != Verdict::Fine {
+                return verdict;
+            }
+        }
+        Verdict::Fine
+    }
+
+    fn hello(
+        &mut self,
+        now: Instant,
+        quic: &mut Driver,
+        plan: &Plan,
+        session: SessionId,
+        hello: Hello,
+        told: &mut Option<(AgentId, Instance)>,
+    ) -> Verdict {
+        let Some(peer) = self.sessions.get_mut(&session) else {
+            return Verdict::Fine;
+        };
+        if peer.hello.is_some() {
+            return Verdict::Close(SessionCode::Protocol);
+        }
+        if hello.version != VERSION {
+            return Verdict::Close(SessionCode::Version);
+        }
+        *told = Some((hello.agent_id, hello.instance));
+        let (agent_id, instance) = (hello.agent_id, hello.instance);
+        peer.hello = Some(hello);
+        let welcome = Frame::Welcome(Welcome {
+            workers: self.workers,
+            worker: self.worker,
+            relay_time_unix_ms: unix_ms(),
+            relays: vec![plan.snapshot.public_address.clone()],
+        });
+        let said = peer.say(quic, session, &welcome);
+        self.replace(now, quic, agent_id, instance);
+        said
+    }
+
+    /// A process of `agent_id` said Hello: older ones are asked for a sign of life, and not picked until they gave it.
+    pub(crate) fn replace(
+        &mut self,
+        now: Instant,
+        quic: &mut Driver,
+        agent_id: AgentId,
+        instance: Instance,
+    ) {
+        for (session, peer) in &mut self.sessions {
+            let Some(hello) = &peer.hello else { continue };
+            if hello.agent_id == agent_id && hello.instance != instance && peer.replaced.is_none() {
+                peer.replaced = Some(now);
+                quic.ping(*session);
+            }
+        }
+    }
+
+    fn register(
+        &mut self,
+        quic: &mut Driver,
+        plan: &Plan,
+        session: SessionId,
+        register: Register,
+    ) -> Verdict {
+        let Some(peer) = self.sessions.get_mut(&session) else {
+            return Verdict::Fine;
+        };
+        let Some(hello) = peer.hello.clone() else {
+            return Verdict::Close(SessionCode::Protocol);
+        };
+        let name = register.hyco.clone();
+        let definition = plan.hyco(&name);
+        let checked = check_register(&register, definition.map(|hyco| &hyco.keys), &peer.exporter);
+        let role_fits = matches!((hello.role, register.rule), (Role::Agent, Rule::Listen));
+        let (Ok(checked), Some(definition), true) = (&checked, definition, role_fits) else {
+            let why = checked.err().map_or_else(
+                || "wrong rule for its role".to_string(),
+                |why| why.to_string(),
+            );
+            warn!(hyco = %name, key = %register.key_id, agent = %hello.agent_id, %why, "registration refused");
+            return peer.refuse(quic, session, name, RefusedCode::NotAuthorised);
+        };
+        if !peer.registrations.contains_key(&name) {
+            if peer.registrations.len() >= REGISTRATIONS_MAX {
+                return peer.refuse(quic, session, name, RefusedCode::Overloaded);
+            }
+            let most = definition.limits.listeners_max;
+            if !self
+                .directory
+                .listen(&name, hello.instance, self.worker, most)
+            {
+                warn!(hyco = %name, agent = %hello.agent_id, most, "registration refused: too many listeners");
+                return peer.refuse(quic, session, name, RefusedCode::TooManyListeners);
+            }
+        }
+        let relay_proof = relay_proof(
+            &checked.key,
+            &register,
+            &definition.endpoint,
+            &peer.exporter,
+        );
+        let answer = Registered {
+            hyco: name.clone(),
+            endpoint: definition.endpoint.clone(),
+            relay_proof,
+        };
+        let entry = Entry {
+            session,
+            instance: hello.instance,
+            weight: register.weight,
+            priority: register.priority,
+        };
+        info!(hyco = %name, key = %register.key_id, which = ?checked.which, agent = %hello.agent_id, "listener registered");
+        peer.registrations.insert(
+            name.clone(),
+            Registration {
+                register,
+                which: checked.which,
+            },
+        );
+        self.rosters.entry(name).or_default().add(entry);
+        peer.say(quic, session, &Frame::Registered(answer))
+    }
+
+    fn deregister(&mut self, session: SessionId, name: &HycoName) -> Verdict {
+        self.unregister(session, name);
+        match self.sessions.get(&session) {
+            Some(peer) if peer.registrations.is_empty() => {
+                Verdict::Close(SessionCode::NoRegistration)
+            }
+            _ => Verdict::Fine,
+        }
+    }
+
+    fn draining(&mut self, session: SessionId) -> Verdict {
+        if let Some(peer) = self.sessions.get_mut(&session) {
+            peer.draining = true;
+        }
+        Verdict::Fine
+    }
+
+    fn unregister(&mut self, session: SessionId, name: &HycoName) -> bool {
+        let Some(peer) = self.sessions.get_mut(&session) else {
+            return false;
+        };
+        if peer.registrations.remove(name).is_none() {
+            return false;
+        }
+        leave(&mut self.rosters, name, session);
+        if let Some(hello) = &peer.hello {
+            self.directory.leave(name, hello.instance, self.worker);
+        }
+        true
+    }
+
+    /// Holds every registration against a new plan. Answers which are over; tells peers of those, and of endpoints that changed.
+    pub(crate) fn apply(&mut self, quic: &mut Driver, old: &Plan, new: &Plan) -> Vec<Over> {
+        let mut over = Vec::new();
+        let mut changed = Vec::new();
+        for (&session, peer) in &mut self.sessions {
+            for (name, registration) in &mut peer.registrations {
+                match judge(registration, old, new, name) {
+                    Judged::Stands => {}
+                    Judged::Moved => changed.push((session, name.clone())),
+                    Judged::Over(code) => over.push((session, name.clone(), code)),
+                }
+            }
+        }
+        for (session, name) in changed {
+            self.tell_endpoint(quic, new, session, &name);
+        }
+        let mut ended = Vec::new();
+        for (session, name, code) in over {
+            info!(hyco = %name, why = %code, "registration ended");
+            self.unregister(session, &name);
+            if let Some(peer) = self.sessions.get_mut(&session) {
+                let _ = peer.say(
+                    quic,
+                    session,
+                    &Frame::Ended(Ended {
+                        hyco: name.clone(),
+                        code,
+                    }),
+                );
+            }
+            ended.push(Over {
+                session,
+                hyco: name,
+            });
+        }
+        ended
+    }
+
+    /// Sends Registered again, with a proof over the last Register: the endpoint is another one now.
+    fn tell_endpoint(
+        &mut self,
+        quic: &mut Driver,
+        plan: &Plan,
+        session: SessionId,
+        name: &HycoName,
+    ) {
+        let Some(peer) = self.sessions.get_mut(&session) else {
+            return;
+        };
+        let Some(registration) = peer.registrations.get(name) else {
+            return;
+        };
+        let Some(definition) = plan.hyco(name) else {
+            return;
+        };
+        let register = registration.register.clone();
+        let pair = definition.keys.rule(register.rule);
+        let Some(key) = pair.and_then(|pair| pair.which(registration.which)) else {
+            return;
+        };
+        let relay_proof = relay_proof(key, &register, &definition.endpoint, &peer.exporter);
+        let answer = Registered {
+            hyco: register.hyco,
+            endpoint: definition.endpoint.clone(),
+            relay_proof,
+        };
+        let _ = peer.say(quic, session, &Frame::Registered(answer));
+    }
+
+    /// The session for a new flow. `without` was tried already.
+    pub(crate) fn pick(
+        &self,
+        quic: &Driver,
+        now: Instant,
+        hyco: &HycoName,
+        without: Option<Instance>,
+        load: impl Fn(SessionId) -> usize,
+    ) -> Option<SessionId> {
+        let health = |session| self.health(quic, now, session);
+        self.rosters
+            .get(hyco)?
+            .pick(health, load, without, &mut rand::rng())
+    }
+
+    /// The process behind a session.
+    #[must_use]
+    pub(crate) fn instance(&self, session: SessionId) -> Option<Instance> {
+        self.sessions
+            .get(&session)?
+            .hello
+            .as_ref()
+            .map(|hello| hello.instance)
+    }
+
+    fn health(&self, quic: &Driver, now: Instant, session: SessionId) -> Health {
+        let Some(peer) = self.sessions.get(&session) else {
+            return Health::Draining;
+        };
+        let silence = quic.silence(now, session).unwrap_or(Duration::MAX);
+        if peer.draining {
+            Health::Draining
+        } else if peer.replaced.is_some() || silence > PING_AFTER + SUSPECT_AFTER {
+            Health::Suspect
+        } else {
+            Health::Ready
+        }
+    }
+
+    /// Sessions that are to be closed: silent about who they are, without a registration, or replaced and silent.
+    #[must_use]
+    pub(crate) fn overdue(&mut self, quic: &Driver, now: Instant) -> Vec<(SessionId, SessionCode)> {
+        let mut overdue = Vec::new();
+        for (&session, peer) in &mut self.sessions {
+            let age = now.saturating_duration_since(peer.since);
+            if let Some(code) = peer.overdue(age) {
+                overdue.push((session, code));
+            }
+            let Some(replaced) = peer.replaced else {
+                continue;
+            };
+            let waited = now.saturating_duration_since(replaced);
+            let silence = quic.silence(now, session).unwrap_or(Duration::MAX);
+            if silence < waited {
+                peer.replaced = None; // It lives: two processes share one configuration.
+            } else if waited >= REPLACED_AFTER {
+                overdue.push((session, SessionCode::Replaced));
+            }
+        }
+        overdue
+    }
+
+    /// Says Draining to all.
+    pub(crate) fn say_draining(&mut self, quic: &mut Driver) {
+        for (&session, peer) in &mut self.sessions {
+            let _ = peer.say(quic, session, &Frame::Draining);
+        }
+    }
+
+    /// All sessions.
+    #[must_use]
+    pub(crate) fn all(&self) -> Vec<SessionId> {
+        self.sessions.keys().copied().collect()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub(crate) fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// What the report says of each session that said Hello.
+    #[must_use]
+    pub(crate) fn report(&self, quic: &Driver, now: Instant) -> Vec<SessionReport> {
+        let session = |(&session, peer): (&SessionId, &Peer)| {
+            let hello = peer.hello.as_ref()?;
+            let path = quic.path(session)?;
+            Some(SessionReport {
+                role: hello.role,
+                agent_id: hello.agent_id,
+                instance: hello.instance,
+                remote: path.remote,
+                worker: u16::from(self.worker),
+                rtt_us: u64::try_from(path.rtt.as_micros()).unwrap_or(u64::MAX),
+                mtu: path.mtu,
+                state: match self.health(quic, now, session) {
+                    Health::Ready => SessionState::Ready,
+                    Health::Suspect => SessionState::Suspect,
+                    Health::Draining => SessionState::Draining,
+                },
+                since_unix_ms: peer.since_unix_ms,
+                hycos: peer
+                    .registrations
+                    .iter()
+                    .map(|(name, registration)| registration.report(name))
+                    .collect(),
+            })
+        };
+        self.sessions.iter().filter_map(session).collect()
+    }
+}
+
+impl Peer {
+    fn say(&mut self, quic: &mut Driver, session: SessionId, frame: &Frame) -> Verdict {
+        let Some(control) = &mut self.control else {
+            return Verdict::Fine;
+        };
+        match control.say(quic, session, frame) {
+            Ok(()) => Verdict::Fine,
+            Err(why) => broken(quic, session, &why),
+        }
+    }
+
+    fn refuse(
+        &mut self,
+        quic: &mut Driver,
+        session: SessionId,
+        hyco: HycoName,
+        code: RefusedCode,
+    ) -> Verdict {
+        self.say(quic, session, &Frame::Refused(Refused { hyco, code }))
+    }
+
+    fn overdue(&self, age: Duration) -> Option<SessionCode> {
+        if self.hello.is_none() {
+            return (age > HELLO_DEADLINE).then_some(SessionCode::HelloTimeout);
+        }
+        let idle = self.registrations.is_empty() && age > 2 * HELLO_DEADLINE;
+        idle.then_some(SessionCode::NoRegistration)
+    }
+}
+
+impl Registration {
+    fn report(&self, name: &HycoName) -> RegistrationReport {
+        RegistrationReport {
+            name: name.clone(),
+            rule: self.register.rule,
+            key_id: self.register.key_id,
+            key: self.which,
+        }
+    }
+}
+
+enum Judged {
+    Stands,
+    /// The endpoint is another one.
+    Moved,
+    Over(EndedCode),
+}
+
+fn judge(registration: &mut Registration, old: &Plan, new: &Plan, name: &HycoName) -> Judged {
+    let Some(definition) = new.hyco(name) else {
+        return Judged::Over(EndedCode::Removed);
+    };
+    match definition
+        .keys
+        .standing(registration.register.rule, registration.register.key_id)
+    {
+        Standing::Revoked => return Judged::Over(EndedCode::KeyRevoked),
+        Standing::Alive(which) => registration.which = which,
+        Standing::Unknown => {}
+    }
+    let moved = old
+        .hyco(name)
+        .is_some_and(|was| was.endpoint != definition.endpoint);
+    if moved { Judged::Moved } else { Judged::Stands }
+}
+
+fn broken(quic: &Driver, session: SessionId, why: &Broken) -> Verdict {
+    let remote = quic.path(session).map(|path| path.remote);
+    debug!(?remote, %why, "control stream broken");
+    Verdict::Close(SessionCode::Protocol)
+}
+
+fn leave(rosters: &mut HashMap<HycoName, Roster>, name: &HycoName, session: SessionId) {
+    if let Some(roster) = rosters.get_mut(name) {
+        roster.remove(session);
+        if roster.is_empty() {
+            rosters.remove(name);
+        }
+    }
+}
+
+/// Milliseconds since 1970, for people and for naming a skew; nothing is decided by it.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

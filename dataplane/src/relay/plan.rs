@@ -1,0 +1,165 @@
+//! A snapshot made ready for the workers, and what they share about it. Changes with each snapshot, never per byte.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use underpass_proto::{HybridConnection, HycoName, Instance, Snapshot};
+
+/// One snapshot, as the workers use it.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// What control said.
+    pub(crate) snapshot: Snapshot,
+    by_name: HashMap<HycoName, usize>,
+}
+
+impl Plan {
+    /// Indexes a checked snapshot.
+    #[must_use]
+    pub(crate) fn new(snapshot: Snapshot) -> Self {
+        let by_name = snapshot
+            .hycos
+            .iter()
+            .enumerate()
+            .map(|(at, hyco)| (hyco.name.clone(), at))
+            .collect();
+        Self { snapshot, by_name }
+    }
+
+    /// The definition of this name.
+    #[must_use]
+    pub(crate) fn hyco(&self, name: &HycoName) -> Option<&HybridConnection> {
+        self.by_name.get(name).map(|at| &self.snapshot.hycos[*at])
+    }
+}
+
+/// The listeners of a hybrid connection, and how many sessions each has on which worker.
+type Listeners = HashMap<Instance, HashMap<u8, usize>>;
+
+/// What workers must know of each other: who listens where, and how many flows there are. Touched once per registration and once per flow.
+#[derive(Debug, Default)]
+pub(crate) struct Directory {
+    listeners: Mutex<HashMap<HycoName, Listeners>>,
+    flows: Mutex<HashMap<HycoName, Arc<AtomicU32>>>,
+    flows_all: AtomicU32,
+}
+
+impl Directory {
+    /// Notes a listener's session on a worker, unless that makes more than `most` listeners.
+    pub(crate) fn listen(
+        &self,
+        hyco: &HycoName,
+        instance: Instance,
+        worker: u8,
+        most: u32,
+    ) -> bool {
+        let mut listeners = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let instances = listeners.entry(hyco.clone()).or_default();
+        if !instances.contains_key(&instance) && instances.len() >= most as usize {
+            return false;
+        }
+        *instances
+            .entry(instance)
+            .or_default()
+            .entry(worker)
+            .or_default() += 1;
+        true
+    }
+
+    /// Takes such a note back.
+    pub(crate) fn leave(&self, hyco: &HycoName, instance: Instance, worker: u8) {
+        let mut listeners = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(instances) = listeners.get_mut(hyco) else {
+            return;
+        };
+        if let Some(workers) = instances.get_mut(&instance) {
+            if let Some(count) = workers.get_mut(&worker) {
+                *count -= 1;
+                if *count == 0 {
+                    workers.remove(&worker);
+                }
+            }
+            if workers.is_empty() {
+                instances.remove(&instance);
+            }
+        }
+        if instances.is_empty() {
+            listeners.remove(hyco);
+        }
+    }
+
+    /// Another worker than `but` where somebody listens.
+    #[must_use]
+    pub(crate) fn worker_with(&self, hyco: &HycoName, but: u8) -> Option<u8> {
+        let listeners = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        listeners
+            .get(hyco)?
+            .values()
+            .flat_map(HashMap::keys)
+            .copied()
+            .find(|worker| *worker != but)
+    }
+
+    /// How many listen.
+    #[must_use]
+    pub(crate) fn listeners(&self, hyco: &HycoName) -> u32 {
+        let listeners = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        listeners.get(hyco).map_or(0, |instances| {
+            u32::try_from(instances.len()).unwrap_or(u32::MAX)
+        })
+    }
+
+    /// A place for one more flow, or `None` at a limit. Given back when dropped.
+    #[must_use]
+    pub(crate) fn place(
+        self: &Arc<Self>,
+        hyco: &HycoName,
+        most: u32,
+        most_all: u32,
+    ) -> Option<Place> {
+        let live = {
+            let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(flows.entry(hyco.clone()).or_default())
+        };
+        if self.flows_all.fetch_add(1, Ordering::Relaxed) >= most_all {
+            self.flows_all.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        if live.fetch_add(1, Ordering::Relaxed) >= most {
+            live.fetch_sub(1, Ordering::Relaxed);
+            self.flows_all.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Place {
+            live,
+            directory: Arc::clone(self),
+        })
+    }
+}
+
+/// One flow's place under the limits.
+#[derive(Debug)]
+pub(crate) struct Place {
+    live: Arc<AtomicU32>,
+    directory: Arc<Directory>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.live.fetch_sub(1, Ordering::Relaxed);
+        self.directory.flows_all.fetch_sub(1, Ordering::Relaxed);
+    }
+}
