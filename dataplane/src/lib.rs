@@ -1,11 +1,17 @@
 //! The data plane of Underpass: how bytes travel between an application and an endpoint.
 //!
-//! [`relay`] and [`agent`] are the two processes' brains; neither knows the other. [`io`] is the only part that talks to the operating system.
+//! [`relay`] and [`agent`] are the two processes' brains; neither knows the other. Both are roles of a `worker`, a loop over `io`,
+//! the only part that talks to the operating system, and `quic`, the sessions.
 
 pub mod agent;
+mod control_stream;
+mod core;
 pub mod drain;
+mod flow;
 pub mod io;
+pub mod quic;
 pub mod relay;
+mod worker;
 
 /// Settings that every data plane process has.
 #[derive(Clone, Debug)]
