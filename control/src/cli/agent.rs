@@ -222,6 +222,7 @@ fn report(checked: &[Checked]) -> String {
 
 fn explain(error: agent::Error) -> Failure {
     match error {
+        agent::Error::Config(_) => Failure::configuration(error),
         agent::Error::Io(_) => Failure::configuration(error).hint("`--io auto` takes what this kernel permits"),
         agent::Error::NotAuthorised(_) => Failure::new(Exit::NotAuthorised, error)
             .hint("on the relay's machine, `underpass connection string NAME --role on-premises` prints the right string; the relay's log says which part is wrong"),

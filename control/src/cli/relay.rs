@@ -74,6 +74,7 @@ fn explain(error: relay::Error) -> Failure {
             );
             Failure::configuration(error).hint(hint)
         }
+        relay::Error::Snapshot(_) => Failure::configuration(error),
         relay::Error::Worker(_) => Failure::new(Exit::Failed, error),
     }
 }
