@@ -8,4 +8,5 @@ pub mod demo;
 pub mod files;
 pub mod lifeline;
 pub mod publish;
+mod quantity;
 mod signals;

@@ -15,6 +15,7 @@ use super::table::table;
 use super::{DataPlaneArgs, Exit, Failure, IoChoice, print};
 use crate::files::agent::{AgentFile, ConnectEntry, WEIGHT_DEFAULT, agent_id, load_string};
 use crate::files::{Fault, disk, unreadable};
+use crate::quantity::millis;
 use crate::signals;
 
 /// How long `--check` waits for an answer.
@@ -214,7 +215,7 @@ fn report(checked: &[Checked]) -> String {
         [
             checked.hyco.to_string(),
             checked.endpoint.to_string(),
-            format!("{}.{:03} ms", checked.rtt_us / 1000, checked.rtt_us % 1000),
+            millis(checked.rtt_us),
         ]
     });
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())

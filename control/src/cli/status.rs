@@ -8,6 +8,7 @@ use underpass_proto::{Report, Status};
 use super::table::table;
 use super::{DirArgs, Exit, Failure, print};
 use crate::publish::{self, DialError};
+use crate::quantity::{bytes, millis};
 
 /// Options of `underpass status`.
 #[derive(clap::Args, Debug)]
@@ -122,7 +123,7 @@ fn show_report(out: &mut String, report: &Report) {
             session.role.to_string(),
             session.remote.to_string(),
             session.state.to_string(),
-            format!("{}.{:03} ms", session.rtt_us / 1000, session.rtt_us % 1000),
+            millis(session.rtt_us),
             session.mtu.to_string(),
             registered.join(", "),
         ]
@@ -137,33 +138,9 @@ fn show_report(out: &mut String, report: &Report) {
     }
 }
 
-/// Three digits and a unit of a thousand.
-fn bytes(count: u64) -> String {
-    const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
-    let mut scaled = count as f64;
-    let mut unit = 0;
-    while scaled >= 1000.0 && unit + 1 < UNITS.len() {
-        scaled /= 1000.0;
-        unit += 1;
-    }
-    if unit == 0 {
-        format!("{count} B")
-    } else {
-        format!("{scaled:.1} {}", UNITS[unit])
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn counts_of_bytes_are_short() {
-        assert_eq!(bytes(999), "999 B");
-        assert_eq!(bytes(1_500), "1.5 kB");
-        assert_eq!(bytes(1 << 30), "1.1 GB");
-        assert_eq!(bytes(u64::MAX), "18446.7 PB");
-    }
 
     #[test]
     fn a_missing_relay_is_said() {

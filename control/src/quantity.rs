@@ -1,0 +1,62 @@
+//! How quantities are written for people: three or four digits and a unit of a thousand.
+
+use std::time::Duration;
+
+/// Bytes, like `1.5 MB`.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
+    let mut scaled = count as f64;
+    let mut unit = 0;
+    while scaled >= 1000.0 && unit + 1 < UNITS.len() {
+        scaled /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{count} B")
+    } else {
+        format!("{scaled:.1} {}", UNITS[unit])
+    }
+}
+
+/// Bits per second, like `1.5 Gbit/s`.
+pub(crate) fn rate(bytes: u64, over: Duration) -> String {
+    let seconds = over.as_secs_f64().max(f64::EPSILON);
+    match bytes as f64 * 8.0 / seconds {
+        bits if bits >= 1e9 => format!("{:.1} Gbit/s", bits / 1e9),
+        bits if bits >= 1e6 => format!("{:.1} Mbit/s", bits / 1e6),
+        bits => format!("{:.0} kbit/s", bits / 1e3),
+    }
+}
+
+/// Microseconds, as milliseconds.
+pub(crate) fn millis(us: u64) -> String {
+    format!("{}.{:03} ms", us / 1000, us % 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_bytes_are_short() {
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(1_500), "1.5 kB");
+        assert_eq!(bytes(1 << 30), "1.1 GB");
+        assert_eq!(bytes(u64::MAX), "18446.7 PB");
+    }
+
+    #[test]
+    fn rates_are_in_bits() {
+        let second = Duration::from_secs(1);
+        assert_eq!(rate(0, second), "0 kbit/s");
+        assert_eq!(rate(1_000, second), "8 kbit/s");
+        assert_eq!(rate(250_000, 2 * second), "1.0 Mbit/s");
+        assert_eq!(rate(1 << 30, second), "8.6 Gbit/s");
+    }
+
+    #[test]
+    fn short_times_keep_their_microseconds() {
+        assert_eq!(millis(7), "0.007 ms");
+        assert_eq!(millis(12_345), "12.345 ms");
+    }
+}
