@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::http::Connection;
 use super::pattern::Pattern;
-use super::scene::{Scene, hyco_of};
+use super::scene::Scene;
 use super::service::{SINK_WINDOW, digest_line};
 
 /// Bytes each way: 1 GiB.
@@ -25,6 +25,8 @@ const BYTES: u64 = 1 << 30;
 const REQUEST: usize = SINK_WINDOW;
 /// For every single read and write of a transfer. Silence this long is a hung flow.
 const IO_DEADLINE: Duration = Duration::from_secs(10);
+/// Requests of one byte, one after the other, whose median is the time of a small one.
+const SMALL_REQUESTS: usize = 301;
 /// From the agent's end to a new flow, and to the end of the old one.
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(20);
 /// A new attempt at a flow starts this often, whether or not those before have ended.
@@ -45,6 +47,8 @@ pub(super) struct Figures {
     pub(super) to_application: Direction,
     /// From the application to the endpoint.
     pub(super) to_endpoint: Direction,
+    /// A request of one byte on a connection that is there already.
+    pub(super) small_request: Request,
     /// From `kill -9` of the agent to the first new flow that worked, milliseconds.
     pub(super) new_flow_after_agent_kill_ms: f64,
     /// How the flow that the agent was killed under ended: `reset` is right, since bytes were missing.
@@ -53,8 +57,6 @@ pub(super) struct Figures {
     pub(super) io: String,
     /// UDP payload that the path between relay and agent was found to carry, bytes.
     pub(super) mtu: u16,
-    /// Round trip between relay and agent, microseconds.
-    pub(super) rtt_us: u64,
     /// Cores of this machine, all processes on them.
     pub(super) cores: usize,
     /// Whether this is an optimised build; the figures of any other say little.
@@ -72,6 +74,15 @@ pub(super) struct Direction {
     pub(super) direct_gbit_s: f64,
     /// Requests whose SHA-256 was right, of either way.
     pub(super) sha256_right: u64,
+}
+
+/// How long a request takes, to the answer's last byte.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Request {
+    /// Through the relay, the median, microseconds.
+    pub(super) relay_us: u64,
+    /// Straight to the service, the median, microseconds.
+    pub(super) direct_us: u64,
 }
 
 /// What is being done, for an error that says where time ran out.
@@ -92,6 +103,11 @@ pub(super) fn run(scene: &Scene, step: &Step, started: Instant) -> Result<Figure
     let to_endpoint = bench
         .direction(scene, Bench::send)
         .context("from the application to the endpoint")?;
+    enter("timing small requests");
+    let small_request = Request {
+        relay_us: bench.small(scene.binding).context("through the relay")?,
+        direct_us: bench.small(scene.service).context("direct")?,
+    };
     enter("asking for the status");
     let status = scene.status()?;
     let report = status.relay.as_ref().context("the relay does not report")?;
@@ -100,18 +116,16 @@ pub(super) fn run(scene: &Scene, step: &Step, started: Instant) -> Result<Figure
     let (new_flow, old_flow) = kill_agent(scene, &bench.pattern)?;
     enter("checking the end");
     scene.check_starts(2)?;
-    let hyco = scene.status()?;
-    hyco_of(&hyco).context("the hybrid connection is no longer reported")?;
     Ok(Figures {
         ok: true,
         bytes_each_way: BYTES,
         to_application,
         to_endpoint,
+        small_request,
         new_flow_after_agent_kill_ms: new_flow.as_secs_f64() * 1e3,
         flow_under_agent_kill: old_flow,
         io: report.io.clone(),
         mtu: session.mtu,
-        rtt_us: session.rtt_us,
         cores: thread::available_parallelism().map_or(1, usize::from),
         release_build: !cfg!(debug_assertions),
         seconds: started.elapsed().as_secs_f64(),
@@ -164,6 +178,20 @@ impl Bench {
             elapsed += request(self, &mut connection, &mut buffer, index)?;
         }
         Ok(BYTES as f64 * 8.0 / elapsed.as_secs_f64() / 1e9)
+    }
+
+    /// The median of requests for one byte.
+    fn small(&self, address: SocketAddr) -> Result<u64> {
+        let mut connection = Connection::open(address, IO_DEADLINE)?;
+        let right = self.pattern.pieces(0, 1).next().context("a byte")?;
+        let mut times = Vec::with_capacity(SMALL_REQUESTS);
+        for _ in 0..SMALL_REQUESTS {
+            let mut byte = [0];
+            times.push(connection.get("/bytes?n=1", &mut byte)?);
+            ensure!(byte == right[..], "a small request: the byte is wrong");
+        }
+        times.sort_unstable();
+        Ok(u64::try_from(times[SMALL_REQUESTS / 2].as_micros())?)
     }
 
     /// Endpoint to application; the application hashes what came.

@@ -4,19 +4,20 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tempfile::TempDir;
 use underpass_proto::Status;
 use underpass_proto::snapshot::HycoReport;
 
 use super::processes::{self, PROGRAM, Plan, Process};
-use super::{Args, service};
+use super::{Args, Interrupted, service, spoiler};
 use crate::files::Directory;
 use crate::publish;
 
@@ -51,7 +52,8 @@ pub(super) struct Scene {
 
 impl Scene {
     /// Writes the files, starts the processes, and waits until the listener is registered.
-    pub(super) fn set(args: &Args) -> Result<Self> {
+    /// A signal ends that, with [`Interrupted`].
+    pub(super) fn set(args: &Args, signals: &Receiver<()>) -> Result<Self> {
         let root = tempfile::Builder::new()
             .prefix("underpass-demo-")
             .tempdir()
@@ -61,6 +63,7 @@ impl Scene {
         fs::create_dir(&logs)?;
         let mut cast = Cast {
             args,
+            signals,
             logs: &logs,
             processes: Vec::new(),
         };
@@ -86,6 +89,9 @@ impl Scene {
                     .map(|process| process.tail())
                     .collect();
                 processes::end(&cast.processes);
+                if error.is::<Interrupted>() {
+                    return Err(error);
+                }
                 Err(anyhow!("{error:#}{tails}"))
             }
         }
@@ -132,6 +138,7 @@ impl Drop for Scene {
 /// The processes while they are being started.
 struct Cast<'a> {
     args: &'a Args,
+    signals: &'a Receiver<()>,
     logs: &'a Path,
     processes: Vec<Arc<Process>>,
 }
@@ -142,7 +149,11 @@ impl Cast<'_> {
         let output = self.start("service", false, ["demo-service".into()].into())?;
         let service = service_address(output.context("the service has no output")?)?;
         write_namespace(directory)?;
-        create_connection(directory, service)?;
+        let endpoint = match self.args.spoil {
+            Some(way) => spoiler::start(service, way)?,
+            None => service,
+        };
+        create_connection(directory, endpoint)?;
         let string_file = write_string(directory, root)?;
 
         let dir = || [OsString::from("--dir"), directory.into()];
@@ -200,7 +211,9 @@ impl Cast<'_> {
                 let faults = faults_of(&status?);
                 bail!("no listener is registered after {READY_DEADLINE:?}{faults}");
             }
-            thread::sleep(LOOK_EVERY);
+            if self.signals.recv_timeout(LOOK_EVERY) != Err(RecvTimeoutError::Timeout) {
+                bail!(Interrupted);
+            }
         }
     }
 
@@ -236,8 +249,8 @@ fn write_namespace(directory: &Path) -> Result<()> {
 }
 
 /// By the command that users have.
-fn create_connection(directory: &Path, service: SocketAddr) -> Result<()> {
-    let (host, port) = (service.ip().to_string(), service.port().to_string());
+fn create_connection(directory: &Path, endpoint: SocketAddr) -> Result<()> {
+    let (host, port) = (endpoint.ip().to_string(), endpoint.port().to_string());
     run(
         directory,
         &[
@@ -282,7 +295,9 @@ fn run(directory: &Path, arguments: &[&str]) -> Result<()> {
         .args(arguments)
         .arg("--dir")
         .arg(directory)
-        .stdin(Stdio::null());
+        .stdin(Stdio::null())
+        // Ctrl-C is for the demo alone; this command is done in a moment.
+        .process_group(0);
     let output = command.output()?;
     let words = arguments[..2].join(" ");
     ensure!(

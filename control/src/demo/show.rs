@@ -4,12 +4,14 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
 
 use anyhow::Result;
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 use underpass_proto::Status;
 
-use super::measure::{Direction, Figures};
+use super::measure::{Direction, Figures, Request};
 use super::scene::{NAME, Scene, hyco_of};
 use super::{Args, LINE_EVERY};
+use crate::quantity::{bytes, millis, rate};
 
 /// Without a terminal, one line in so many updates.
 const QUIET_UPDATES: u32 = 10;
@@ -17,7 +19,7 @@ const QUIET_UPDATES: u32 = 10;
 /// Before anything runs.
 pub(super) fn starting(args: &Args) {
     let what = if args.once {
-        "moving 1 GiB each way, which takes a while"
+        "moving 1 GiB each way, direct and through the relay"
     } else {
         "starting"
     };
@@ -36,21 +38,24 @@ pub(super) fn scene(scene: &Scene) {
     let (directory, logs) = (directory.display(), logs.display());
     println!(
         "
-  open      http://{binding}/      the binding: where an application connects
-  service   http://{service}/      the endpoint: only the agent connects to it
-  files     {directory}      definitions and keys: change connections/{NAME}.toml and watch
-  logs      {logs}
-  try       curl 'http://{binding}/bytes?n=1000000000' -o /dev/null      or curl -T FILE http://{binding}/sink
+  open     http://{binding}/  (the binding: where an application connects)
+  service  http://{service}/  (the endpoint: only the agent connects to it)
+  files    {directory}  (change connections/{NAME}.toml and watch)
+  logs     {logs}
+
+Something to carry:
+  curl 'http://{binding}/bytes?n=1000000000' -o /dev/null
+  curl -T FILE http://{binding}/sink
 
 The same between two machines. Where the applications are, with UDP port 4433 open for the agent:
-  underpass connection create payroll-sql --host db01.corp --port 1433 --bind 127.0.0.1:14330 --dir ./underpass
-  sed -i 's/^# public_address = .*/public_address = \"relay.example.com:4433\"/' ./underpass/namespace.toml
-  underpass connection string payroll-sql --role on-premises --dir ./underpass --out payroll-sql.connection
-  underpass up --dir ./underpass
-Beside the service, with no port open, once the secret file payroll-sql.connection is there:
+  mkdir underpass && echo 'public_address = \"relay.example.com:4433\"' > underpass/namespace.toml
+  underpass connection create payroll-sql --host db01.corp --port 1433 --bind 127.0.0.1:14330
+  underpass connection string payroll-sql --role on-premises --out payroll-sql.connection
+  underpass up
+Beside the service, with no port open, when the secret file payroll-sql.connection is there:
   underpass agent run --connection-string-file payroll-sql.connection
 
-Ctrl-C ends everything here.
+Ctrl-C ends everything here. Below: live flows of all there were, → to the endpoint, ← to the application.
 "
     );
 }
@@ -106,8 +111,7 @@ impl Line {
             self.before
                 .replace((now, up, down))
                 .unwrap_or((now - LINE_EVERY, up, down));
-        let seconds = now.duration_since(then).as_secs_f64();
-        let rate = |bytes: u64| rate(bytes as f64 * 8.0 / seconds);
+        let passed = now.duration_since(then);
         let rtt = match status
             .relay
             .as_ref()
@@ -116,14 +120,15 @@ impl Line {
             Some(session) => format!("rtt {:.2} ms", session.rtt_us as f64 / 1e3),
             None => "no agent".to_owned(),
         };
+        // The least of it last: a narrow terminal cuts there.
         Some(format!(
-            "flows {} live, {} ever · to endpoint {}, {} · to application {}, {} · {rtt}",
+            "flows {} of {} · {rtt} · → {}, {} · ← {}, {}",
             hyco.flows_live,
             hyco.flows_total,
-            HumanBytes(up),
-            rate(up.saturating_sub(up_before)),
-            HumanBytes(down),
-            rate(down.saturating_sub(down_before)),
+            rate(up.saturating_sub(up_before), passed),
+            bytes(up),
+            rate(down.saturating_sub(down_before), passed),
+            bytes(down),
         ))
     }
 }
@@ -133,11 +138,13 @@ fn style() -> ProgressStyle {
         .unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
-fn rate(bits_per_second: f64) -> String {
-    match bits_per_second {
-        bits if bits >= 1e9 => format!("{:.1} Gbit/s", bits / 1e9),
-        bits if bits >= 1e6 => format!("{:.1} Mbit/s", bits / 1e6),
-        bits => format!("{:.0} kbit/s", bits / 1e3),
+/// What went wrong.
+pub(super) fn failure(error: &anyhow::Error, json: bool) {
+    eprintln!("error: {error:#}");
+    if json {
+        // Whoever closed standard output does not want to know.
+        let object = json!({ "ok": false, "error": format!("{error:#}") });
+        let _ = writeln!(io::stdout(), "{object}");
     }
 }
 
@@ -155,27 +162,31 @@ pub(super) fn figures(figures: &Figures, json: bool) -> Result<()> {
     ] {
         writeln!(out, "{}", row(name, direction))?;
     }
+    let Request {
+        relay_us,
+        direct_us,
+    } = figures.small_request;
+    writeln!(
+        out,
+        "{:<16} {:>13} {:>13}   median of one byte's",
+        "small request",
+        millis(relay_us),
+        millis(direct_us)
+    )?;
     let right = figures.to_application.sha256_right + figures.to_endpoint.sha256_right;
     writeln!(
         out,
-        "1 GiB each way each time, in requests of 32 MiB on one flow; SHA-256 right in {right} of {right}; hashing is not in the time"
+        "1 GiB each way each time, on one flow, in requests of 32 MiB; hashing is not in the time\nSHA-256 right in {right} of {right}"
     )?;
     writeln!(
         out,
         "agent killed (kill -9): a new flow worked after {:.0} ms; the flow under it ended by {}",
         figures.new_flow_after_agent_kill_ms, figures.flow_under_agent_kill
     )?;
-    let Figures {
-        io,
-        mtu,
-        rtt_us,
-        cores,
-        ..
-    } = figures;
+    let Figures { io, mtu, cores, .. } = figures;
     writeln!(
         out,
-        "io {io}, UDP payload {mtu} bytes, round trip {:.2} ms, all processes on {cores} cores",
-        *rtt_us as f64 / 1e3
+        "io {io}, UDP payload {mtu} bytes, all processes on {cores} cores"
     )?;
     if !figures.release_build {
         writeln!(
