@@ -26,7 +26,7 @@ use scene::Scene;
 
 pub use spoiler::Way;
 
-/// All of `--once`, from start to end. Two cores are done in a third of 45 s, what the demo promises for them; a far slower machine may still be right.
+/// All of `--once`, from start to end. It promises 45 s on two cores; a far slower machine may still be right.
 const ONCE_DEADLINE: Duration = Duration::from_secs(120);
 /// Between two updates of the live line.
 const LINE_EVERY: Duration = Duration::from_secs(1);
