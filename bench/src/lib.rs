@@ -1,1 +1,5 @@
-//! Placeholder.
+//! What Underpass is measured against, and the measuring.
+//!
+//! [`stock`] is the baseline: the same relay and agent wired from the `quinn` crate and tokio, the way a good engineer would in a day.
+
+pub mod stock;
