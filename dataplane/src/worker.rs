@@ -226,6 +226,7 @@ fn begin<I: Io, R: Role>(
     role: impl FnOnce(&Handle<R::Message>) -> R,
 ) -> std::io::Result<()> {
     let io = io?;
+    seed_randomness();
     let waker = io.waker();
     let handle = Handle {
         inbox,
@@ -246,6 +247,12 @@ fn begin<I: Io, R: Role>(
         unsent: false,
     }
     .run()
+}
+
+/// aws-lc seeds its generator in each thread at the first use, which takes 70 ms. Done here, it is not in the first handshake's round-trip time.
+fn seed_randomness() {
+    // Where this fails, the handshake fails, and says so.
+    let _ = aws_lc_rs::rand::fill(&mut [0]);
 }
 
 struct Worker<I: Io, R: Role> {

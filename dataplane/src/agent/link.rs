@@ -51,6 +51,8 @@ pub(crate) struct Link {
     addresses: Vec<SocketAddr>,
     /// A resolution is under way.
     pub(crate) resolving: bool,
+    /// A resolution ended, with or without an address, and no attempt was made since.
+    resolved: bool,
     next_address: usize,
     attempts: u32,
     alone_since: Instant,
@@ -103,6 +105,7 @@ impl Link {
             sessions: HashMap::new(),
             addresses: Vec::new(),
             resolving: false,
+            resolved: false,
             next_address: 0,
             attempts: 0,
             alone_since: now,
@@ -120,6 +123,7 @@ impl Link {
     /// The relay's addresses, newly resolved.
     pub(crate) fn found(&mut self, addresses: Vec<SocketAddr>) {
         self.resolving = false;
+        self.resolved = true;
         if !addresses.is_empty() {
             self.addresses = addresses;
         }
@@ -139,8 +143,9 @@ impl Link {
     /// Whether the relay's name is to be resolved before the next attempt: at first, and after attempts without an answer.
     #[must_use]
     pub(crate) fn wants_address(&self) -> bool {
-        self.addresses.is_empty()
-            || (self.attempts > 0 && self.attempts.is_multiple_of(4) && self.sessions.is_empty())
+        let unanswered =
+            self.attempts > 0 && self.attempts.is_multiple_of(4) && self.sessions.is_empty();
+        !self.resolved && (self.addresses.is_empty() || unanswered)
     }
 
     /// Dials.
@@ -153,6 +158,7 @@ impl Link {
     ) {
         self.next_attempt = now + self.pause(now, rng);
         self.attempts += 1;
+        self.resolved = false;
         let Some(&address) = self
             .addresses
             .get(self.next_address % self.addresses.len().max(1))

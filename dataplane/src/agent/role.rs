@@ -155,6 +155,9 @@ impl Agent {
                 self.resolve_relay(at);
             }
             let link = &mut self.links[at];
+            if link.resolving {
+                continue; // The answer wakes this worker.
+            }
             link.dial(&mut core.quic, relay, core.now, &mut rand::rng());
         }
     }

@@ -14,6 +14,9 @@ use underpass_proto::{FeedMessage, FeedReader, Snapshot};
 /// Between two attempts to reach control: a restart of it is noticed well within a second.
 const REDIAL_AFTER: Duration = Duration::from_millis(100);
 
+/// Attempts that may fail before it is said, once: control and relay start together.
+const MISSES_UNTOLD: u32 = 20;
+
 /// How long control may take to read what the relay says, before it is dialled anew.
 const WRITE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -58,11 +61,11 @@ pub(crate) fn spawn(socket: PathBuf, brought: Sender<Brought>) -> std::io::Resul
 }
 
 fn follow(socket: &Path, brought: &Sender<Brought>) {
-    let mut said = false;
+    let mut missed = 0;
     loop {
         match UnixStream::connect(socket) {
             Ok(stream) => {
-                said = false;
+                missed = 0;
                 info!(socket = %socket.display(), "control reached");
                 match listen(&stream, brought) {
                     Ok(()) => info!("control is gone; the last snapshot stands"),
@@ -72,10 +75,12 @@ fn follow(socket: &Path, brought: &Sender<Brought>) {
                     return;
                 }
             }
-            Err(error) if !std::mem::replace(&mut said, true) => {
-                warn!(socket = %socket.display(), %error, "control cannot be reached; trying on");
+            Err(error) => {
+                missed += 1;
+                if missed == MISSES_UNTOLD {
+                    warn!(socket = %socket.display(), %error, "control cannot be reached; trying on");
+                }
             }
-            Err(_) => {}
         }
         std::thread::sleep(REDIAL_AFTER);
     }

@@ -178,7 +178,7 @@ impl Supervisor {
         match self.take(snapshot) {
             Ok(faults) => {
                 info!(
-                    generation = generation.number,
+                    %generation,
                     faults = faults.len(),
                     "snapshot applied"
                 );
@@ -193,7 +193,7 @@ impl Supervisor {
                 Err(error)
             }
             Err(Rejection::Kept(why)) => {
-                warn!(generation = generation.number, %why, "snapshot rejected; the last one stands");
+                warn!(%generation, %why, "snapshot rejected; the last one stands");
                 self.say(FeedMessage::Rejected { generation, why });
                 Ok(())
             }

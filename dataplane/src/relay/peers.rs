@@ -277,7 +277,7 @@ impl Peers {
             weight: register.weight,
             priority: register.priority,
         };
-        info!(hyco = %name, key = %register.key_id, which = ?checked.which, agent = %hello.agent_id, "listener registered");
+        info!(hyco = %name, key = %register.key_id, which = %checked.which, agent = %hello.agent_id, "listener registered");
         peer.registrations.insert(
             name.clone(),
             Registration {
