@@ -421,7 +421,10 @@ impl Role for Agent {
 
     fn message<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, message: Message) {
         match message {
-            Message::RelayFound(at, addresses) => self.links[at].found(addresses),
+            Message::RelayFound(at, addresses) => {
+                self.links[at].found(addresses);
+                self.keep_up(core);
+            }
             Message::EndpointFound(number, found) => self.endpoint_found(core, number, &found),
             Message::Drain(until) => {
                 self.links
