@@ -4,6 +4,7 @@
 //! snapshots and hands them to relays. [`cli`] is what a person types. Bytes of conversations never pass through here.
 
 pub mod cli;
+pub mod copying;
 pub mod demo;
 pub mod files;
 pub mod lifeline;

@@ -423,7 +423,7 @@ impl Role for Agent {
         match message {
             Message::RelayFound(at, addresses) => {
                 self.links[at].found(addresses);
-                self.keep_up(core);
+                self.keep_links(core);
             }
             Message::EndpointFound(number, found) => self.endpoint_found(core, number, &found),
             Message::Drain(until) => {
