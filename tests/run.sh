@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Every test of the workspace, from a fresh machine: installs the servers that are missing, builds, runs, sums up.
+# Rust must be there (rustup.rs); the rest comes from Debian's or Ubuntu's packages. Asks nothing. Ends with one line: ok or FAILED.
+#
+#   bash tests/run.sh               all tests
+#   bash tests/run.sh TEXT…         only tests whose name holds TEXT
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Release code that compiles quickly: what users run, less the link-time optimisation.
+readonly PROFILE=fast
+# Limits, seconds: about 4 minutes and 12 minutes on two cores, with room for a machine that is busy.
+readonly BUILD_WITHIN=1200 RUN_WITHIN=1200
+
+# Programs that the tests start, and the package that brings each. PostgreSQL's server is looked up by its folder.
+readonly PROGRAMS=(cc:gcc curl:curl nginx:nginx wrk:wrk redis-server:redis-server redis-cli:redis-tools
+    sshd:openssh-server ssh:openssh-client psql:postgresql-client pgbench:postgresql-contrib)
+
+main() {
+    trap 'echo "tests/run.sh: FAILED"' ERR
+    local started=$SECONDS
+    command -v cargo >/dev/null || die "cargo is not installed: see https://rustup.rs"
+    install_missing
+    say "building (profile $PROFILE)"
+    # Builds the binary too: tests of its crate need it, and all others find it beside them.
+    timeout "$BUILD_WITHIN" cargo test --quiet --profile "$PROFILE" --workspace --no-run
+    say "running"
+    local log status=0
+    log=$(mktemp)
+    # shellcheck disable=SC2064 # The name is wanted as it is now.
+    trap "rm -f '$log'" EXIT
+    timeout "$RUN_WITHIN" cargo test --profile "$PROFILE" --workspace --no-fail-fast -- "$@" 2>&1 | tee "$log" || status=$?
+    sum_up "$log" "$status" $((SECONDS - started))
+}
+
+install_missing() {
+    local missing=() pair
+    for pair in "${PROGRAMS[@]}"; do
+        has "${pair%%:*}" || missing+=("${pair#*:}")
+    done
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || has initdb || missing+=(postgresql)
+    [ ${#missing[@]} -eq 0 ] && return
+    local as_root=()
+    if [ "$(id -u)" -ne 0 ]; then as_root=(sudo -n); fi
+    if ! command -v apt-get >/dev/null || ! "${as_root[@]}" true 2>/dev/null; then
+        die "not installed: ${missing[*]} (Debian's names). Install them, as root: apt-get install -y ${missing[*]}"
+    fi
+    say "installing ${missing[*]}"
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+# Servers live in folders that a user's path may not have.
+has() {
+    PATH="$PATH:/usr/sbin:/usr/local/sbin:/sbin" command -v "$1" >/dev/null
+}
+
+sum_up() {
+    local log=$1 status=$2 took=$3
+    echo
+    sed -n 's/^test \(.*\) \.\.\. FAILED$/failed: \1/p' "$log" | sort -u
+    awk -v took="$took" '
+        /^test result:/ { for (i = 1; i < NF; i++) { if ($(i + 1) ~ /^passed/) passed += $i; if ($(i + 1) ~ /^failed/) failed += $i; if ($(i + 1) ~ /^ignored/) ignored += $i } }
+        END { printf "%d passed, %d failed, %d ignored, %d s in all\n", passed, failed, ignored, took }' "$log"
+    [ "$status" -eq 124 ] && die "not done within $RUN_WITHIN s"
+    [ "$status" -eq 0 ] || die "cargo test ended with $status"
+    # A filter that fits nothing, or a run that found no tests, is no success.
+    grep -q '^test .* \.\.\. ok$' "$log" || die "no test ran"
+    echo "tests/run.sh: ok"
+}
+
+say() { printf '\n== %s\n' "$*"; }
+
+die() {
+    trap - ERR
+    echo "error: $*" >&2
+    echo "tests/run.sh: FAILED"
+    exit 1
+}
+
+main "$@"
