@@ -1,5 +1,6 @@
 //! A whole installation from the built binary: a directory of files, control, relay and agents as processes of their own.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -50,6 +51,8 @@ pub struct Setup {
     pub workers: u16,
     /// Grace time of relay and agents, as on the command line.
     pub grace: &'static str,
+    /// Variables of relay and agents.
+    pub environment: Vec<(&'static str, OsString)>,
 }
 
 impl Setup {
@@ -60,6 +63,7 @@ impl Setup {
             io,
             workers: 1,
             grace: "30s",
+            environment: Vec::new(),
         }
     }
 
@@ -238,7 +242,8 @@ impl Installation {
             .arg("relay")
             .arg("--dir")
             .arg(self.directory())
-            .args(self.setup.arguments());
+            .args(self.setup.arguments())
+            .envs(self.setup.environment.iter().cloned());
         *lock(&self.relay) = Some(Process::start("relay", &mut command)?);
         Ok(())
     }
@@ -378,7 +383,8 @@ impl Agent {
         command
             .args(["agent", "run", "--config"])
             .arg(self.config())
-            .args(self.setup.arguments());
+            .args(self.setup.arguments())
+            .envs(self.setup.environment.iter().cloned());
         *lock(&self.process) = Some(Process::start("agent", &mut command)?);
         Ok(())
     }
