@@ -13,7 +13,7 @@ use crate::io::message::{CONTROL_SIZE, Meta, NAME_SIZE, Outgoing};
 use crate::io::udp::Udp;
 use crate::io::{COPY_BELOW, Completion, Counters, DatagramBuffer, Transmit};
 
-/// Receive buffers: what the kernel may fill before the worker looks, 64 KiB each. What does not fit waits in the socket.
+/// Receive buffers, 64 KiB each: the most that the kernel may fill before the worker looks. What does not fit waits in the socket.
 const BUFFERS: u16 = 64;
 
 /// What the kernel writes before the name: lengths of name, control data and payload, and flags.
@@ -55,7 +55,13 @@ impl Datagrams {
         };
         Ok(Self {
             udp,
-            provided: Provided::register(queue, group, BUFFERS, PAYLOAD_AT + PAYLOAD_MAX)?,
+            provided: Provided::register(
+                queue,
+                group,
+                BUFFERS,
+                PAYLOAD_AT + PAYLOAD_MAX,
+                PAYLOAD_AT,
+            )?,
             template: Box::new(template),
             armed: false,
             transmits: TransmitBuffers::new(),
@@ -112,13 +118,16 @@ impl Datagrams {
     ) {
         // Whatever ended it (no buffers, a full completion queue, an error of an earlier send): it is armed again.
         self.armed &= done.more;
+        if done.result == -libc::ENOBUFS {
+            self.provided.ran_out();
+        }
         let Some(id) = done.buffer else { return };
         let batch = usize::try_from(done.result)
             .ok()
             .and_then(|len| self.batch(id, len, counters));
         match batch {
             Some(batch) => completions.push(Completion::Datagrams(batch)),
-            None => self.provided.give(id),
+            None => self.provided.keep(id),
         }
     }
 
@@ -138,7 +147,7 @@ impl Datagrams {
             // Small: copied out, so that it does not pin a large buffer.
             counters.bytes_copied += payload.len() as u64;
             let data = BytesMut::from(payload);
-            self.provided.give(id);
+            self.provided.keep(id);
             return Some(meta.of(data));
         }
         let mut data = self.provided.take(id, len);
@@ -146,8 +155,8 @@ impl Datagrams {
         Some(meta.of(data))
     }
 
-    pub(super) fn publish(&self) {
-        self.provided.publish();
+    pub(super) fn restock(&mut self) {
+        self.provided.restock();
     }
 
     /// Never frees what the kernel may still use.

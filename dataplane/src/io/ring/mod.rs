@@ -35,8 +35,7 @@ use provided::Provided;
 use queue::{Done, Kind, Queue, Token};
 use stream::Stream;
 
-/// Receive buffers for TCP, [`READ_SIZE`] each: what the kernel may fill before the worker looks. Bounds the memory of a worker's receives to 8 MiB
-/// beside what flows hold; a receive that finds none waits for the next turn.
+/// Receive buffers for TCP, [`READ_SIZE`] each: the most that the kernel may fill before the worker looks. A receive that finds none waits for the next turn.
 const BUFFERS: u16 = 128;
 
 /// Group of the TCP receive buffers.
@@ -120,7 +119,7 @@ impl Ring {
     /// The kernel does not permit io_uring, or lacks what is needed (6.1 has it all).
     pub fn new(udp: Udp) -> io::Result<Self> {
         let queue = Queue::new()?;
-        let provided = Provided::register(&queue, GROUP_STREAMS, BUFFERS, READ_SIZE)?;
+        let provided = Provided::register(&queue, GROUP_STREAMS, BUFFERS, READ_SIZE, 0)?;
         let datagrams = Datagrams::new(udp, &queue, GROUP_DATAGRAMS)?;
         Ok(Self {
             queue,
@@ -443,7 +442,7 @@ impl Ring {
 
     /// Arms as many of the receives that found no buffer as there are buffers.
     fn feed_starved(&mut self) {
-        for _ in 0..self.starved.len().min(self.provided.count()) {
+        for _ in 0..self.starved.len().min(self.provided.stock()) {
             if let Some(id) = self.starved.pop_front() {
                 self.arm_receive(id);
             }
@@ -479,8 +478,8 @@ impl Ring {
             self.take(done, completions);
         }
         self.done = done;
-        self.provided.publish();
-        self.datagrams.publish();
+        self.provided.restock();
+        self.datagrams.restock();
         if self.datagrams.transmits.take_freed() {
             completions.push(Completion::BufferFree);
         }
@@ -593,7 +592,7 @@ impl Ring {
         stream.receiving = false;
         if stream.closing || done.result <= 0 {
             if let Some(buffer) = done.buffer {
-                self.provided.give(buffer);
+                self.provided.keep(buffer);
             }
             if !stream.closing {
                 self.received_nothing(id, done.result, completions);
@@ -607,7 +606,7 @@ impl Ring {
         let chunk = if len < COPY_BELOW {
             self.counters.bytes_copied += len as u64;
             let copy = Bytes::copy_from_slice(self.provided.filled(buffer, len));
-            self.provided.give(buffer);
+            self.provided.keep(buffer);
             copy
         } else {
             self.provided.take(buffer, len).freeze()
@@ -625,6 +624,7 @@ impl Ring {
         };
         match -result {
             libc::ENOBUFS => {
+                self.provided.ran_out();
                 stream.receiving = true;
                 stream.drained = false;
                 self.starved.push_back(id);
