@@ -2,7 +2,8 @@
 
 use underpass_dataplane::relay;
 
-use super::{DataPlaneArgs, DirArgs, Exit, Failure, installation};
+use super::{DataPlaneArgs, DirArgs, Exit, Failure};
+use crate::files::{Directory, Lock, LockError, Unmade, disk};
 use crate::signals;
 
 /// Options of `underpass relay`.
@@ -16,7 +17,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let directory = args.dir.directory();
-    let _lock = installation::lock(&directory, "relay")?;
+    let _lock = lock(&directory)?;
     raise_file_limit();
     let requests = signals::drain_requests()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot take signals: {error}")))?;
@@ -40,6 +41,25 @@ pub(super) fn raise_file_limit() {
             maximum: limit.maximum,
         },
     );
+}
+
+fn lock(directory: &Directory) -> Result<Lock, Failure> {
+    let run = directory.run();
+    disk::folder(&run, 0o700).map_err(|source| Unmade {
+        path: run.clone(),
+        source,
+    })?;
+    let path = run.join("relay.lock");
+    Lock::take(&path).map_err(|error| match error {
+        LockError::Held => Failure::configuration(format!(
+            "another relay process runs on {}",
+            directory.root().display()
+        ))
+        .hint("one relay per directory; `underpass status` shows what it does"),
+        LockError::Io(error) => {
+            Failure::configuration(format!("cannot lock {}: {error}", path.display()))
+        }
+    })
 }
 
 fn explain(error: relay::Error) -> Failure {
