@@ -13,7 +13,7 @@ readonly PROFILE=fast
 readonly BUILD_WITHIN=1200 RUN_WITHIN=1200
 
 # Programs that the tests start, and the package that brings each. PostgreSQL's server is looked up by its folder.
-readonly PROGRAMS=(cc:gcc curl:curl nginx:nginx wrk:wrk redis-server:redis-server redis-cli:redis-tools
+readonly PROGRAMS=(cc:gcc curl:curl nginx:nginx wrk:wrk iperf3:iperf3 redis-server:redis-server redis-cli:redis-tools
     sshd:openssh-server ssh:openssh-client psql:postgresql-client pgbench:postgresql-contrib)
 
 main() {

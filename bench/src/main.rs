@@ -1,8 +1,13 @@
 //! The benchmarks' command line. Data on stdout, talk on stderr.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use anyhow::{Context, ensure};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use underpass_bench::speed::{self, Row, Way, machine};
 use underpass_bench::stock;
 
 #[global_allocator]
@@ -18,6 +23,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure Underpass beside its baseline and beside no relay, in turns. Needs iperf3, wrk, nginx and a quiet machine.
+    Speed(SpeedArgs),
     /// Be the baseline's relay. Takes any agent: for one machine only.
     StockRelay {
         /// UDP address for the agent; port 0 picks a free one.
@@ -61,9 +68,35 @@ impl From<StockArgs> for stock::Settings {
     }
 }
 
-fn main() -> anyhow::Result<()> {
+#[derive(Args)]
+struct SpeedArgs {
+    /// Measurements of each work over each way.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Length of a measurement.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    seconds: u16,
+    /// Works, separated by commas [default: all].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    rows: Vec<Row>,
+    /// Ways, separated by commas [default: all].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    ways: Vec<Way>,
+    /// Workers of relay and agent, threads of the baseline's [default: one for each core].
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+    workers: Option<u8>,
+    /// The product's binary [default: the one beside this].
+    #[arg(long)]
+    underpass: Option<PathBuf>,
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
     raise_file_limit();
-    match Cli::parse().command {
+    let done = match Cli::parse().command {
+        Command::Speed(args) => measure(args),
         Command::StockRelay {
             listen,
             bind,
@@ -71,6 +104,7 @@ fn main() -> anyhow::Result<()> {
         } => {
             let settings = stock.into();
             stock::block_on(settings, stock::relay::run(listen, bind, settings, say))
+                .map(|()| ExitCode::SUCCESS)
         }
         Command::StockAgent {
             connect,
@@ -79,7 +113,61 @@ fn main() -> anyhow::Result<()> {
         } => {
             let settings = stock.into();
             stock::block_on(settings, stock::agent::run(connect, endpoint, settings))
+                .map(|()| ExitCode::SUCCESS)
         }
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Exits with 1 when a measurement failed.
+fn measure(args: SpeedArgs) -> anyhow::Result<ExitCode> {
+    let bench = std::env::current_exe()?;
+    let underpass = args
+        .underpass
+        .unwrap_or_else(|| bench.with_file_name("underpass"));
+    ensure!(
+        underpass.is_file(),
+        "no binary at {}: build it (`cargo build --release -p underpass`), or name one by --underpass",
+        underpass.display()
+    );
+    for binary in [&bench, &underpass] {
+        let profile = machine::profile(binary);
+        if profile != "release" {
+            eprintln!(
+                "warning: {} is a build of profile {profile}: figures that are published come from --release",
+                binary.display()
+            );
+        }
+    }
+    let settings = speed::Settings {
+        rows: or_all(args.rows),
+        ways: or_all(args.ways),
+        rounds: args.rounds.into(),
+        length: Duration::from_secs(args.seconds.into()),
+        workers: args.workers.map_or_else(machine::cores, usize::from),
+        underpass,
+        bench,
+    };
+    let report = speed::run(&settings, |step| eprintln!("{step}"))?;
+    if args.json {
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&report).context("cannot write JSON")?
+        );
+    } else {
+        print!("{report}");
+    }
+    Ok(ExitCode::from(u8::from(!report.failures.is_empty())))
+}
+
+fn or_all<T: ValueEnum + Clone>(picked: Vec<T>) -> Vec<T> {
+    if picked.is_empty() {
+        T::value_variants().to_vec()
+    } else {
+        picked
     }
 }
 

@@ -109,6 +109,32 @@ fn a_bad_file_keeps_its_own_last_good_content_and_stops_no_other() {
 }
 
 #[test]
+fn a_binding_that_another_has_leaves_its_hybrid_connection_where_it_was() {
+    let at = |port: u16| format!("host = \"sql01\"\nport = 1433\nbind = \"127.0.0.1:{port}\"");
+    let control = Control::start(&[("payroll-sql", &at(14330)), ("archive-sql", &at(14331))]);
+    let mut relay = control.relay();
+    let before = find(&relay.snapshot(), "archive-sql").bind;
+
+    control.define("archive-sql", &at(14330));
+    let status = control.status_when(|status| !status.faults.is_empty());
+    assert_eq!(
+        status.faults[0].what,
+        "connections/archive-sql.toml:3: bind = \"127.0.0.1:14330\" is taken by payroll-sql (\"127.0.0.1:14330\" in connections/payroll-sql.toml); write another address or port"
+    );
+    control.define("third-sql", "host = \"sql03\"\nport = 1433");
+    let after = relay.snapshot_when(|snapshot| snapshot.hycos.len() == 3);
+    assert_eq!(find(&after, "archive-sql").bind, before);
+
+    control.define("payroll-sql", &at(14332));
+    let moved = relay.snapshot_when(|snapshot| find(snapshot, "archive-sql").bind != before);
+    assert_eq!(
+        find(&moved, "archive-sql").bind,
+        "127.0.0.1:14330".parse().ok(),
+        "a binding that is free again is taken as the file says"
+    );
+}
+
+#[test]
 fn a_cold_start_runs_what_is_good() {
     let control = Control::start(&[
         ("payroll-sql", "host = "),

@@ -1,5 +1,6 @@
 //! A whole installation from the built binary: a directory of files, control, relay and agents as processes of their own.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -50,6 +51,8 @@ pub struct Setup {
     pub workers: u16,
     /// Grace time of relay and agents, as on the command line.
     pub grace: &'static str,
+    /// Variables of relay and agents.
+    pub environment: Vec<(&'static str, OsString)>,
 }
 
 impl Setup {
@@ -60,6 +63,7 @@ impl Setup {
             io,
             workers: 1,
             grace: "30s",
+            environment: Vec::new(),
         }
     }
 
@@ -191,6 +195,20 @@ impl Installation {
         self.write_definition(name, &format!("host = \"{host}\"\nport = {port}\n{bind}\n"))
     }
 
+    /// The binding that a definition's file names: known before the relay has opened it.
+    ///
+    /// # Errors
+    /// When the file has none.
+    pub fn wanted_binding(&self, name: &str) -> Result<SocketAddr> {
+        let text = fs::read_to_string(self.definition(name))?;
+        let bind = text
+            .lines()
+            .find_map(|line| line.strip_prefix("bind = \"")?.strip_suffix('"'));
+        Ok(bind
+            .with_context(|| format!("no bind in {text}"))?
+            .parse()?)
+    }
+
     /// Writes any text as a definition, by a rename, so that no reader sees half of it.
     ///
     /// # Errors
@@ -238,9 +256,28 @@ impl Installation {
             .arg("relay")
             .arg("--dir")
             .arg(self.directory())
-            .args(self.setup.arguments());
+            .args(self.setup.arguments())
+            .envs(self.setup.environment.iter().cloned());
         *lock(&self.relay) = Some(Process::start("relay", &mut command)?);
         Ok(())
+    }
+
+    /// Starts control and relay as children of one process, and waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn start_up(&self) -> Result<Process> {
+        let mut command = underpass()?;
+        command
+            .arg("up")
+            .arg("--dir")
+            .arg(self.directory())
+            .args(self.setup.arguments());
+        let mut process = Process::start("up", &mut command)?;
+        process
+            .wait_for_line("Underpass is ready", MOMENT)
+            .with_context(|| process.log_end())?;
+        Ok(process)
     }
 
     /// Control's process.
@@ -378,7 +415,8 @@ impl Agent {
         command
             .args(["agent", "run", "--config"])
             .arg(self.config())
-            .args(self.setup.arguments());
+            .args(self.setup.arguments())
+            .envs(self.setup.environment.iter().cloned());
         *lock(&self.process) = Some(Process::start("agent", &mut command)?);
         Ok(())
     }

@@ -9,6 +9,7 @@ pub mod forwarder;
 pub mod installation;
 pub mod process;
 pub mod servers;
+pub mod service;
 pub mod turn;
 
 /// Defines a test for each backend of the data plane: `a_sentence::poll` and `a_sentence::ring`.

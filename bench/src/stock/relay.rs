@@ -45,7 +45,7 @@ pub async fn run(
 }
 
 /// What a relay says while it runs.
-#[derive(serde::Serialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(serde::Serialize, serde::Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum Event {
     /// It listens.

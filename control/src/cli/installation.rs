@@ -9,7 +9,7 @@ use crate::files::definition::{Definition, name_of};
 use crate::files::document::nearest;
 use crate::files::namespace::Namespace;
 use crate::files::tls::{self, Identity};
-use crate::files::{Directory, Fault, agent, disk, unreadable};
+use crate::files::{Directory, Fault, Lock, LockError, Unmade, agent, disk, unreadable};
 
 /// The namespace and the relay's identity; what is missing is made.
 pub(super) fn open(directory: &Directory) -> Result<(Namespace, Identity), Failure> {
@@ -20,6 +20,29 @@ pub(super) fn open(directory: &Directory) -> Result<(Namespace, Identity), Failu
     let namespace = Namespace::parse(&file, &text.text, &agent::host_name())?;
     let identity = tls::load_or_make(directory, &namespace.public_address)?;
     Ok((namespace, identity))
+}
+
+/// Makes sure that no other process does the same for this directory: `what` is `up` or `relay`; control has its own.
+pub(super) fn lock(directory: &Directory, what: &str) -> Result<Lock, Failure> {
+    let run = directory.run();
+    disk::folder(&run, 0o700).map_err(|source| Unmade {
+        path: run.clone(),
+        source,
+    })?;
+    let path = run.join(format!("{what}.lock"));
+    Lock::take(&path).map_err(|error| match error {
+        LockError::Held => Failure::configuration(format!(
+            "another `underpass {what}` runs on {}",
+            directory.root().display()
+        ))
+        .hint(format!(
+            "one per directory; `underpass status --dir {}` shows what it does",
+            directory.root().display()
+        )),
+        LockError::Io(error) => {
+            Failure::configuration(format!("cannot lock {}: {error}", path.display()))
+        }
+    })
 }
 
 /// One file of `connections/`.

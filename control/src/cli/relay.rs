@@ -2,8 +2,7 @@
 
 use underpass_dataplane::relay;
 
-use super::{DataPlaneArgs, DirArgs, Exit, Failure};
-use crate::files::{Directory, Lock, LockError, Unmade, disk};
+use super::{DataPlaneArgs, DirArgs, Exit, Failure, installation};
 use crate::signals;
 
 /// Options of `underpass relay`.
@@ -17,7 +16,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let directory = args.dir.directory();
-    let _lock = lock(&directory)?;
+    let _lock = installation::lock(&directory, "relay")?;
     raise_file_limit();
     let requests = signals::drain_requests()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot take signals: {error}")))?;
@@ -41,25 +40,6 @@ pub(super) fn raise_file_limit() {
             maximum: limit.maximum,
         },
     );
-}
-
-fn lock(directory: &Directory) -> Result<Lock, Failure> {
-    let run = directory.run();
-    disk::folder(&run, 0o700).map_err(|source| Unmade {
-        path: run.clone(),
-        source,
-    })?;
-    let path = run.join("relay.lock");
-    Lock::take(&path).map_err(|error| match error {
-        LockError::Held => Failure::configuration(format!(
-            "another relay process runs on {}",
-            directory.root().display()
-        ))
-        .hint("one relay per directory; `underpass status` shows what it does"),
-        LockError::Io(error) => {
-            Failure::configuration(format!("cannot lock {}: {error}", path.display()))
-        }
-    })
 }
 
 fn explain(error: relay::Error) -> Failure {

@@ -80,7 +80,7 @@ fn show_report(out: &mut String, report: &Report) {
         "FAILED",
         "TO ENDPOINT",
         "TO APPLICATION",
-        "LAST ENDING",
+        "LAST FAILURE",
     ]
     .map(str::to_owned);
     let rows = report.hycos.iter().map(|hyco| {
@@ -102,6 +102,17 @@ fn show_report(out: &mut String, report: &Report) {
         "\n{}",
         table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
     );
+    show_sessions(out, report);
+    if report.truncated {
+        let _ = writeln!(out, "… and more than one report can carry");
+    }
+}
+
+fn show_sessions(out: &mut String, report: &Report) {
+    if report.sessions.is_empty() {
+        let _ = writeln!(out, "\nno session: no agent is connected");
+        return;
+    }
     let head = [
         "SESSION",
         "ROLE",
@@ -133,9 +144,6 @@ fn show_report(out: &mut String, report: &Report) {
         "\n{}",
         table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
     );
-    if report.truncated {
-        let _ = writeln!(out, "… and more than one report can carry");
-    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use underpass_proto::Status;
 
 use super::table::table;
 use super::{DataPlaneArgs, DirArgs, Exit, Failure, installation};
-use crate::files::Directory;
+use crate::files::{Directory, Lock};
 use crate::lifeline::{self, Lifeline};
 use crate::{publish, signals};
 
@@ -40,6 +40,7 @@ pub(super) fn run(args: &Args, log: &str) -> Result<(), Failure> {
     let directory = args.dir.directory();
     // What is wrong with the files is said once, here, and not by a child.
     let (namespace, identity) = installation::open(&directory)?;
+    let _lock = be_alone(&directory)?;
     let signals = signals()?;
     let dir = format!("--dir={}", args.dir.dir.display());
     let common = [format!("--log={log}"), dir];
@@ -68,6 +69,14 @@ pub(super) fn run(args: &Args, log: &str) -> Result<(), Failure> {
             )
         );
     })
+}
+
+/// What runs already is said before anything starts: the status of another's control looks like that of one's own.
+fn be_alone(directory: &Directory) -> Result<Lock, Failure> {
+    let up = installation::lock(directory, "up")?;
+    drop(publish::lock(directory)?);
+    drop(installation::lock(directory, "relay")?);
+    Ok(up)
 }
 
 fn signals() -> Result<Receiver<u32>, Failure> {

@@ -200,7 +200,7 @@ impl Folder {
         for path in paths {
             self.definitions.entry(path).or_insert_with(Cached::new);
         }
-        let directory = &self.directory;
+        let (directory, standing) = (&self.directory, &self.standing);
         let mut candidates = Vec::new();
         let mut look_again = false;
         self.definitions.retain(|path, cached| {
@@ -211,10 +211,14 @@ impl Folder {
                 Presence::Here => {}
             }
             faults.extend_from_slice(cached.faults());
+            // What is in force, before what was merely read: the text may be good and its binding taken.
+            let name = name_of(&file, path).ok();
+            let in_force = name.and_then(|name| standing.by_file(&name, &file));
+            let last_good = in_force.or(cached.good()).cloned();
             candidates.push(Candidate {
-                file,
                 present: cached.present().cloned(),
-                last_good: cached.good().cloned(),
+                last_good,
+                file,
             });
             true
         });

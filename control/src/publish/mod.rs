@@ -119,7 +119,8 @@ pub fn run(directory: &Directory, stop: oneshot::Receiver<()>) -> Result<(), Err
     Ok(())
 }
 
-fn lock(directory: &Directory) -> Result<Lock, Error> {
+/// Makes sure that no other control process works on this directory.
+pub(crate) fn lock(directory: &Directory) -> Result<Lock, Error> {
     let path = directory.run().join("lock");
     Lock::take(&path).map_err(|error| match error {
         LockError::Held => Error::Running(directory.root().to_owned()),

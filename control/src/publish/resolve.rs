@@ -30,6 +30,14 @@ pub(super) struct Standing {
     pub(super) faults: Vec<Fault>,
 }
 
+impl Standing {
+    /// The definition that holds for `name` by this file.
+    pub(super) fn by_file(&self, name: &HycoName, file: &str) -> Option<&Definition> {
+        let (its_file, definition) = self.by_name.get(name)?;
+        (its_file == file).then_some(definition)
+    }
+}
+
 /// Decides, given what held until now. `candidates` are in the order of file names.
 pub(super) fn resolve(candidates: Vec<Candidate>, before: &Standing) -> Standing {
     let mut faults = Vec::new();

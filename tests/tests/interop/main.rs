@@ -5,16 +5,17 @@
 mod stranger;
 mod wire;
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use quinn::{Connection, ReadError, RecvStream, SendStream, VarInt};
+use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use underpass_tests::installation::{Installation, Io, Setup};
+use underpass_tests::installation::{Agent, Installation, Io, Setup};
 use underpass_tests::{on_every_backend, turn};
 
-use stranger::{Secret, Session, exporter, false_relay, read_frame, soon};
+use stranger::{Secret, Session, exporter, false_relay, read_frame, soon, try_read_frame};
 use wire::Register;
 
 const NAME: &str = "payroll-sql";
@@ -25,6 +26,11 @@ const PORT: u16 = 1433;
 const RESET: u32 = 1;
 /// Code of a flow whose endpoint refused the connection.
 const ENDPOINT_REFUSED: u32 = 16;
+/// Code of a flow that stands on no registration.
+const REGISTRATION_ENDED: u32 = 24;
+
+/// Code with which a session is closed whose other side could not prove itself.
+const NOT_AUTHORISED: u64 = 2;
 
 on_every_backend! {
     fn a_strange_agent_registers_and_carries_flows(io) {
@@ -91,7 +97,13 @@ on_every_backend! {
     }
 
     fn an_agent_serves_nothing_before_the_relays_proof(io) {
+        let _turn = turn::shared();
         runtime().block_on(a_false_relay_gets_nothing(io));
+    }
+
+    fn an_agent_serves_a_strange_relay_that_proves_itself(io) {
+        let _turn = turn::shared();
+        runtime().block_on(a_proven_relay_is_served(io));
     }
 
     fn a_peer_that_breaks_the_protocol_is_sent_away(io) {
@@ -236,7 +248,7 @@ impl Relay {
             socket.read(&mut [0; 16]).await
         };
         let error = soon("the reset", seen).await.expect_err("nobody listens");
-        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
 }
 
@@ -335,7 +347,7 @@ async fn a_reset_of_the_endpoint_arrives(relay: &Relay, session: &Session) {
     let error = soon("the reset", flow.socket.read(&mut [0]))
         .await
         .unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
 async fn a_refusal_resets_the_application(relay: &Relay, session: &Session) {
@@ -349,95 +361,144 @@ async fn a_refusal_resets_the_application(relay: &Relay, session: &Session) {
     let error = soon("the reset", flow.socket.read(&mut [0]))
         .await
         .unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+/// A strange relay with the certificate of an installation, up to an agent's Register.
+struct StrangeRelay {
+    connection: Connection,
+    to_agent: SendStream,
+    register: Register,
+    target: SocketAddr,
+    key: String,
+    _installation: Installation,
+    _agent: Agent,
+    _relay: quinn::Endpoint,
+}
+
+impl StrangeRelay {
+    async fn meet(io: Io, target: SocketAddr) -> Self {
+        // Nothing runs in this directory: its relay's place is taken.
+        let installation = Installation::new(Setup::new(io)).unwrap();
+        installation.define(NAME, &target.to_string()).unwrap();
+        // Makes the certificate, too.
+        let secret = Secret::parse(&installation.connection_string(NAME).unwrap());
+        let relay = false_relay(&installation, installation.listen());
+        let agent = installation.start_agent_unregistered(&[NAME], &[]).unwrap();
+        let incoming = soon("the agent to dial", relay.accept()).await.unwrap();
+        let connection = soon("the handshake", incoming.into_future()).await.unwrap();
+        let control = soon("the control stream", connection.accept_bi()).await;
+        let (mut to_agent, mut from_agent) = control.unwrap();
+        let mut hello = soon("Hello", read_frame(&mut from_agent, wire::HELLO)).await;
+        assert_eq!((hello.u16(), hello.u8()), (1, 1), "version and role");
+        let welcome = [&[1, 0], 0_u64.to_be_bytes().as_slice(), &[0]].concat();
+        let welcome = wire::frame(wire::WELCOME, &welcome);
+        to_agent.write_all(&welcome).await.unwrap();
+        let mut said = soon("Register", read_frame(&mut from_agent, wire::REGISTER)).await;
+        let (name, rule, _key_id) = (said.text(), said.u8(), said.bytes::<8>());
+        let register = Register {
+            name,
+            rule,
+            nonce: said.bytes(),
+        };
+        Self {
+            connection,
+            to_agent,
+            register,
+            target,
+            key: secret.key,
+            _installation: installation,
+            _agent: agent,
+            _relay: relay,
+        }
+    }
+
+    /// Says Registered, proven with this key.
+    async fn prove(&mut self, key: &str) {
+        let (host, port) = (self.target.ip().to_string(), self.target.port());
+        let exporter = exporter(&self.connection);
+        let proof = self.register.relay_proof(key, &host, port, &exporter);
+        let body = [
+            wire::text(NAME),
+            wire::text(&host),
+            port.to_be_bytes().to_vec(),
+            proof.to_vec(),
+        ];
+        let registered = wire::frame(wire::REGISTERED, &body.concat());
+        self.to_agent.write_all(&registered).await.unwrap();
+    }
+
+    async fn open(&self) -> (SendStream, RecvStream) {
+        let (mut to_agent, from_agent) = self.connection.open_bi().await.unwrap();
+        let body = [
+            wire::text(NAME),
+            7_u64.to_be_bytes().to_vec(),
+            wire::text(&self.target.ip().to_string()),
+            self.target.port().to_be_bytes().to_vec(),
+            wire::address(([10, 0, 0, 9], 50_000).into()),
+        ];
+        // The agent may be gone by now.
+        let open = wire::frame(wire::OPEN, &body.concat());
+        let _ = to_agent.write_all(&open).await;
+        (to_agent, from_agent)
+    }
 }
 
 /// A relay with the right certificate that does not know the key: the agent dials nothing for it and leaves.
 async fn a_false_relay_gets_nothing(io: Io) {
-    let _turn = turn::shared();
     let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
     endpoint.set_nonblocking(true).unwrap();
-    let target = endpoint.local_addr().unwrap();
-    // Nothing runs in this directory: its relay's place is taken.
-    let installation = Installation::new(Setup::new(io)).unwrap();
-    installation.define(NAME, &target.to_string()).unwrap();
-    // Makes the certificate, too.
-    installation.connection_string(NAME).unwrap();
-    let relay = false_relay(&installation, installation.listen());
-    let agent = installation.start_agent_unregistered(&[NAME], &[]).unwrap();
-
-    let connection = soon("the agent to dial", relay.accept()).await.unwrap();
-    let connection = soon("the handshake", connection.into_future())
-        .await
-        .unwrap();
-    let (mut to_agent, mut from_agent) = soon("the control stream", connection.accept_bi())
-        .await
-        .unwrap();
-    soon("Hello", read_frame(&mut from_agent, wire::HELLO)).await;
-    let welcome = [&[1, 0], 0_u64.to_be_bytes().as_slice(), &[0]].concat();
-    to_agent
-        .write_all(&wire::frame(wire::WELCOME, &welcome))
-        .await
-        .unwrap();
-    let mut said = soon("Register", read_frame(&mut from_agent, wire::REGISTER)).await;
-    let register = Register {
-        name: said.text(),
-        rule: said.u8(),
-        nonce: {
-            said.bytes::<8>();
-            said.bytes()
-        },
-    };
-    // Before any proof, then after a proof with another key.
-    let mut flow = ask_for_a_flow(&connection, target).await;
+    let mut relay = StrangeRelay::meet(io, endpoint.local_addr().unwrap()).await;
+    let (_, mut flow) = relay.open().await;
     assert_eq!(
         soon("the refusal", flow.read(&mut [0])).await,
-        Err(ReadError::Reset(VarInt::from_u32(24)))
+        Err(ReadError::Reset(VarInt::from_u32(REGISTRATION_ENDED)))
     );
-    let proof = register.relay_proof(
-        "another key",
-        &target.ip().to_string(),
-        target.port(),
-        &exporter(&connection),
-    );
-    let registered = [
-        wire::text(NAME),
-        wire::text(&target.ip().to_string()),
-        target.port().to_be_bytes().to_vec(),
-        proof.to_vec(),
-    ]
-    .concat();
-    to_agent
-        .write_all(&wire::frame(wire::REGISTERED, &registered))
-        .await
-        .unwrap();
-    ask_for_a_flow(&connection, target).await;
-    match soon("the agent to leave", connection.closed()).await {
-        quinn::ConnectionError::ApplicationClosed(close) => {
-            assert_eq!(close.error_code.into_inner(), 2);
+    relay.prove("another key").await;
+    let _flow = relay.open().await;
+    match soon("the agent to leave", relay.connection.closed()).await {
+        ConnectionError::ApplicationClosed(close) => {
+            assert_eq!(close.error_code.into_inner(), NOT_AUTHORISED);
         }
         other => panic!("the session ended otherwise: {other}"),
     }
-    assert_eq!(
-        endpoint.accept().unwrap_err().kind(),
-        std::io::ErrorKind::WouldBlock,
-        "the endpoint was dialled"
-    );
-    drop(agent);
+    let nobody = endpoint.accept().unwrap_err();
+    assert_eq!(nobody.kind(), ErrorKind::WouldBlock, "it was dialled");
 }
 
-async fn ask_for_a_flow(connection: &Connection, target: SocketAddr) -> RecvStream {
-    let (mut to_agent, from_agent) = connection.open_bi().await.unwrap();
-    let application = wire::address(([10, 0, 0, 9], 50_000).into());
-    let body = [
-        wire::text(NAME),
-        7_u64.to_be_bytes().to_vec(),
-        wire::text(&target.ip().to_string()),
-        target.port().to_be_bytes().to_vec(),
-        application,
-    ]
-    .concat();
-    // The agent may be gone by now.
-    let _ = to_agent.write_all(&wire::frame(wire::OPEN, &body)).await;
-    from_agent
+/// A relay that proves itself: what it opens reaches the endpoint, and both directions are whole.
+async fn a_proven_relay_is_served(io: Io) {
+    let endpoint = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = endpoint.local_addr().unwrap();
+    let mut relay = StrangeRelay::meet(io, target).await;
+    let key = relay.key.clone();
+    relay.prove(&key).await;
+    // Streams have no order among each other: until the agent has read Registered it refuses.
+    let (mut to_agent, mut from_agent, mut opened) = loop {
+        let (mut to_agent, mut from_agent) = relay.open().await;
+        // Refused before it is written, perhaps.
+        let _ = to_agent.write_all(b"early").await;
+        match soon("Opened", try_read_frame(&mut from_agent, wire::OPENED)).await {
+            Ok(opened) => break (to_agent, from_agent, opened),
+            Err(refused) => assert_eq!(refused, VarInt::from_u32(REGISTRATION_ENDED)),
+        }
+    };
+    let (mut socket, _) = soon("the agent's connection", endpoint.accept())
+        .await
+        .unwrap();
+    assert_eq!(opened.address(), target);
+    opened.end();
+    let mut got = [0; 5];
+    soon("what was said early", socket.read_exact(&mut got))
+        .await
+        .unwrap();
+    assert_eq!(&got, b"early");
+    to_agent.finish().unwrap();
+    assert_eq!(soon("the end", socket.read(&mut got)).await.unwrap(), 0);
+    socket.write_all(b"answer").await.unwrap();
+    socket.shutdown().await.unwrap();
+    let answer = soon("the answer", from_agent.read_to_end(100))
+        .await
+        .unwrap();
+    assert_eq!(answer, b"answer");
 }

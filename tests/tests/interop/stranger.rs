@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream, ServerConfig,
+    ClientConfig, Connection, ConnectionError, Endpoint, ReadError, ReadExactError, RecvStream,
+    SendStream, ServerConfig, VarInt,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
@@ -128,12 +129,21 @@ impl Session {
 
 /// Reads one frame, header and body.
 pub(crate) async fn read_frame(stream: &mut RecvStream, wanted: u8) -> Body {
+    try_read_frame(stream, wanted).await.unwrap()
+}
+
+/// As [`read_frame`], or the code with which the stream was reset.
+pub(crate) async fn try_read_frame(stream: &mut RecvStream, wanted: u8) -> Result<Body, VarInt> {
+    let code = |error| match error {
+        ReadExactError::ReadError(ReadError::Reset(code)) => code,
+        other => panic!("waiting for a frame of type {wanted:#04x}: {other}"),
+    };
     let mut head = [0; 3];
-    stream.read_exact(&mut head).await.unwrap();
+    stream.read_exact(&mut head).await.map_err(code)?;
     let mut body = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
-    stream.read_exact(&mut body).await.unwrap();
+    stream.read_exact(&mut body).await.map_err(code)?;
     assert_eq!(head[0], wanted, "another type of frame came: {body:02x?}");
-    Body::new(body)
+    Ok(Body::new(body))
 }
 
 pub(crate) fn exporter(connection: &Connection) -> [u8; 32] {

@@ -1,0 +1,196 @@
+//! `underpass up` and the processes below it: ready, alone on its directory, and ended by signals.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// For what takes a moment on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_second_one_on_a_directory_is_refused_and_harms_nothing() {
+    let place = place();
+    let mut first = Running::start(&place, &["up"], "Underpass is ready.");
+    for (arguments, error) in [
+        (&["up"][..], "error: another `underpass up` runs on DIR\n"),
+        (&["relay"], "error: another `underpass relay` runs on DIR\n"),
+        (&["control"], "error: another control process runs on DIR\n"),
+    ] {
+        let output = run(&place, arguments);
+        let said = shown(&place, &output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {said}");
+        assert!(said.starts_with(error), "{arguments:?}: {said}");
+        assert!(said.contains("\nhint: one "), "{arguments:?}: {said}");
+    }
+    let status = run(&place, &["status"]);
+    assert!(
+        shown(&place, &status.stdout).starts_with("relay: works by the newest snapshot\n"),
+        "{status:?}"
+    );
+    assert_eq!(first.end(Signal::INT), Some(0));
+}
+
+#[test]
+fn what_a_part_holds_alone_is_told_by_up_before_anything_starts() {
+    let place = place();
+    let mut control = Running::start(&place, &["control"], "control started");
+    let output = run(&place, &["up"]);
+    let said = shown(&place, &output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(
+        said.starts_with("error: another control process runs on DIR\n"),
+        "{said}"
+    );
+    assert_eq!(control.end(Signal::TERM), Some(0));
+}
+
+#[test]
+fn a_port_in_use_is_named_and_ends_it() {
+    let place = place();
+    let taken = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let address = taken.local_addr().expect("an address");
+    write_namespace(&place, &address.to_string());
+    let output = run(&place, &["up", "--log", "error"]);
+    let said = shown(&place, &output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains(&address.to_string()), "{said}");
+    assert!(
+        said.contains("another is chosen by `listen` in namespace.toml"),
+        "{said}"
+    );
+}
+
+#[test]
+fn either_signal_ends_all_of_it_and_nothing_is_left() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let place = place();
+        let mut up = Running::start(&place, &["up"], "Underpass is ready.");
+        let children = up.children();
+        assert_eq!(children.len(), 2, "control and relay");
+        assert_eq!(up.end(signal), Some(0));
+        assert!(until(|| children.iter().all(|&child| is_gone(child))));
+        assert!(!place.path().join("run/control.sock").exists());
+    }
+}
+
+#[test]
+fn a_killed_one_leaves_no_process_and_the_next_one_starts() {
+    let place = place();
+    let mut up = Running::start(&place, &["up"], "Underpass is ready.");
+    let children = up.children();
+    assert_eq!(up.end(Signal::KILL), None);
+    assert!(until(|| children.iter().all(|&child| is_gone(child))));
+    let mut next = Running::start(&place, &["up"], "Underpass is ready.");
+    assert_eq!(next.end(Signal::TERM), Some(0));
+}
+
+/// A process that has said that it is ready.
+struct Running(Child);
+
+impl Running {
+    fn start(place: &TempDir, arguments: &[&str], ready: &str) -> Self {
+        let mut child = command(place, arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("started");
+        let mut lines = BufReader::new(child.stderr.take().expect("asked for")).lines();
+        let running = Self(child);
+        let is_ready = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .any(|line| line.contains(ready));
+        assert!(is_ready, "it ended before it said {ready:?}");
+        // What else it says is read, so that it can go on saying it.
+        thread::spawn(move || lines.map_while(Result::ok).count());
+        running
+    }
+
+    /// Its children, as the kernel knows them.
+    fn children(&self) -> Vec<u32> {
+        let id = self.0.id();
+        let path = format!("/proc/{id}/task/{id}/children");
+        let children = fs::read_to_string(path).expect("Linux");
+        children
+            .split_whitespace()
+            .map(|child| child.parse().expect("a number"))
+            .collect()
+    }
+
+    /// Sends the signal; the exit code, if there is one.
+    fn end(&mut self, signal: Signal) -> Option<i32> {
+        kill_process(Pid::from_child(&self.0), signal).expect("sent");
+        self.0.wait().expect("ended").code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // After a failed assertion it still runs; its children end with it.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A directory whose relay has a free port of loopback.
+fn place() -> TempDir {
+    let place = TempDir::new().expect("a directory");
+    let free = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    write_namespace(&place, &free.local_addr().expect("an address").to_string());
+    place
+}
+
+fn write_namespace(place: &TempDir, listen: &str) {
+    let text = format!("listen = \"{listen}\"\n");
+    fs::write(place.path().join("namespace.toml"), text).expect("written");
+}
+
+fn command(place: &TempDir, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_underpass"));
+    command
+        .args(arguments)
+        .arg("--dir")
+        .arg(place.path())
+        .env_remove("UNDERPASS_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    command
+}
+
+fn run(place: &TempDir, arguments: &[&str]) -> Output {
+    command(place, arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .output()
+        .expect("it ran")
+}
+
+fn shown(place: &TempDir, text: &[u8]) -> String {
+    String::from_utf8_lossy(text).replace(&place.path().display().to_string(), "DIR")
+}
+
+/// Gone, or dead and waiting for whoever inherits it to notice.
+fn is_gone(process: u32) -> bool {
+    fs::read_to_string(format!("/proc/{process}/stat")).map_or(true, |stat| {
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('Z'))
+    })
+}
+
+/// Whether it becomes true within the deadline.
+fn until(condition: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::yield_now();
+    }
+    true
+}
