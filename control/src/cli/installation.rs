@@ -6,9 +6,9 @@ use underpass_proto::HycoName;
 
 use super::Failure;
 use crate::files::definition::{Definition, name_of};
-use crate::files::document::nearest;
 use crate::files::namespace::Namespace;
 use crate::files::tls::{self, Identity};
+use crate::files::wording::nearest;
 use crate::files::{Directory, Fault, Lock, LockError, Unmade, agent, disk, unreadable};
 
 /// The namespace and the relay's identity; what is missing is made.

@@ -8,18 +8,10 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Fault;
+use super::wording::{FIELD_ECHO_MAX, backticked, bounded, echo, kind, nearest, one_line};
 
 /// The most faults that one file reports: a person mends a few at a time.
 const FAULTS_MAX: usize = 8;
-
-/// A value longer than this is not repeated in a message, characters.
-const ECHO_MAX: usize = 64;
-
-/// A field name longer than this is not repeated, characters: it may be a key in the wrong place, and those have 44.
-const FIELD_ECHO_MAX: usize = 32;
-
-/// How alike two names must be (Jaro-Winkler, 0 to 1) for one to be suggested for the other.
-const ALIKE: f64 = 0.8;
 
 /// A file under reading. Collects faults; [`Document::finish`] says whether there were any.
 #[derive(Debug)]
@@ -448,52 +440,6 @@ impl<'t> Section<'t> {
             format!("{field} in {}", self.title)
         }
     }
-}
-
-/// The name among `known` that was probably meant by `given`.
-pub fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let given = given.to_ascii_lowercase();
-    let scored = known.map(|name| {
-        (
-            strsim::jaro_winkler(&given, &name.to_ascii_lowercase()),
-            name,
-        )
-    });
-    let best = scored.max_by(|(one, _), (other, _)| one.total_cmp(other));
-    best.filter(|(score, _)| *score >= ALIKE)
-        .map(|(_, name)| name)
-}
-
-/// A value for a message: quoted, escaped and bounded.
-pub fn echo(value: &str) -> String {
-    bounded(value, ECHO_MAX)
-}
-
-fn bounded(value: &str, max: usize) -> String {
-    match value.chars().count() {
-        len if len <= max => format!("{value:?}"),
-        len => format!("of {len} characters"),
-    }
-}
-
-fn kind(value: &DeValue<'_>) -> &'static str {
-    match value {
-        DeValue::String(_) => "a text",
-        DeValue::Integer(_) | DeValue::Float(_) => "a number",
-        DeValue::Boolean(_) => "true or false",
-        DeValue::Datetime(_) => "a date",
-        DeValue::Array(_) => "a list",
-        DeValue::Table(_) => "a section",
-    }
-}
-
-fn backticked(names: &[&str]) -> String {
-    let all: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-    all.join(", ")
-}
-
-fn one_line(message: &str) -> String {
-    message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub mod keys;
 mod lock;
 pub mod namespace;
 pub mod tls;
+pub mod wording;
 
 use std::io;
 use std::path::{Path, PathBuf};

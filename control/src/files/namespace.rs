@@ -9,7 +9,8 @@ use underpass_proto::snapshot::RelayLimits;
 use underpass_proto::{Endpoint, Host};
 
 use super::Fault;
-use super::document::{Document, Placed, Section, echo};
+use super::document::{Document, Placed, Section};
+use super::wording::echo;
 
 /// What a new directory gets: all defaults, said as comments.
 pub const TEMPLATE: &str = r#"# The namespace: what is true of the whole installation. Every line is optional; the comments show the defaults.
