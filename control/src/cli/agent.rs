@@ -227,6 +227,8 @@ fn explain(error: agent::Error) -> Failure {
         agent::Error::Io(_) => Failure::configuration(error).hint("`--io auto` takes what this kernel permits"),
         agent::Error::NotAuthorised(_) => Failure::new(Exit::NotAuthorised, error)
             .hint("on the relay's machine, `underpass connection string NAME --role on-premises` prints the right string; the relay's log says which part is wrong"),
+        // The data plane's own words.
+        agent::Error::Unreachable(ref why) if why.contains("certificate is not") => Failure::new(Exit::Unreachable, error).hint("another relay is at that address, or its certificate was replaced: take a new string from the relay's machine, by `underpass connection string NAME --role on-premises`"),
         agent::Error::Unreachable(_) => Failure::new(Exit::Unreachable, error).hint("check the address in the connection string, that the relay runs, and that UDP to its port is let through on the way"),
         agent::Error::Worker(_) => Failure::new(Exit::Failed, error),
     }

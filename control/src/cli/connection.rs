@@ -13,6 +13,7 @@ use underpass_proto::key::Which;
 use underpass_proto::snapshot::HycoLimits;
 use underpass_proto::{ConnectionString, Endpoint, Host, HycoName, Rule};
 
+use super::options::{binding, port};
 use super::table::table;
 use super::{DirArgs, Exit, Failure, installation, print};
 use crate::files::definition::Definition;
@@ -40,10 +41,10 @@ pub(super) struct CreateArgs {
     #[arg(long)]
     host: Host,
     /// TCP port of the service
-    #[arg(long)]
+    #[arg(long, value_parser = port)]
     port: NonZeroU16,
     /// Where applications connect on the relay's machine, like 127.0.0.1:14330
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = binding)]
     bind: Option<SocketAddr>,
     /// A network that may connect to the binding; needed where that is not loopback; may be repeated
     #[arg(long, value_name = "CIDR", requires = "bind")]
@@ -226,8 +227,8 @@ fn next_steps(dir: &DirArgs, definition: &Definition, namespace: &Namespace) -> 
 
 fn string(args: &StringArgs) -> Result<(), Failure> {
     let directory = args.dir.directory();
-    let (namespace, identity) = installation::open(&directory)?;
     let definition = installation::definition(&directory, &args.name)?;
+    let (namespace, identity) = installation::open(&directory)?;
     let rule = match args.role {
         Role::Application => Rule::Send,
         Role::OnPremises => Rule::Listen,
@@ -246,6 +247,16 @@ fn string(args: &StringArgs) -> Result<(), Failure> {
         target: (rule == Rule::Listen).then_some(definition.endpoint),
         name: definition.name,
     };
+    let mut line = string.emit();
+    line.push('\n');
+    match &args.out {
+        Some(path) => disk::replace(path, line.as_bytes(), disk::SECRET).map_err(|error| {
+            Failure::configuration(format!("cannot make {}: {error}", path.display())).hint(
+                "`--out` names a file in a directory that is there and that this user can write",
+            )
+        })?,
+        None => print(&line)?,
+    }
     if !namespace.public_address_given {
         eprintln!(
             "hint: the string carries {}; if agents reach this machine otherwise, set public_address in {}",
@@ -253,18 +264,7 @@ fn string(args: &StringArgs) -> Result<(), Failure> {
             directory.namespace().display()
         );
     }
-    let mut line = string.emit();
-    line.push('\n');
-    match &args.out {
-        Some(path) => disk::replace(path, line.as_bytes(), disk::SECRET).map_err(|source| {
-            Unmade {
-                path: path.clone(),
-                source,
-            }
-            .into()
-        }),
-        None => print(&line),
-    }
+    Ok(())
 }
 
 fn key(
@@ -343,6 +343,14 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
         .collect();
     if args.json {
         return print(&json(&shown));
+    }
+    if all.is_empty() {
+        let folder = args.dir.directory().connections();
+        eprintln!(
+            "hint: {} has no hybrid connection; make one with `underpass connection create`, or name another directory with `--dir DIR`",
+            folder.display()
+        );
+        return Ok(());
     }
     let head = ["NAME", "ENDPOINT", "BINDING"].map(str::to_owned);
     let rows = shown

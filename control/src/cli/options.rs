@@ -1,5 +1,7 @@
 //! Options that several commands share.
 
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -101,6 +103,19 @@ fn mtu_max(text: &str) -> Result<u16, String> {
         .ok()
         .filter(|mtu| MTU_MAX_BOUNDS.contains(mtu))
         .ok_or_else(|| format!("a number from {least} to {most} is needed"))
+}
+
+/// A TCP port that can be connected to.
+pub(super) fn port(text: &str) -> Result<NonZeroU16, String> {
+    text.parse()
+        .map_err(|_| "a number from 1 to 65535 is needed".to_owned())
+}
+
+/// Where something listens: names are not looked up, so that what is bound is what is written.
+pub(super) fn binding(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "write an IP address and a port, like 127.0.0.1:14330 or [::1]:14330".to_owned()
+    })
 }
 
 /// A number with a unit; without one, seconds.
