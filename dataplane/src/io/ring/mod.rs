@@ -6,34 +6,36 @@
 #![expect(unsafe_code, reason = "the kernel is given pointers")]
 
 mod datagrams;
+mod outcome;
 mod provided;
 mod queue;
 mod stream;
+mod submit;
+mod wake;
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use io_uring::opcode;
 use io_uring::types::{CancelBuilder, Fd};
-use io_uring::{opcode, squeue};
 use socket2::{SockAddr, SockRef};
 
 use super::chunks::Chunks;
 use super::table::Table;
 use super::udp::Udp;
 use super::{
-    ACCEPT_PAUSE, COPY_BELOW, Close, Completion, Counters, DatagramBuffer, Io, READ_SIZE, SocketId,
-    Transmit, Waker, is_exhaustion, socket,
+    Close, Completion, Counters, DatagramBuffer, Io, READ_SIZE, SocketId, Transmit, socket,
 };
 use datagrams::Datagrams;
 use provided::Provided;
 use queue::{Done, Kind, Queue, Token};
 use stream::Stream;
+
+pub use wake::RingWaker;
 
 /// Receive buffers for TCP, [`READ_SIZE`] each: the most that the kernel may fill before the worker looks. A receive that finds none waits for the next turn.
 const BUFFERS: u16 = 128;
@@ -82,34 +84,6 @@ struct Listener {
     fd: OwnedFd,
     accepting: bool,
     closing: bool,
-}
-
-/// Wakes a [`Ring`].
-#[derive(Clone)]
-pub struct RingWaker {
-    shared: Arc<WakeState>,
-}
-
-struct WakeState {
-    event: OwnedFd,
-    woken: AtomicBool,
-}
-
-impl Waker for RingWaker {
-    fn wake(&self) {
-        if self.shared.woken.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let one = 1_u64.to_ne_bytes();
-        // SAFETY: the kernel reads eight bytes of `one`. The counter is written once for each time that the worker saw it, so it never overflows.
-        unsafe {
-            libc::write(
-                self.shared.event.as_raw_fd(),
-                one.as_ptr().cast(),
-                one.len(),
-            )
-        };
-    }
 }
 
 impl Ring {
@@ -297,104 +271,6 @@ impl Io for Ring {
     }
 }
 
-/// What the operations above queue.
-impl Ring {
-    fn insert(&mut self, fd: OwnedFd) -> SocketId {
-        self.sockets.insert(Entry::Stream(Stream::new(fd)))
-    }
-
-    fn stream(&mut self, id: SocketId) -> Option<&mut Stream> {
-        open(&mut self.sockets, id)
-    }
-
-    fn accept(&mut self, id: SocketId) {
-        let Some(Entry::Listener(listener)) = self.sockets.get(id) else {
-            return;
-        };
-        if listener.closing || listener.accepting {
-            return;
-        }
-        listener.accepting = true;
-        let entry = opcode::AcceptMulti::new(Fd(listener.fd.as_raw_fd()))
-            .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
-            .build();
-        // SAFETY: the entry points at nothing.
-        unsafe { self.queue.push(Token::of_socket(Kind::Accept, id), entry) };
-    }
-
-    fn arm_receive(&mut self, id: SocketId) {
-        let Some(stream) = open(&mut self.sockets, id) else {
-            return;
-        };
-        stream.receiving = true;
-        stream.under_way += 1;
-        let entry = opcode::Recv::new(Fd(stream.fd.as_raw_fd()), std::ptr::null_mut(), 0)
-            .buf_group(self.provided.group())
-            .ioprio(if stream.drained { POLL_FIRST } else { 0 })
-            .build()
-            .flags(squeue::Flags::BUFFER_SELECT);
-        // SAFETY: the kernel writes into a provided buffer, which lives as long as the ring's operations.
-        unsafe { self.queue.push(Token::of_socket(Kind::Receive, id), entry) };
-    }
-
-    fn go_on_sending(&mut self, id: SocketId) {
-        let Some(stream) = open(&mut self.sockets, id) else {
-            return;
-        };
-        let Some(entry) = stream.send_entry() else {
-            return;
-        };
-        stream.under_way += 1;
-        // SAFETY: chunks and message stay in the stream, which stays in its slot, until the completion.
-        unsafe { self.queue.push(Token::of_socket(Kind::Send, id), entry) };
-    }
-
-    fn close_listener(&mut self, id: SocketId) {
-        let Some(Entry::Listener(listener)) = self.sockets.get(id) else {
-            return;
-        };
-        if listener.closing {
-            return;
-        }
-        listener.closing = true;
-        // Ends listening at once, while the accept still holds the socket.
-        let _ = SockRef::from(&listener.fd).shutdown(Shutdown::Both);
-        self.paused.retain(|(_, paused)| *paused != id);
-        self.cancel_or_remove(id);
-    }
-
-    fn close_stream(&mut self, id: SocketId, how: Close) {
-        let Some(stream) = open(&mut self.sockets, id) else {
-            return;
-        };
-        stream.closing = true;
-        match how {
-            Close::Clean => socket::lift_linger(&stream.fd),
-            // What is under way holds the socket open beyond close(2): the peer gets its RST now, and the operations end by it.
-            Close::Reset if stream.under_way > 0 => disconnect(&stream.fd),
-            Close::Reset => {}
-        }
-        self.counters.system_calls += 2;
-        self.cancel_or_remove(id);
-    }
-
-    /// Closes a socket, once nothing is under way on it.
-    fn cancel_or_remove(&mut self, id: SocketId) {
-        let (fd, busy) = match self.sockets.get(id) {
-            Some(Entry::Stream(stream)) => (stream.fd.as_raw_fd(), stream.under_way > 0),
-            Some(Entry::Listener(listener)) => (listener.fd.as_raw_fd(), listener.accepting),
-            None => return,
-        };
-        if !busy {
-            self.sockets.remove(id);
-            return;
-        }
-        let entry = opcode::AsyncCancel2::new(CancelBuilder::fd(Fd(fd)).all()).build();
-        // SAFETY: the entry points at nothing.
-        unsafe { self.queue.push(Token::of_socket(Kind::Cancel, id), entry) };
-    }
-}
-
 /// What a turn does around its system call.
 impl Ring {
     fn tell_hung_up(&mut self, completions: &mut Vec<Completion>) {
@@ -454,7 +330,7 @@ impl Ring {
             return;
         }
         self.wake_armed = true;
-        let event = Fd(self.waker.shared.event.as_raw_fd());
+        let event = Fd(self.waker.event());
         let entry = opcode::PollAdd::new(event, libc::POLLIN as u32)
             .multi(true)
             .build();
@@ -518,183 +394,8 @@ impl Ring {
     fn woken(&mut self, done: Done, completions: &mut Vec<Completion>) {
         self.wake_armed = done.more;
         // Down before the worker looks at its queues: what comes after that look wakes again. The eventfd need not be read: each write is an event.
-        self.waker.shared.woken.store(false, Ordering::SeqCst);
+        self.waker.lower();
         completions.push(Completion::Woken);
-    }
-}
-
-/// What completions of sockets mean.
-impl Ring {
-    fn accepted(&mut self, id: SocketId, done: Done, completions: &mut Vec<Completion>) {
-        let Some(Entry::Listener(listener)) = self.sockets.get(id) else {
-            return;
-        };
-        listener.accepting = done.more;
-        let closing = listener.closing;
-        if done.result < 0 {
-            if closing {
-                return;
-            }
-            let error = io::Error::from_raw_os_error(-done.result);
-            if is_exhaustion(&error) {
-                self.paused.push((Instant::now() + ACCEPT_PAUSE, id));
-            } else {
-                self.accept(id);
-            }
-            completions.push(Completion::Accepted {
-                listener: id,
-                socket: Err(error),
-            });
-            return;
-        }
-        // SAFETY: the kernel just made this descriptor for this accept; nobody else has it.
-        let fd = unsafe { OwnedFd::from_raw_fd(done.result) };
-        if closing {
-            return; // Closed with linger zero: the peer sees RST.
-        }
-        if !done.more {
-            self.accept(id);
-        }
-        self.counters.system_calls += 1;
-        let peer = SockRef::from(&fd).peer_addr().map(|peer| peer.as_socket());
-        let socket = match peer {
-            Ok(Some(peer)) => Ok((self.insert(fd), peer)),
-            // It was reset before it was looked at.
-            Ok(None) | Err(_) => Err(io::ErrorKind::ConnectionAborted.into()),
-        };
-        completions.push(Completion::Accepted {
-            listener: id,
-            socket,
-        });
-    }
-
-    fn connected(&mut self, id: SocketId, done: Done, completions: &mut Vec<Completion>) {
-        let Some(Entry::Stream(stream)) = self.sockets.get(id) else {
-            return;
-        };
-        stream.under_way -= 1;
-        stream.address = None;
-        if stream.closing {
-            return;
-        }
-        let result = match done.result {
-            0.. => Ok(()),
-            error => Err(stream.fail(-error)),
-        };
-        completions.push(Completion::Connected { socket: id, result });
-    }
-
-    fn received(&mut self, id: SocketId, done: Done, completions: &mut Vec<Completion>) {
-        let Some(Entry::Stream(stream)) = self.sockets.get(id) else {
-            return;
-        };
-        stream.under_way -= 1;
-        stream.receiving = false;
-        if stream.closing || done.result <= 0 {
-            if let Some(buffer) = done.buffer {
-                self.provided.keep(buffer);
-            }
-            if !stream.closing {
-                self.received_nothing(id, done.result, completions);
-            }
-            return;
-        }
-        let buffer = done.buffer.expect("what was received is in a buffer");
-        let len = done.result as usize;
-        stream.drained = !done.nonempty;
-        stream.bytes_received += len as u64;
-        let chunk = if len < COPY_BELOW {
-            self.counters.bytes_copied += len as u64;
-            let copy = Bytes::copy_from_slice(self.provided.filled(buffer, len));
-            self.provided.keep(buffer);
-            copy
-        } else {
-            self.provided.take(buffer, len).freeze()
-        };
-        completions.push(Completion::Received {
-            socket: id,
-            result: Ok(chunk),
-        });
-    }
-
-    /// A receive that brought no bytes: it is tried again, or the stream has ended.
-    fn received_nothing(&mut self, id: SocketId, result: i32, completions: &mut Vec<Completion>) {
-        let Some(stream) = open(&mut self.sockets, id) else {
-            return;
-        };
-        match -result {
-            libc::ENOBUFS => {
-                self.provided.ran_out();
-                stream.receiving = true;
-                stream.drained = false;
-                self.starved.push_back(id);
-            }
-            libc::EAGAIN | libc::EINTR => self.arm_receive(id),
-            error => {
-                let result = stream.end(error);
-                completions.push(Completion::Received { socket: id, result });
-            }
-        }
-    }
-
-    fn sent(&mut self, id: SocketId, done: Done, completions: &mut Vec<Completion>) {
-        let Some(Entry::Stream(stream)) = self.sockets.get(id) else {
-            return;
-        };
-        stream.under_way -= 1;
-        if stream.closing {
-            return;
-        }
-        let Some(chunks) = &mut stream.sending else {
-            return;
-        };
-        match done.result {
-            len @ 0.. => chunks.advance(len as usize),
-            error if [-libc::EINTR, -libc::EAGAIN].contains(&error) => {}
-            error => {
-                stream.sending = None;
-                let result = Err(stream.fail(-error));
-                completions.push(Completion::Sent { socket: id, result });
-                return;
-            }
-        }
-        if !chunks.is_done() {
-            return self.go_on_sending(id);
-        }
-        let result = Ok(chunks.total());
-        stream.sending = None;
-        completions.push(Completion::Sent { socket: id, result });
-    }
-
-    fn watched(&mut self, id: SocketId, done: Done, completions: &mut Vec<Completion>) {
-        let Some(Entry::Stream(stream)) = self.sockets.get(id) else {
-            return;
-        };
-        if !done.more {
-            stream.under_way -= 1;
-            stream.watch_armed = false;
-        }
-        if stream.closing {
-            return;
-        }
-        // The kernel tells hang-up, too, which a FIN in both directions is; only an error is a failure.
-        stream.errored |= done.result < 0 || done.result & i32::from(libc::POLLERR) != 0;
-        if stream.watching && stream.errored {
-            completions.push(stream.hang_up(id));
-        } else if stream.watching && !stream.watch_armed {
-            self.watches.push(id);
-        }
-    }
-
-    fn remove_if_closed(&mut self, id: SocketId) {
-        let closed = match self.sockets.get(id) {
-            Some(Entry::Stream(stream)) => stream.closing && stream.under_way == 0,
-            Some(Entry::Listener(listener)) => listener.closing && !listener.accepting,
-            None => false,
-        };
-        if closed {
-            self.sockets.remove(id);
-        }
     }
 }
 
@@ -722,23 +423,6 @@ impl Drop for Ring {
     }
 }
 
-impl RingWaker {
-    fn new() -> io::Result<Self> {
-        // SAFETY: no pointers.
-        let event = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if event < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self {
-            shared: Arc::new(WakeState {
-                // SAFETY: just made, and nobody else has it.
-                event: unsafe { OwnedFd::from_raw_fd(event) },
-                woken: AtomicBool::new(false),
-            }),
-        })
-    }
-}
-
 impl Ring {
     /// Never frees what the kernel may still read or write.
     fn leak(&mut self) {
@@ -754,13 +438,4 @@ fn open(sockets: &mut Table<Entry>, id: SocketId) -> Option<&mut Stream> {
         Entry::Stream(stream) if !stream.closing => Some(stream),
         _ => None,
     }
-}
-
-/// Ends a connection with RST now, whoever still holds the socket.
-fn disconnect(fd: &impl AsFd) {
-    // SAFETY: all zeroes are a valid address; its family is AF_UNSPEC, which dissolves a connection.
-    let nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
-    let len = size_of::<libc::sockaddr>() as libc::socklen_t;
-    // SAFETY: the address lives until the call returns and has the length that is told.
-    unsafe { libc::connect(fd.as_fd().as_raw_fd(), &raw const nobody, len) };
 }

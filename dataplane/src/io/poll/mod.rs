@@ -3,34 +3,34 @@
 //! Sockets are watched by edges: an event sets a flag, an operation that would block clears it. An operation is tried in
 //! [`wait`](Io::wait) when its flag is up, so that a turn's operations leave together as they do with `ring`.
 
+mod datagrams;
+mod stream;
+
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Token, net};
-use socket2::{SockAddr, SockRef};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use socket2::SockAddr;
 
 use super::buffers::{ReceiveBuffer, TransmitBuffers};
 use super::chunks::Chunks;
 use super::table::Table;
 use super::udp::Udp;
 use super::{
-    ACCEPT_PAUSE, Close, Completion, Counters, DATAGRAMS_SIZE, DatagramBuffer, Datagrams,
-    GATHER_MAX, Io, READ_SIZE, SocketId, Transmit, Waker, is_exhaustion, socket,
+    ACCEPT_PAUSE, Close, Completion, Counters, DatagramBuffer, Io, SocketId, Transmit, Waker,
+    is_exhaustion, socket,
 };
+use stream::{Stream, errno};
 
 /// The most events of one turn.
 const EVENTS_MAX: usize = 256;
-
-/// The most datagram batches of one turn, of up to 64 KiB each: enough to fill a turn, few enough to let TCP have its own.
-const BATCHES_MAX: usize = 16;
 
 /// The most connections that a listener accepts in one turn.
 const ACCEPTS_MAX: usize = 64;
@@ -76,23 +76,6 @@ struct Listener {
 struct Listeners {
     ready: Vec<SocketId>,
     paused: Vec<(Instant, SocketId)>,
-}
-
-struct Stream {
-    stream: net::TcpStream,
-    registered: bool,
-    queued: bool,
-    connecting: bool,
-    receiving: bool,
-    watching: bool,
-    readable: bool,
-    writable: bool,
-    /// FIN or an error came: there is no further edge to wait for.
-    ended: bool,
-    errored: bool,
-    sending: Option<Chunks>,
-    /// The socket's error, once any operation has taken it from the kernel, which tells it only once.
-    failed: Option<i32>,
 }
 
 /// Wakes a [`Poll`].
@@ -316,21 +299,7 @@ impl Io for Poll {
 
 impl Poll {
     fn insert(&mut self, stream: net::TcpStream) -> SocketId {
-        self.sockets.insert(Entry::Stream(Stream {
-            stream,
-            registered: false,
-            queued: false,
-            connecting: false,
-            receiving: false,
-            watching: false,
-            // Tried before the first event: an application often speaks at once.
-            readable: true,
-            writable: true,
-            ended: false,
-            errored: false,
-            sending: None,
-            failed: None,
-        }))
+        self.sockets.insert(Entry::Stream(Stream::new(stream)))
     }
 
     fn stream(&mut self, id: SocketId) -> Option<&mut Stream> {
@@ -509,233 +478,8 @@ impl Poll {
         }
         Some(Duration::ZERO)
     }
-
-    fn receive_datagrams(&mut self, completions: &mut Vec<Completion>) {
-        let mut batches = 0;
-        while self.udp_readable && batches < BATCHES_MAX {
-            batches += 1;
-            self.counters.system_calls += 1;
-            let mut buffer = std::mem::take(&mut self.datagram_buffer);
-            if buffer.capacity() < DATAGRAMS_SIZE {
-                buffer = BytesMut::with_capacity(DATAGRAMS_SIZE);
-            }
-            match self.udp.receive(buffer) {
-                Ok(batch) => completions.push(Completion::Datagrams(self.compact(batch))),
-                Err((buffer, error)) => {
-                    self.datagram_buffer = buffer;
-                    // Any other error is one of an earlier send, told late: the next receive goes on.
-                    self.udp_readable = error.kind() != io::ErrorKind::WouldBlock;
-                }
-            }
-        }
-    }
-
-    /// Copies a small batch out, so that it does not pin a large buffer, and keeps the buffer.
-    fn compact(&mut self, mut batch: Datagrams) -> Datagrams {
-        if batch.data.len() < super::COPY_BELOW {
-            let copy = BytesMut::from(&batch.data[..]);
-            self.counters.bytes_copied += copy.len() as u64;
-            self.datagram_buffer = std::mem::replace(&mut batch.data, copy);
-            self.datagram_buffer.clear();
-        }
-        batch
-    }
-
-    fn send_blocked(&mut self) {
-        while self.udp_writable {
-            let Some((buffer, transmit)) = self.blocked.pop_front() else {
-                return;
-            };
-            self.counters.system_calls += 1;
-            match self.udp.send(&buffer.data, &transmit) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.udp_writable = false;
-                    self.blocked.push_front((buffer, transmit));
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    self.blocked.push_front((buffer, transmit));
-                }
-                sent => {
-                    if let Err(error) = sent {
-                        self.counters.datagram_send_errors += 1;
-                        self.udp.note_send_error(errno(&error));
-                    }
-                    self.transmits.put(buffer);
-                }
-            }
-        }
-    }
-}
-
-impl Stream {
-    fn note(&mut self, event: &Event) {
-        let failed = event.is_error();
-        self.errored |= failed;
-        self.ended |= failed || event.is_read_closed();
-        self.readable |= event.is_readable() || self.ended;
-        self.writable |= event.is_writable() || failed || event.is_write_closed();
-    }
-
-    fn is_runnable(&self) -> bool {
-        let failed = self.failed.is_some() || self.errored;
-        if self.connecting {
-            return failed || self.writable;
-        }
-        (self.sending.is_some() && (failed || self.writable))
-            || (self.receiving && (failed || self.readable))
-            || (self.watching && failed)
-    }
-
-    /// Tries each operation that may succeed once.
-    fn run(
-        &mut self,
-        id: SocketId,
-        buffer: &mut ReceiveBuffer,
-        counters: &mut Counters,
-        completions: &mut Vec<Completion>,
-    ) {
-        if self.connecting {
-            return self.finish_connect(id, counters, completions);
-        }
-        if self.sending.is_some() && (self.writable || self.failed.is_some()) {
-            counters.system_calls += 1;
-            if let Some(result) = self.write() {
-                self.sending = None;
-                completions.push(Completion::Sent { socket: id, result });
-            }
-        }
-        if self.receiving && (self.readable || self.failed.is_some()) {
-            counters.system_calls += 1;
-            if let Some(result) = self.read(buffer, counters) {
-                self.receiving = false;
-                completions.push(Completion::Received { socket: id, result });
-            }
-        }
-        if self.watching && (self.errored || self.failed.is_some()) {
-            self.watching = false;
-            let error = self.take_error().unwrap_or(libc::ECONNRESET);
-            self.failed = Some(error);
-            completions.push(Completion::HungUp {
-                socket: id,
-                error: io::Error::from_raw_os_error(error),
-            });
-        }
-    }
-
-    fn finish_connect(
-        &mut self,
-        id: SocketId,
-        counters: &mut Counters,
-        completions: &mut Vec<Completion>,
-    ) {
-        counters.system_calls += 2;
-        let result = match self.take_error() {
-            Some(error) => Err(io::Error::from_raw_os_error(error)),
-            // An event before its time: still on the way.
-            None if self.stream.peer_addr().is_err() => {
-                self.writable = false;
-                self.errored = false;
-                return;
-            }
-            None => Ok(()),
-        };
-        self.connecting = false;
-        completions.push(Completion::Connected { socket: id, result });
-    }
-
-    /// The socket's error, kept from now on: the kernel tells it once, and afterwards a receive would look like FIN.
-    fn take_error(&mut self) -> Option<i32> {
-        if self.failed.is_none() {
-            self.failed = match self.stream.take_error() {
-                Ok(error) => error.as_ref().map(errno),
-                Err(error) => Some(errno(&error)),
-            };
-        }
-        self.failed
-    }
-
-    /// Writes what the kernel takes. `None` while there is more.
-    fn write(&mut self) -> Option<io::Result<usize>> {
-        if let Some(error) = self.failed {
-            return Some(Err(io::Error::from_raw_os_error(error)));
-        }
-        let chunks = self.sending.as_mut()?;
-        match send(&self.stream, chunks.rest()) {
-            Ok(sent) => {
-                chunks.advance(sent);
-                if chunks.is_done() {
-                    return Some(Ok(chunks.total()));
-                }
-                // Cut short: the kernel is full and will say when it is not. Others than Linux want to be asked once more.
-                self.writable = !cfg!(target_os = "linux");
-                None
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.writable = false;
-                None
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
-            Err(error) => {
-                self.failed = Some(errno(&error));
-                Some(Err(error))
-            }
-        }
-    }
-
-    /// Reads what is there. `None` if nothing is.
-    fn read(
-        &mut self,
-        buffer: &mut ReceiveBuffer,
-        counters: &mut Counters,
-    ) -> Option<io::Result<Bytes>> {
-        if let Some(error) = self.failed {
-            return Some(Err(io::Error::from_raw_os_error(error)));
-        }
-        let socket = SockRef::from(&self.stream);
-        match buffer.fill(|space| socket.recv(space)) {
-            Ok(len) => {
-                // Not filled: nothing is left, and the next byte makes an edge. FIN and errors made theirs, so they are remembered.
-                if cfg!(target_os = "linux") && len > 0 && len < READ_SIZE {
-                    self.readable = self.ended;
-                }
-                Some(Ok(buffer.take(len, &mut counters.bytes_copied)))
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.readable = false;
-                None
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
-            Err(error) => {
-                self.failed = Some(errno(&error));
-                Some(Err(error))
-            }
-        }
-    }
-}
-
-fn send<S: AsFd>(stream: &S, chunks: &[Bytes]) -> io::Result<usize> {
-    let socket = SockRef::from(stream);
-    #[cfg(target_os = "linux")]
-    const FLAGS: i32 = libc::MSG_NOSIGNAL;
-    #[cfg(not(target_os = "linux"))]
-    const FLAGS: i32 = 0;
-    match chunks {
-        [chunk] => socket.send_with_flags(chunk, FLAGS),
-        chunks => {
-            let mut slices = [IoSlice::new(&[]); GATHER_MAX];
-            let count = chunks.len().min(GATHER_MAX);
-            for (slice, chunk) in slices.iter_mut().zip(chunks) {
-                *slice = IoSlice::new(chunk);
-            }
-            socket.send_vectored_with_flags(&slices[..count], FLAGS)
-        }
-    }
 }
 
 fn token(id: SocketId) -> Token {
     Token(id.index as usize)
-}
-
-fn errno(error: &io::Error) -> i32 {
-    error.raw_os_error().unwrap_or(libc::ECONNRESET)
 }

@@ -1,0 +1,119 @@
+//! What the operations on sockets queue for the kernel.
+
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use io_uring::types::{CancelBuilder, Fd};
+use io_uring::{opcode, squeue};
+use socket2::SockRef;
+
+use super::queue::{Kind, Token};
+use super::stream::Stream;
+use super::{Entry, POLL_FIRST, Ring, open};
+use crate::io::{Close, SocketId, socket};
+
+impl Ring {
+    pub(super) fn insert(&mut self, fd: OwnedFd) -> SocketId {
+        self.sockets.insert(Entry::Stream(Stream::new(fd)))
+    }
+
+    pub(super) fn stream(&mut self, id: SocketId) -> Option<&mut Stream> {
+        open(&mut self.sockets, id)
+    }
+
+    pub(super) fn accept(&mut self, id: SocketId) {
+        let Some(Entry::Listener(listener)) = self.sockets.get(id) else {
+            return;
+        };
+        if listener.closing || listener.accepting {
+            return;
+        }
+        listener.accepting = true;
+        let entry = opcode::AcceptMulti::new(Fd(listener.fd.as_raw_fd()))
+            .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
+            .build();
+        // SAFETY: the entry points at nothing.
+        unsafe { self.queue.push(Token::of_socket(Kind::Accept, id), entry) };
+    }
+
+    pub(super) fn arm_receive(&mut self, id: SocketId) {
+        let Some(stream) = open(&mut self.sockets, id) else {
+            return;
+        };
+        stream.receiving = true;
+        stream.under_way += 1;
+        let entry = opcode::Recv::new(Fd(stream.fd.as_raw_fd()), std::ptr::null_mut(), 0)
+            .buf_group(self.provided.group())
+            .ioprio(if stream.drained { POLL_FIRST } else { 0 })
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
+        // SAFETY: the kernel writes into a provided buffer, which lives as long as the ring's operations.
+        unsafe { self.queue.push(Token::of_socket(Kind::Receive, id), entry) };
+    }
+
+    pub(super) fn go_on_sending(&mut self, id: SocketId) {
+        let Some(stream) = open(&mut self.sockets, id) else {
+            return;
+        };
+        let Some(entry) = stream.send_entry() else {
+            return;
+        };
+        stream.under_way += 1;
+        // SAFETY: chunks and message stay in the stream, which stays in its slot, until the completion.
+        unsafe { self.queue.push(Token::of_socket(Kind::Send, id), entry) };
+    }
+
+    pub(super) fn close_listener(&mut self, id: SocketId) {
+        let Some(Entry::Listener(listener)) = self.sockets.get(id) else {
+            return;
+        };
+        if listener.closing {
+            return;
+        }
+        listener.closing = true;
+        // Ends listening at once, while the accept still holds the socket.
+        let _ = SockRef::from(&listener.fd).shutdown(Shutdown::Both);
+        self.paused.retain(|(_, paused)| *paused != id);
+        self.cancel_or_remove(id);
+    }
+
+    pub(super) fn close_stream(&mut self, id: SocketId, how: Close) {
+        let Some(stream) = open(&mut self.sockets, id) else {
+            return;
+        };
+        stream.closing = true;
+        match how {
+            Close::Clean => socket::lift_linger(&stream.fd),
+            // What is under way holds the socket open beyond close(2): the peer gets its RST now, and the operations end by it.
+            Close::Reset if stream.under_way > 0 => disconnect(&stream.fd),
+            Close::Reset => {}
+        }
+        self.counters.system_calls += 2;
+        self.cancel_or_remove(id);
+    }
+
+    /// Closes a socket, once nothing is under way on it.
+    fn cancel_or_remove(&mut self, id: SocketId) {
+        let (fd, busy) = match self.sockets.get(id) {
+            Some(Entry::Stream(stream)) => (stream.fd.as_raw_fd(), stream.under_way > 0),
+            Some(Entry::Listener(listener)) => (listener.fd.as_raw_fd(), listener.accepting),
+            None => return,
+        };
+        if !busy {
+            self.sockets.remove(id);
+            return;
+        }
+        let entry = opcode::AsyncCancel2::new(CancelBuilder::fd(Fd(fd)).all()).build();
+        // SAFETY: the entry points at nothing.
+        unsafe { self.queue.push(Token::of_socket(Kind::Cancel, id), entry) };
+    }
+}
+
+/// Ends a connection with RST now, whoever still holds the socket.
+fn disconnect(fd: &impl AsFd) {
+    // SAFETY: all zeroes are a valid address; its family is AF_UNSPEC, which dissolves a connection.
+    let nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
+    let len = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: the address lives until the call returns and has the length that is told.
+    unsafe { libc::connect(fd.as_fd().as_raw_fd(), &raw const nobody, len) };
+}
