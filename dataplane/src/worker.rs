@@ -11,8 +11,10 @@ use quinn_proto::{ConnectionError, StreamId};
 
 use crate::core::{Core, Owner};
 use crate::flow::{End, Flow, FlowKey};
+#[cfg(target_os = "linux")]
+use crate::io::Ring;
 use crate::io::udp::Udp;
-use crate::io::{Completion, Io, Kind, Poll, Ring, SocketId, Waker as _};
+use crate::io::{Completion, Io, Kind, Poll, SocketId, Waker as _};
 use crate::quic::{Driver, Event, SessionId, cid};
 
 /// How often a role looks after deadlines of its own.
@@ -188,6 +190,7 @@ where
     let thread = std::thread::Builder::new()
         .name(name)
         .spawn(move || match parts.kind {
+            #[cfg(target_os = "linux")]
             Kind::Ring => begin(
                 Ring::new(parts.udp),
                 parts.quic,
