@@ -21,7 +21,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 6;
 
 /// A listening TCP socket: non-blocking, not inherited by child processes, and with the options that accepted sockets inherit from it on
-/// Linux (no delay, linger zero, keep-alive). With `reuse_port`, several may listen on one address and the kernel spreads connections.
+/// Linux (no delay, linger zero, keep-alive, urgent bytes in line). With `reuse_port`, several may listen on one address and the kernel spreads connections.
 ///
 /// # Errors
 /// The address is in use (also by sockets that would share it) or not of this machine.
@@ -51,10 +51,12 @@ pub(in crate::io) fn outgoing(to: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Sets what both outer sockets of a flow need: no delay, linger zero (a killed process ends with RST, never with a FIN after lost data), keep-alive.
+/// Sets what both outer sockets of a flow need: no delay, linger zero (a killed process ends with RST, never with a FIN after lost data), keep-alive,
+/// and urgent bytes in their place among the others, from where the kernel would take them out.
 pub(in crate::io) fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
+    socket.set_out_of_band_inline(true)?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE_IDLE)
@@ -161,6 +163,7 @@ mod tests {
         let socket = SockRef::from(&accepted);
         assert!(socket.tcp_nodelay()?);
         assert_eq!(socket.linger()?, Some(Duration::ZERO));
+        assert!(socket.out_of_band_inline()?);
         assert!(socket.keepalive()?);
         assert_eq!(socket.tcp_keepalive_time()?, KEEPALIVE_IDLE);
         assert_eq!(socket.tcp_keepalive_interval()?, KEEPALIVE_INTERVAL);

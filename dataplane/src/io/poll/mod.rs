@@ -316,13 +316,12 @@ impl Poll {
         };
         if !stream.registered {
             stream.registered = true;
-            let interest = Interest::READABLE | Interest::WRITABLE;
             let fd = stream.stream.as_raw_fd();
             self.counters.system_calls += 1;
             if let Err(error) =
                 self.poll
                     .registry()
-                    .register(&mut SourceFd(&fd), token(id), interest)
+                    .register(&mut SourceFd(&fd), token(id), stream_interest())
             {
                 stream.failed = Some(errno(&error));
             }
@@ -478,6 +477,14 @@ impl Poll {
         }
         Some(Duration::ZERO)
     }
+}
+
+/// What is wanted to know of a connection: all that there is.
+fn stream_interest() -> Interest {
+    let interest = Interest::READABLE | Interest::WRITABLE;
+    #[cfg(target_os = "linux")]
+    let interest = interest | Interest::PRIORITY;
+    interest
 }
 
 fn token(id: SocketId) -> Token {

@@ -21,6 +21,8 @@ pub(super) struct Stream {
     pub(super) watching: bool,
     pub(super) readable: bool,
     pub(super) writable: bool,
+    /// Urgent bytes came: a receive may end before them without having emptied the socket.
+    pub(super) urgent: bool,
     /// FIN or an error came: there is no further edge to wait for.
     pub(super) ended: bool,
     pub(super) errored: bool,
@@ -41,6 +43,7 @@ impl Stream {
             // Tried before the first event: an application often speaks at once.
             readable: true,
             writable: true,
+            urgent: false,
             ended: false,
             errored: false,
             sending: None,
@@ -52,18 +55,20 @@ impl Stream {
         let failed = event.is_error();
         self.errored |= failed;
         self.ended |= failed || event.is_read_closed();
+        self.urgent |= event.is_priority();
         self.readable |= event.is_readable() || self.ended;
         self.writable |= event.is_writable() || failed || event.is_write_closed();
     }
 
+    /// Whether an operation may succeed now. An error raises both flags, so a try that finds nothing in spite of it waits like any other.
     pub(super) fn is_runnable(&self) -> bool {
-        let failed = self.failed.is_some() || self.errored;
+        let failed = self.failed.is_some();
         if self.connecting {
             return failed || self.writable;
         }
         (self.sending.is_some() && (failed || self.writable))
             || (self.receiving && (failed || self.readable))
-            || (self.watching && failed)
+            || (self.watching && (failed || self.errored))
     }
 
     /// Tries each operation that may succeed once.
@@ -136,8 +141,8 @@ impl Stream {
 
     /// Writes what the kernel takes. `None` while there is more.
     fn write(&mut self) -> Option<io::Result<usize>> {
-        if let Some(error) = self.failed {
-            return Some(Err(io::Error::from_raw_os_error(error)));
+        if let Some(error) = self.failure() {
+            return Some(Err(error));
         }
         let chunks = self.sending.as_mut()?;
         match send(&self.stream, chunks.rest()) {
@@ -168,28 +173,35 @@ impl Stream {
         buffer: &mut ReceiveBuffer,
         counters: &mut Counters,
     ) -> Option<io::Result<Bytes>> {
-        if let Some(error) = self.failed {
-            return Some(Err(io::Error::from_raw_os_error(error)));
-        }
         let socket = SockRef::from(&self.stream);
-        match buffer.fill(|space| socket.recv(space)) {
+        let error = match buffer.fill(|space| socket.recv(space)) {
+            // What came before an error is read before the error is told, although another operation may have taken it from the kernel.
+            Ok(0) if self.failed.is_some() => return self.failure().map(Err),
             Ok(len) => {
                 // Not filled: nothing is left, and the next byte makes an edge. FIN and errors made theirs, so they are remembered.
-                if cfg!(target_os = "linux") && len > 0 && len < READ_SIZE {
+                if cfg!(target_os = "linux") && len > 0 && len < READ_SIZE && !self.urgent {
                     self.readable = self.ended;
                 }
-                Some(Ok(buffer.take(len, &mut counters.bytes_copied)))
+                return Some(Ok(buffer.take(len, &mut counters.bytes_copied)));
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(error) => error,
+        };
+        match error.kind() {
+            io::ErrorKind::WouldBlock if self.failed.is_some() => self.failure().map(Err),
+            io::ErrorKind::WouldBlock => {
                 self.readable = false;
                 None
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
-            Err(error) => {
-                self.failed = Some(errno(&error));
-                Some(Err(error))
+            io::ErrorKind::Interrupted => None,
+            _ => {
+                self.failed.get_or_insert(errno(&error));
+                self.failure().map(Err)
             }
         }
+    }
+
+    fn failure(&self) -> Option<io::Error> {
+        self.failed.map(io::Error::from_raw_os_error)
     }
 }
 
