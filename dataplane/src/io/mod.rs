@@ -38,6 +38,9 @@ pub const COPY_BELOW: usize = 4 * 1024;
 /// The most that one datagram send or receive carries, bytes (the UDP payload limit of IPv4).
 pub const DATAGRAMS_SIZE: usize = 65_507;
 
+/// The most that the kernel joins to one batch of received datagrams, bytes: what an IP packet of either version carries.
+const BATCH_SIZE: usize = 65_535;
+
 /// The most buffers that one [`Io::send`] gathers.
 pub const GATHER_MAX: usize = 64;
 
@@ -143,6 +146,10 @@ pub struct DatagramBuffer {
     /// Empty when handed out, with at least [`DATAGRAMS_SIZE`] bytes of capacity. Keep the allocation: do not replace the vector.
     pub data: Vec<u8>,
     /// The backend's own mark.
+    #[cfg_attr(
+        not(target_os = "linux"),
+        expect(dead_code, reason = "poll needs no mark")
+    )]
     pub(in crate::io) slot: usize,
 }
 

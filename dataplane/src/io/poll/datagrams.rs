@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use super::Poll;
 use super::stream::errno;
-use crate::io::{COPY_BELOW, Completion, DATAGRAMS_SIZE, Datagrams};
+use crate::io::{BATCH_SIZE, COPY_BELOW, Completion, Datagrams};
 
 /// The most datagram batches of one turn, of up to 64 KiB each: enough to fill a turn, few enough to let TCP have its own.
 const BATCHES_MAX: usize = 16;
@@ -18,8 +18,8 @@ impl Poll {
             batches += 1;
             self.counters.system_calls += 1;
             let mut buffer = std::mem::take(&mut self.datagram_buffer);
-            if buffer.capacity() < DATAGRAMS_SIZE {
-                buffer = BytesMut::with_capacity(DATAGRAMS_SIZE);
+            if buffer.capacity() < BATCH_SIZE {
+                buffer = BytesMut::with_capacity(BATCH_SIZE);
             }
             match self.udp.receive(buffer) {
                 Ok(batch) => completions.push(Completion::Datagrams(self.compact(batch))),

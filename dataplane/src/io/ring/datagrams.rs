@@ -11,7 +11,7 @@ use super::queue::{Done, Kind, Queue, Token};
 use crate::io::buffers::{TRANSMITS, TransmitBuffers};
 use crate::io::message::{CONTROL_SIZE, Meta, NAME_SIZE, Outgoing};
 use crate::io::udp::Udp;
-use crate::io::{COPY_BELOW, Completion, Counters, DatagramBuffer, Transmit};
+use crate::io::{BATCH_SIZE, COPY_BELOW, Completion, Counters, DatagramBuffer, Transmit};
 
 /// Receive buffers, 64 KiB each: the most that the kernel may fill before the worker looks. What does not fit waits in the socket.
 const BUFFERS: u16 = 64;
@@ -21,9 +21,6 @@ const HEADER_SIZE: usize = 16;
 
 /// Where the payload begins in a buffer.
 const PAYLOAD_AT: usize = HEADER_SIZE + NAME_SIZE + CONTROL_SIZE;
-
-/// What a joined batch may hold, bytes: one IP packet's worth.
-const PAYLOAD_MAX: usize = 65_535;
 
 /// UDP of one ring.
 pub(super) struct Datagrams {
@@ -59,7 +56,7 @@ impl Datagrams {
                 queue,
                 group,
                 BUFFERS,
-                PAYLOAD_AT + PAYLOAD_MAX,
+                PAYLOAD_AT + BATCH_SIZE,
                 PAYLOAD_AT,
             )?,
             template: Box::new(template),
@@ -88,7 +85,11 @@ impl Datagrams {
         let (payload, len) = (buffer.data.as_ptr(), buffer.data.len());
         slot.message.address(transmit, len, self.udp.is_dual());
         let message = slot.message.point(payload, len);
-        slot.buffer = Some(buffer);
+        let before = slot.buffer.replace(buffer);
+        assert!(
+            before.is_none(),
+            "a buffer is sent by the backend that gave it"
+        );
         let entry = opcode::SendMsg::new(Fd(self.udp.socket().as_raw_fd()), message)
             .flags(libc::MSG_NOSIGNAL as u32)
             .build();

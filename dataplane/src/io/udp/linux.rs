@@ -10,7 +10,7 @@ use super::*;
 use crate::io::message::{CONTROL_SIZE, Meta, NAME_SIZE, Outgoing};
 
 impl Udp {
-    /// Receives one batch into the spare capacity of an empty buffer (at least [`DATAGRAMS_SIZE`] bytes).
+    /// Receives one batch into the spare capacity of an empty buffer of at least `BATCH_SIZE` bytes.
     pub(in crate::io) fn receive(
         &self,
         mut data: BytesMut,

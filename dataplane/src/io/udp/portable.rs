@@ -7,7 +7,7 @@ use quinn_udp::RecvMeta;
 use super::*;
 
 impl Udp {
-    /// Receives one batch into an empty buffer (at least [`DATAGRAMS_SIZE`] bytes).
+    /// Receives one batch into an empty buffer of at least `BATCH_SIZE` bytes.
     pub(in crate::io) fn receive(
         &self,
         mut data: BytesMut,
