@@ -16,7 +16,7 @@ mod wake;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -33,7 +33,7 @@ use super::{
 use datagrams::Datagrams;
 use provided::Provided;
 use queue::{Done, Kind, Queue, Token};
-use stream::Stream;
+use stream::{Gathers, Stream};
 
 pub use wake::RingWaker;
 
@@ -59,6 +59,7 @@ const POLL_FIRST: u16 = 1;
 pub struct Ring {
     queue: Queue,
     sockets: Table<Entry>,
+    gathers: Gathers,
     provided: Provided,
     /// Receives that found no buffer, in order.
     starved: VecDeque<SocketId>,
@@ -98,6 +99,7 @@ impl Ring {
         Ok(Self {
             queue,
             sockets: Table::new(),
+            gathers: Gathers::default(),
             provided,
             starved: VecDeque::new(),
             watches: Vec::new(),
@@ -197,6 +199,8 @@ impl Io for Ring {
         let Some(stream) = open(&mut self.sockets, socket) else {
             return;
         };
+        // The kernel reads from the one that is under way.
+        assert!(stream.sending.is_none(), "one send at a time");
         stream.sending = Some(Chunks::new(chunks));
         self.go_on_sending(socket);
     }
@@ -258,7 +262,10 @@ impl Io for Ring {
             self.queue.enter(timeout)?;
             self.collect(completions);
             // Completions that concern nobody outside (cancellations, polls) do not end the wait.
-            if completions.len() > before || timeout == Some(Duration::ZERO) {
+            if completions.len() > before
+                || timeout == Some(Duration::ZERO)
+                || deadline.is_some_and(|deadline| deadline <= Instant::now())
+            {
                 return Ok(());
             }
         }
@@ -415,8 +422,13 @@ impl Drop for Ring {
                 );
                 return self.leak();
             }
-            self.done.clear();
             self.queue.reap(COMPLETIONS_MAX, &mut self.done);
+            for done in self.done.drain(..) {
+                if done.token.kind() == Some(Kind::Accept) && done.result >= 0 {
+                    // SAFETY: the kernel just made this descriptor for this accept; nobody else has it.
+                    drop(unsafe { OwnedFd::from_raw_fd(done.result) });
+                }
+            }
         }
         self.provided.unregister(&self.queue);
         self.datagrams.unregister(&self.queue);

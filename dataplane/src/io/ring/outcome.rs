@@ -137,6 +137,7 @@ impl Ring {
         if stream.closing {
             return;
         }
+        stream.return_gather(&mut self.gathers);
         let Some(chunks) = &mut stream.sending else {
             return;
         };

@@ -13,6 +13,9 @@ use crate::io::{Completion, GATHER_MAX, SocketId, socket};
 /// Sends go on in the kernel until all is written, without a signal where the peer is gone.
 const SEND_FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
 
+/// Messages kept for later sends, of a kilobyte each: as many as one turn uses when it is busy.
+const GATHERS_MAX: usize = 64;
+
 pub(super) struct Stream {
     pub(super) fd: OwnedFd,
     /// Operations whose last completion has not come; the descriptor stays open until then.
@@ -29,13 +32,19 @@ pub(super) struct Stream {
     pub(super) failed: Option<i32>,
     pub(super) bytes_received: u64,
     pub(super) sending: Option<Chunks>,
+    /// The message of the send under way, where it has several chunks.
     gather: Option<Box<Gather>>,
     /// Where it connects to, while it does.
     pub(super) address: Option<Box<SockAddr>>,
 }
 
+/// Messages that no send uses, so that an idle connection holds none.
+#[derive(Default)]
+#[expect(clippy::vec_box, reason = "the kernel has pointers into each")]
+pub(super) struct Gathers(Vec<Box<Gather>>);
+
 /// A message of several chunks.
-struct Gather {
+pub(super) struct Gather {
     header: libc::msghdr,
     chunks: [libc::iovec; GATHER_MAX],
 }
@@ -60,19 +69,26 @@ impl Stream {
     }
 
     /// The operation that writes what is left of the send.
-    pub(super) fn send_entry(&mut self) -> Option<squeue::Entry> {
+    pub(super) fn send_entry(&mut self, gathers: &mut Gathers) -> Option<squeue::Entry> {
         let fd = Fd(self.fd.as_raw_fd());
         Some(match self.sending.as_ref()?.rest() {
             [chunk] => opcode::Send::new(fd, chunk.as_ptr(), chunk.len() as u32)
                 .flags(SEND_FLAGS)
                 .build(),
             chunks => {
-                let gather = self.gather.get_or_insert_with(Gather::new);
+                let gather = self.gather.get_or_insert_with(|| gathers.take());
                 opcode::SendMsg::new(fd, gather.point(chunks))
                     .flags(SEND_FLAGS as u32)
                     .build()
             }
         })
+    }
+
+    /// Ends the use of a message, once the kernel has no use for it.
+    pub(super) fn return_gather(&mut self, gathers: &mut Gathers) {
+        if let Some(gather) = self.gather.take() {
+            gathers.put(gather);
+        }
     }
 
     /// Notes that an operation took this error from the kernel.
@@ -102,6 +118,18 @@ impl Stream {
         Completion::HungUp {
             socket: id,
             error: self.fail(error.unwrap_or(libc::ECONNRESET)),
+        }
+    }
+}
+
+impl Gathers {
+    fn take(&mut self) -> Box<Gather> {
+        self.0.pop().unwrap_or_else(Gather::new)
+    }
+
+    fn put(&mut self, gather: Box<Gather>) {
+        if self.0.len() < GATHERS_MAX {
+            self.0.push(gather);
         }
     }
 }

@@ -55,7 +55,7 @@ impl Ring {
         let Some(stream) = open(&mut self.sockets, id) else {
             return;
         };
-        let Some(entry) = stream.send_entry() else {
+        let Some(entry) = stream.send_entry(&mut self.gathers) else {
             return;
         };
         stream.under_way += 1;
