@@ -104,3 +104,31 @@ impl ReceiveBuffer {
         copy
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_chunk_leaves_with_its_buffer_and_a_small_one_is_copied() -> io::Result<()> {
+        let mut receive = ReceiveBuffer::default();
+        let mut copied = 0;
+        for len in [COPY_BELOW, READ_SIZE] {
+            let mut written = std::ptr::null();
+            receive.fill(|space| {
+                space[..len].fill(MaybeUninit::new(7));
+                written = space.as_ptr().cast();
+                Ok(len)
+            })?;
+            let chunk = receive.take(len, &mut copied);
+            assert_eq!((chunk.as_ptr(), chunk.len(), copied), (written, len, 0));
+        }
+        receive.fill(|space| {
+            space[0] = MaybeUninit::new(7);
+            Ok(1)
+        })?;
+        assert_eq!(receive.take(1, &mut copied), [7][..]);
+        assert_eq!(copied, 1);
+        Ok(())
+    }
+}

@@ -86,4 +86,16 @@ mod tests {
         assert_eq!(table.remove(first), None);
         assert_eq!(table.get(second), Some(&mut 'b'));
     }
+
+    #[test]
+    fn generations_begin_again_after_the_last() {
+        let mut table = Table::new();
+        table.insert('a');
+        table.slots[0].generation = u32::MAX;
+        let last = table.at(0).expect("in use");
+        assert_eq!(table.remove(last), Some('a'));
+        let first = table.insert('b');
+        assert_eq!((first.index, first.generation), (0, 0));
+        assert_eq!(table.get(last), None);
+    }
 }

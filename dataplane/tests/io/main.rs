@@ -2,63 +2,70 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 
-use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+mod driver;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use socket2::SockRef;
 use underpass_dataplane::io::{
-    Close, Completion, DATAGRAMS_SIZE, Datagrams, EcnCodepoint, Io, READ_SIZE, SocketId, Transmit,
-    Waker, socket, udp,
+    Close, Completion, DATAGRAMS_SIZE, EcnCodepoint, Io, READ_SIZE, Transmit, Waker, socket, udp,
 };
 
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long nothing may come, where nothing should.
-const SILENCE: Duration = Duration::from_millis(50);
+use driver::{
+    Driver, PATIENCE, connect, endless, in_a_child, limit_descriptors, local, local_v6, pattern,
+    plain, read_to_error, reset,
+};
 
 macro_rules! on_every_backend {
-    ($($test:ident),+ $(,)?) => {
+    ($($address:ident: $($test:ident),+;)+) => {
         mod poll {
-            $(#[test]
+            $($(#[test]
             fn $test() {
-                let udp = super::udp::bind(super::local(), false).unwrap();
+                let udp = super::udp::bind(super::$address(), false).unwrap();
                 let address = udp.address();
                 let io = underpass_dataplane::io::Poll::new(udp).unwrap();
                 super::$test(super::Driver::new(io, address));
-            })+
+            })+)+
         }
         #[cfg(target_os = "linux")]
         mod ring {
-            $(#[test]
+            $($(#[test]
             fn $test() {
-                let udp = super::udp::bind(super::local(), false).unwrap();
+                let udp = super::udp::bind(super::$address(), false).unwrap();
                 let address = udp.address();
                 let io = underpass_dataplane::io::Ring::new(udp).unwrap();
                 super::$test(super::Driver::new(io, address));
-            })+
+            })+)+
         }
     };
 }
 
-on_every_backend!(
+on_every_backend! {
+    local:
     bytes_pass_exactly_both_ways_in_every_size,
     a_slow_reader_gets_all_of_a_large_send,
     many_chunks_of_odd_sizes_keep_their_order,
+    urgent_bytes_arrive_in_their_place,
+    bulk_is_received_without_a_copy,
     fin_passes_in_both_directions,
     a_reset_is_seen_under_receive,
     a_reset_is_seen_under_watch,
     a_reset_before_watch_is_seen,
     a_reset_is_seen_under_send,
     a_reset_is_never_a_clean_end,
+    what_came_before_a_reset_is_read_first,
+    a_reset_between_watch_and_receive_is_told_once,
     a_fin_does_not_disturb_watch,
     receive_replaces_watch,
     closing_with_reset_gives_the_peer_a_reset,
     closing_with_reset_under_way_gives_the_peer_a_reset,
+    a_closed_socket_lets_go_of_what_it_sent,
     closing_cleanly_delivers_everything,
     a_closed_socket_is_ignored,
     connecting_tells_success_and_refusal,
@@ -70,13 +77,17 @@ on_every_backend!(
     a_socket_moves_to_another_worker,
     a_wake_comes_from_another_thread,
     wakes_are_joined,
+    no_wake_is_lost,
     the_deadline_is_kept,
     datagrams_keep_stride_ecn_and_addresses,
     large_datagrams_pass,
     many_datagrams_arrive_in_order,
+    datagrams_are_received_without_a_copy,
     transmit_buffers_run_out_and_come_back,
-    dropping_a_backend_resets_its_peers,
-);
+    dropping_a_backend_resets_its_peers;
+    local_v6:
+    the_largest_datagram_of_ipv6_passes;
+}
 
 fn bytes_pass_exactly_both_ways_in_every_size(mut worker: Driver<impl Io>) {
     let address = worker.listen();
@@ -154,6 +165,45 @@ fn many_chunks_of_odd_sizes_keep_their_order(mut worker: Driver<impl Io>) {
         assert_eq!(worker.sent(socket).unwrap(), CHUNKS * CHUNK);
     }
     reader.join().unwrap();
+}
+
+fn urgent_bytes_arrive_in_their_place(mut worker: Driver<impl Io>) {
+    for armed in [false, true] {
+        let (socket, mut peer) = worker.pair();
+        if armed {
+            worker.io.receive(socket);
+            worker.turn();
+        }
+        peer.write_all(b"before").unwrap();
+        SockRef::from(&peer).send_out_of_band(b"!").unwrap();
+        peer.write_all(b"after").unwrap();
+        let mut received = Vec::new();
+        if armed {
+            received.extend(worker.received(socket).unwrap());
+        }
+        let missing = b"before!after".len() - received.len();
+        received.extend(worker.receive_exactly(socket, missing));
+        assert_eq!(received, b"before!after");
+    }
+}
+
+fn bulk_is_received_without_a_copy(mut worker: Driver<impl Io>) {
+    const SIZE: usize = 32 * 1024 * 1024;
+    let (socket, mut peer) = worker.pair();
+    let writer = thread::spawn(move || {
+        let block = pattern(256 * 1024);
+        for _ in 0..SIZE / block.len() {
+            peer.write_all(&block).unwrap();
+        }
+        peer
+    });
+    let mut left = SIZE;
+    while left > 0 {
+        left -= worker.receive(socket).unwrap().len();
+    }
+    writer.join().unwrap();
+    let copied = worker.io.counters().bytes_copied;
+    assert!(copied < SIZE as u64 / 100, "{copied} of {SIZE} bytes");
 }
 
 fn fin_passes_in_both_directions(mut worker: Driver<impl Io>) {
@@ -243,6 +293,45 @@ fn a_reset_is_never_a_clean_end(mut worker: Driver<impl Io>) {
     }
 }
 
+fn what_came_before_a_reset_is_read_first(mut worker: Driver<impl Io>) {
+    // However the reset is noticed first: by the receive itself, under watch, or by a send that fails.
+    for noticed in ["receive", "watch", "send"] {
+        let (socket, mut peer) = worker.pair();
+        peer.write_all(b"last words").unwrap();
+        reset(peer);
+        match noticed {
+            "watch" => {
+                worker.io.watch(socket);
+                worker.hung_up(socket);
+            }
+            "send" => {
+                worker.io.send(socket, vec![Bytes::from_static(b"x")]);
+                assert!(worker.sent(socket).is_err());
+            }
+            _ => {}
+        }
+        assert_eq!(worker.receive(socket).unwrap(), "last words", "{noticed}");
+        assert!(worker.receive(socket).is_err(), "{noticed}");
+        assert!(worker.receive(socket).is_err(), "{noticed}");
+    }
+}
+
+fn a_reset_between_watch_and_receive_is_told_once(mut worker: Driver<impl Io>) {
+    for _ in 0..50 {
+        let (socket, peer) = worker.pair();
+        worker.io.watch(socket);
+        worker.turn();
+        reset(peer);
+        worker.io.receive(socket);
+        let error = worker.received(socket).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        worker.turn();
+        assert!(worker.pending.is_empty(), "{:?}", worker.pending);
+        worker.io.close(socket, Close::Reset);
+    }
+    worker.quiet();
+}
+
 fn a_fin_does_not_disturb_watch(mut worker: Driver<impl Io>) {
     let (socket, peer) = worker.pair();
     worker.io.watch(socket);
@@ -293,6 +382,21 @@ fn closing_with_reset_under_way_gives_the_peer_a_reset(mut worker: Driver<impl I
         assert_eq!(read_to_error(&mut peer), ErrorKind::ConnectionReset);
         worker.quiet();
     }
+}
+
+fn a_closed_socket_lets_go_of_what_it_sent(mut worker: Driver<impl Io>) {
+    let (socket, mut peer) = worker.pair();
+    let chunks: Vec<_> = (0..64).map(|n| Bytes::from(vec![n; 1024 * 1024])).collect();
+    worker.io.send(socket, chunks.clone());
+    worker.turn();
+    assert!(!chunks[63].is_unique());
+    worker.io.close(socket, Close::Reset);
+    let give_up = Instant::now() + PATIENCE;
+    while !chunks.iter().all(Bytes::is_unique) {
+        assert!(Instant::now() < give_up);
+        worker.turn();
+    }
+    assert_eq!(read_to_error(&mut peer), ErrorKind::ConnectionReset);
 }
 
 fn closing_cleanly_delivers_everything(mut worker: Driver<impl Io>) {
@@ -501,6 +605,31 @@ fn wakes_are_joined(mut worker: Driver<impl Io>) {
     }
 }
 
+fn no_wake_is_lost(mut worker: Driver<impl Io>) {
+    // The other thread says the next number only when the worker has seen the one before, so each wake meets another moment of the worker's turn.
+    const ROUNDS: u32 = 5000;
+    let (said, seen) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let thread = thread::spawn({
+        let (said, seen, waker) = (said.clone(), seen.clone(), worker.io.waker());
+        move || {
+            let give_up = Instant::now() + 3 * PATIENCE;
+            for round in 1..=ROUNDS {
+                said.store(round, Ordering::SeqCst);
+                waker.wake();
+                while seen.load(Ordering::SeqCst) < round {
+                    assert!(Instant::now() < give_up, "round {round} was not seen");
+                    thread::yield_now();
+                }
+            }
+        }
+    });
+    while seen.load(Ordering::SeqCst) < ROUNDS {
+        worker.woken();
+        seen.store(said.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+    thread.join().unwrap();
+}
+
 fn the_deadline_is_kept(mut worker: Driver<impl Io>) {
     let mut completions = Vec::new();
     let mut late = Vec::new();
@@ -604,6 +733,38 @@ fn many_datagrams_arrive_in_order(mut worker: Driver<impl Io>) {
     }
 }
 
+fn datagrams_are_received_without_a_copy(mut worker: Driver<impl Io>) {
+    const STRIDE: usize = 1452;
+    let data = pattern(STRIDE * 44);
+    let transmit = Transmit {
+        segment_size: Some(STRIDE),
+        ..plain(worker.udp_address)
+    };
+    let mut bytes = 0;
+    for _ in 0..200 {
+        worker.send_datagrams(&data, &transmit);
+        let batch = worker.datagrams();
+        assert!(batch.data == data);
+        bytes += batch.data.len() as u64;
+    }
+    let copied = worker.io.counters().bytes_copied;
+    assert!(copied < bytes / 100, "{copied} of {bytes} bytes");
+}
+
+fn the_largest_datagram_of_ipv6_passes(mut worker: Driver<impl Io>) {
+    // IPv6 does not count its header: 20 bytes more than IPv4 carries.
+    const LARGEST: usize = 65_527;
+    let stranger = UdpSocket::bind(local_v6()).unwrap();
+    let data = pattern(LARGEST);
+    for _ in 0..10 {
+        stranger.send_to(&data, worker.udp_address).unwrap();
+        let batch = worker.datagrams();
+        assert_eq!(batch.remote, stranger.local_addr().unwrap());
+        assert_eq!(batch.stride, LARGEST);
+        assert!(batch.data == data);
+    }
+}
+
 fn transmit_buffers_run_out_and_come_back(mut worker: Driver<impl Io>) {
     let mut buffers = Vec::new();
     while let Some(buffer) = worker.io.datagram_buffer() {
@@ -643,264 +804,19 @@ fn dropping_a_backend_resets_its_peers(mut worker: Driver<impl Io>) {
     worker.io.receive(receiving);
     worker.io.send(sending, endless());
     worker.turn();
+    // Accepted by the kernel, and not seen by anybody yet.
+    let mut unseen = connect(worker.listen());
+    worker.turn();
+    let listener = worker.listen();
+    worker.turn();
+    let mut third = connect(listener);
     let address = worker.udp_address;
     drop(worker);
+    for peer in [&mut unseen, &mut third] {
+        assert_eq!(read_to_error(peer), ErrorKind::ConnectionReset);
+    }
     assert_eq!(read_to_error(&mut first), ErrorKind::ConnectionReset);
     assert_eq!(read_to_error(&mut second), ErrorKind::ConnectionReset);
     // The kernel may let go of a ring's descriptors a little late.
     udp::bind_workers(address, 2).unwrap();
-}
-
-/// A backend, and the completions that nobody asked for yet.
-struct Driver<I> {
-    io: I,
-    udp_address: SocketAddr,
-    pending: VecDeque<Completion>,
-}
-
-impl<I: Io> Driver<I> {
-    fn new(io: I, udp_address: SocketAddr) -> Self {
-        Self {
-            io,
-            udp_address,
-            pending: VecDeque::new(),
-        }
-    }
-
-    fn listen(&mut self) -> SocketAddr {
-        let listener = socket::listener(local(), false).unwrap();
-        let address = listener.local_addr().unwrap();
-        self.io.listen(listener).unwrap();
-        address
-    }
-
-    fn accept(&mut self) -> (SocketId, SocketAddr) {
-        self.until("connection", |completion| match completion {
-            Completion::Accepted {
-                socket: Ok(accepted),
-                ..
-            } => Some(*accepted),
-            _ => None,
-        })
-    }
-
-    /// A socket of the worker and its peer.
-    fn pair(&mut self) -> (SocketId, TcpStream) {
-        let (mut sockets, mut peers) = self.pairs(1);
-        (sockets.remove(0), peers.remove(0))
-    }
-
-    fn pairs(&mut self, count: usize) -> (Vec<SocketId>, Vec<TcpStream>) {
-        let address = self.listen();
-        (0..count)
-            .map(|_| {
-                let peer = connect(address);
-                let (socket, from) = self.accept();
-                assert_eq!(from, peer.local_addr().unwrap());
-                (socket, peer)
-            })
-            .unzip()
-    }
-
-    /// One turn that does not wait.
-    fn turn(&mut self) {
-        self.wait(Instant::now());
-    }
-
-    fn wait(&mut self, deadline: Instant) {
-        let mut completions = Vec::new();
-        self.io.wait(Some(deadline), &mut completions).unwrap();
-        self.pending.extend(completions);
-    }
-
-    /// Waits for the first completion that `pick` wants, and keeps all others.
-    fn until<T>(&mut self, what: &str, mut pick: impl FnMut(&mut Completion) -> Option<T>) -> T {
-        let give_up = Instant::now() + PATIENCE;
-        let mut looked_at = 0;
-        loop {
-            for at in looked_at..self.pending.len() {
-                if let Some(picked) = pick(&mut self.pending[at]) {
-                    self.pending.remove(at);
-                    return picked;
-                }
-            }
-            looked_at = self.pending.len();
-            let now = Instant::now();
-            assert!(
-                now < give_up,
-                "no {what} in {PATIENCE:?}, only {:?}",
-                self.pending
-            );
-            self.wait(give_up);
-        }
-    }
-
-    /// Nothing more comes for a while.
-    fn quiet(&mut self) {
-        let end = Instant::now() + SILENCE;
-        while Instant::now() < end {
-            self.wait(end);
-        }
-        assert!(self.pending.is_empty(), "{:?}", self.pending);
-    }
-
-    fn receive(&mut self, socket: SocketId) -> io::Result<Bytes> {
-        self.io.receive(socket);
-        self.received(socket)
-    }
-
-    fn received(&mut self, wanted: SocketId) -> io::Result<Bytes> {
-        self.until("chunk", |completion| match completion {
-            Completion::Received { socket, result } if *socket == wanted => Some(take(result)),
-            _ => None,
-        })
-    }
-
-    fn receive_exactly(&mut self, socket: SocketId, size: usize) -> Vec<u8> {
-        let mut received = Vec::with_capacity(size);
-        while received.len() < size {
-            let chunk = self.receive(socket).unwrap();
-            assert!(
-                !chunk.is_empty(),
-                "ended after {} of {size} bytes",
-                received.len()
-            );
-            assert!(chunk.len() <= READ_SIZE);
-            received.extend_from_slice(&chunk);
-        }
-        received
-    }
-
-    fn send_all(&mut self, socket: SocketId, data: &[u8]) {
-        self.io.send(socket, vec![Bytes::copy_from_slice(data)]);
-        assert_eq!(self.sent(socket).unwrap(), data.len());
-    }
-
-    fn sent(&mut self, wanted: SocketId) -> io::Result<usize> {
-        self.until("end of a send", |completion| match completion {
-            Completion::Sent { socket, result } if *socket == wanted => Some(take(result)),
-            _ => None,
-        })
-    }
-
-    fn connected(&mut self, wanted: SocketId) -> io::Result<()> {
-        self.until("verdict on a connection", |completion| match completion {
-            Completion::Connected { socket, result } if *socket == wanted => Some(take(result)),
-            _ => None,
-        })
-    }
-
-    fn hung_up(&mut self, wanted: SocketId) -> io::Error {
-        self.until("hang-up", |completion| match completion {
-            Completion::HungUp { socket, error } if *socket == wanted => Some(error.kind().into()),
-            _ => None,
-        })
-    }
-
-    fn woken(&mut self) {
-        self.until("wake", |completion| {
-            matches!(completion, Completion::Woken).then_some(())
-        });
-    }
-
-    fn send_datagrams(&mut self, data: &[u8], transmit: &Transmit) {
-        let mut buffer = loop {
-            match self.io.datagram_buffer() {
-                Some(buffer) => break buffer,
-                None => self.turn(),
-            }
-        };
-        buffer.data.extend_from_slice(data);
-        self.io.send_datagrams(buffer, transmit);
-    }
-
-    fn datagrams(&mut self) -> Datagrams {
-        self.until("datagram", |completion| match completion {
-            Completion::Datagrams(batch) => {
-                let data = std::mem::take(&mut batch.data);
-                Some(Datagrams { data, ..*batch })
-            }
-            _ => None,
-        })
-    }
-}
-
-fn take<T>(result: &mut io::Result<T>) -> io::Result<T> {
-    std::mem::replace(result, Err(ErrorKind::Other.into()))
-}
-
-fn local() -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
-}
-
-fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream
-}
-
-/// Ends a connection with RST.
-fn reset(peer: TcpStream) {
-    SockRef::from(&peer)
-        .set_linger(Some(Duration::ZERO))
-        .unwrap();
-}
-
-/// Reads up to the error that ends a connection.
-fn read_to_error(peer: &mut TcpStream) -> ErrorKind {
-    let mut buffer = vec![0; 1024 * 1024];
-    loop {
-        match peer.read(&mut buffer) {
-            Ok(0) => panic!("a clean end"),
-            Ok(_) => {}
-            Err(error) => return error.kind(),
-        }
-    }
-}
-
-/// More than the kernel holds for a peer that does not read.
-fn endless() -> Vec<Bytes> {
-    vec![Bytes::from(vec![7; 32 * 1024 * 1024])]
-}
-
-fn plain(destination: SocketAddr) -> Transmit {
-    Transmit {
-        destination,
-        ecn: None,
-        segment_size: None,
-        src_ip: None,
-    }
-}
-
-fn pattern(size: usize) -> Vec<u8> {
-    (0..size)
-        .map(|n| (n % 251) as u8 ^ (n / 251) as u8)
-        .collect()
-}
-
-/// Runs the named test in a process of its own and says so, or says that this is that process.
-fn in_a_child(test: &str, backend: &str) -> bool {
-    const MARK: &str = "UNDERPASS_TEST_CHILD";
-    if std::env::var_os(MARK).is_some() {
-        return false;
-    }
-    let status = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([&format!("{backend}::{test}"), "--exact", "--nocapture"])
-        .env(MARK, "1")
-        .status()
-        .unwrap();
-    assert!(status.success());
-    true
-}
-
-#[expect(unsafe_code, reason = "no crate at hand wraps setrlimit")]
-fn limit_descriptors(limit: u64) {
-    let limit = libc::rlimit {
-        rlim_cur: limit,
-        rlim_max: limit,
-    };
-    // SAFETY: the structure lives for the time of the call.
-    let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    assert_eq!(result, 0);
 }

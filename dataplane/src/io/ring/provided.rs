@@ -246,7 +246,47 @@ fn layout(count: usize) -> Layout {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use io_uring::types::Fd;
+    use io_uring::{opcode, squeue};
+
+    use super::super::queue::{Kind, Token};
     use super::*;
+
+    #[test]
+    fn a_large_result_leaves_in_the_memory_that_the_kernel_wrote_into() -> io::Result<()> {
+        let mut queue = Queue::new()?;
+        let mut provided = Provided::register(&queue, 0, 8, 65_536, 0)?;
+        let (mut near, far) = UnixStream::pair()?;
+        for round in 0..20_u8 {
+            near.write_all(&[round; 5000])?;
+            let entry = opcode::Recv::new(Fd(far.as_raw_fd()), std::ptr::null_mut(), 0)
+                .buf_group(0)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT);
+            let written: Vec<_> = provided
+                .buffers
+                .iter()
+                .map(|buffer| buffer.as_ptr())
+                .collect();
+            // SAFETY: the kernel writes into a provided buffer.
+            unsafe { queue.push(Token::of_slot(Kind::Receive, 0), entry) };
+            queue.enter(Some(Duration::from_secs(10)))?;
+            let mut done = Vec::new();
+            queue.reap(1, &mut done);
+            let id = done[0].buffer.expect("a buffer was taken");
+            let chunk = provided.take(id, 5000).freeze();
+            assert_eq!(chunk.as_ptr(), written[usize::from(id)]);
+            assert_eq!(chunk, [round; 5000][..]);
+            provided.restock();
+        }
+        provided.unregister(&queue);
+        Ok(())
+    }
 
     #[test]
     fn the_stock_grows_when_it_ran_out_and_shrinks_when_little_is_used() {

@@ -236,6 +236,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn more_than_both_queues_hold_is_done_and_none_is_lost() -> io::Result<()> {
+        const OPERATIONS: usize = 5 * COMPLETIONS as usize;
+        let mut queue = Queue::new()?;
+        for number in 0..OPERATIONS {
+            let entry = io_uring::opcode::Nop::new().build();
+            // SAFETY: the entry points at nothing.
+            unsafe { queue.push(Token::of_slot(Kind::Cancel, number), entry) };
+        }
+        let mut done = Vec::new();
+        while queue.under_way() > 0 {
+            let before = done.len();
+            queue.enter(Some(Duration::from_secs(10)))?;
+            queue.reap(500, &mut done);
+            assert!(done.len() > before);
+        }
+        let mut numbers: Vec<_> = done.iter().map(|done| done.token.index()).collect();
+        numbers.sort_unstable();
+        assert!(numbers.into_iter().eq(0..OPERATIONS as u32));
+        Ok(())
+    }
+
+    #[test]
     fn a_token_names_one_operation_of_one_socket() {
         let id = SocketId {
             index: 7,
