@@ -84,6 +84,17 @@ struct Session {
     lost: bool,
 }
 
+#[cfg(test)]
+impl SessionId {
+    /// Any session, for tests of what is said about sessions.
+    pub(crate) fn of_test(index: u32) -> Self {
+        Self {
+            index,
+            generation: 1,
+        }
+    }
+}
+
 impl Ord for SessionId {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (self.index, self.generation).cmp(&(other.index, other.generation))

@@ -91,3 +91,103 @@ impl Roster {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Picks of which the shares are counted.
+    const PICKS: usize = 2_000;
+
+    fn entry(number: u32, weight: u16, priority: u8) -> Entry {
+        Entry {
+            session: SessionId::of_test(number),
+            instance: Instance([u8::try_from(number).expect("few"); 16]),
+            weight,
+            priority,
+        }
+    }
+
+    fn roster(entries: &[Entry]) -> Roster {
+        Roster {
+            entries: entries.to_vec(),
+        }
+    }
+
+    fn pick(
+        roster: &Roster,
+        health: impl Fn(SessionId) -> Health,
+        without: Option<Instance>,
+    ) -> Option<SessionId> {
+        roster.pick(health, |_| 0, without, &mut rand::rng())
+    }
+
+    #[test]
+    fn nobody_is_picked_of_nobody() {
+        assert_eq!(pick(&Roster::default(), |_| Health::Ready, None), None);
+    }
+
+    #[test]
+    fn the_healthy_come_first_and_the_sick_when_there_is_no_other() {
+        let (well, sick) = (entry(1, 1, 9), entry(2, 1, 0));
+        let both = roster(&[sick.clone(), well.clone()]);
+        let health = |session| {
+            if session == well.session {
+                Health::Ready
+            } else {
+                Health::Suspect
+            }
+        };
+        assert_eq!(pick(&both, health, None), Some(well.session));
+        assert_eq!(pick(&both, health, Some(well.instance)), Some(sick.session));
+    }
+
+    #[test]
+    fn a_lower_priority_number_is_preferred() {
+        let both = roster(&[entry(1, 1, 1), entry(2, 1, 0)]);
+        assert_eq!(
+            pick(&both, |_| Health::Ready, None),
+            Some(SessionId::of_test(2))
+        );
+    }
+
+    #[test]
+    fn who_refused_is_not_asked_again() {
+        let one = roster(&[entry(1, 1, 0)]);
+        assert_eq!(pick(&one, |_| Health::Ready, Some(Instance([1; 16]))), None);
+    }
+
+    #[test]
+    fn load_follows_weight() {
+        let entries = [entry(1, 1, 0), entry(2, 3, 0), entry(3, 1, 0)];
+        let roster = roster(&entries);
+        let mut loads = [0_usize; 4];
+        for _ in 0..PICKS {
+            let load = |session| {
+                loads[(1..4)
+                    .find(|&n| session == SessionId::of_test(n))
+                    .expect("one of three") as usize]
+            };
+            let picked = roster
+                .pick(|_| Health::Ready, load, None, &mut rand::rng())
+                .expect("three listen");
+            loads[(1..4)
+                .find(|&n| picked == SessionId::of_test(n))
+                .expect("one of three") as usize] += 1;
+        }
+        // Weights 1, 3, 1: shares 400, 1,200, 400, kept close by the choice of two.
+        assert!(loads[1].abs_diff(400) < 40, "{loads:?}");
+        assert!(loads[2].abs_diff(1_200) < 80, "{loads:?}");
+        assert!(loads[3].abs_diff(400) < 40, "{loads:?}");
+    }
+
+    #[test]
+    fn a_session_is_listed_once() {
+        let mut roster = Roster::default();
+        roster.add(entry(1, 1, 0));
+        roster.add(entry(1, 2, 0));
+        assert_eq!(roster.entries, [entry(1, 2, 0)]);
+        roster.remove(SessionId::of_test(1));
+        assert!(roster.is_empty());
+    }
+}
