@@ -16,21 +16,32 @@ readonly BUILD_WITHIN=1200 RUN_WITHIN=1200
 readonly PROGRAMS=(cc:gcc curl:curl nginx:nginx wrk:wrk iperf3:iperf3 redis-server:redis-server redis-cli:redis-tools
     sshd:openssh-server ssh:openssh-client psql:postgresql-client pgbench:postgresql-contrib)
 
+# What cargo said.
+log=
+
 main() {
-    trap 'echo "tests/run.sh: FAILED"' ERR
+    trap 'status=$?; rm -f "$log"; [ "$status" -eq 0 ] || echo "tests/run.sh: FAILED"' EXIT
     local started=$SECONDS
     command -v cargo >/dev/null || die "cargo is not installed: see https://rustup.rs"
     install_missing
     say "building (profile $PROFILE)"
     # Builds the binary too: tests of its crate need it, and all others find it beside them.
-    timeout "$BUILD_WITHIN" cargo test --quiet --profile "$PROFILE" --workspace --no-run
+    within "$BUILD_WITHIN" cargo test --quiet --profile "$PROFILE" --workspace --no-run
     say "running"
-    local log status=0
     log=$(mktemp)
-    # shellcheck disable=SC2064 # The name is wanted as it is now.
-    trap "rm -f '$log'" EXIT
-    timeout "$RUN_WITHIN" cargo test --profile "$PROFILE" --workspace --no-fail-fast -- "$@" 2>&1 | tee "$log" || status=$?
+    local status=0
+    within "$RUN_WITHIN" cargo test --profile "$PROFILE" --workspace --no-fail-fast -- "$@" 2>&1 | tee "$log" || status=$?
     sum_up "$log" "$status" $((SECONDS - started))
+}
+
+# Ends what runs too long, and all that it started.
+within() {
+    timeout "$@" &
+    local child=$!
+    # It is in a process group of its own, which a terminal's Ctrl-C does not reach.
+    # shellcheck disable=SC2064 # The number is wanted as it is now.
+    trap "kill $child 2>/dev/null; exit 130" INT TERM
+    wait "$child"
 }
 
 install_missing() {
@@ -72,9 +83,7 @@ sum_up() {
 say() { printf '\n== %s\n' "$*"; }
 
 die() {
-    trap - ERR
     echo "error: $*" >&2
-    echo "tests/run.sh: FAILED"
     exit 1
 }
 

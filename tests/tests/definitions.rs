@@ -4,10 +4,11 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use underpass_tests::deadline::{MOMENT, wait_for};
-use underpass_tests::installation::{Agent, Installation, Io, Setup};
+use underpass_tests::installation::{Agent, Installation, Io, Setup, write_secret};
 use underpass_tests::service::{Noticed, Service, Steady, Talk};
 use underpass_tests::{on_every_backend, turn};
 
@@ -126,6 +127,40 @@ on_every_backend! {
         scene.assert_others_noticed_nothing();
     }
 
+    fn a_dead_key_ends_its_flows_within_a_second_and_a_key_that_moved_does_not(io) {
+        let scene = Scene::open(io);
+        let mut old = Talk::start(scene.binding).unwrap();
+        let keys = scene.installation.directory().join("keys").join(format!("{TOUCHED}.toml"));
+        let text = std::fs::read_to_string(&keys).unwrap();
+        let listen = |primary: &str, secondary: &str| {
+            let send = &text[text.find("[send]").unwrap()..];
+            format!("[listen]\nprimary = \"{primary}\"\nsecondary = \"{secondary}\"\n{send}")
+        };
+        let first = text.split('"').nth(1).unwrap();
+        // The key in use becomes the secondary one: whoever stands on it stays.
+        replace_secret(&keys, &listen(KEYS[0], first));
+        let second = scene.installation.start_agent(&[TOUCHED], &[]).unwrap();
+        wait_for("both agents to listen", MOMENT, || {
+            scene.installation.hyco(TOUCHED).unwrap().filter(|hyco| hyco.listeners == 2)
+        })
+        .unwrap();
+        old.exchange().unwrap();
+
+        let removed = Instant::now();
+        replace_secret(&keys, &listen(KEYS[0], KEYS[1]));
+        assert_eq!(old.wait_for_end().unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_within_a_second(removed);
+        for _ in 0..20 {
+            let mut new = Talk::start(scene.binding).unwrap();
+            new.exchange().unwrap();
+            new.finish().unwrap();
+        }
+        let line = scene.agent.process().as_mut().unwrap().wait_for_line("registration ended", MOMENT).unwrap();
+        assert!(line.contains("key revoked"), "{line}");
+        drop(second);
+        scene.assert_others_noticed_nothing();
+    }
+
     fn control_may_die_and_the_next_change_applies_within_a_second_after_it_is_back(io) {
         let scene = Scene::open(io);
         let mut old = Talk::start(scene.binding).unwrap();
@@ -177,7 +212,7 @@ struct Scene {
     a: Service,
     b: Service,
     installation: Installation,
-    _agent: Agent,
+    agent: Agent,
     binding: SocketAddr,
     alone: SocketAddr,
     steady: Option<Steady>,
@@ -190,9 +225,13 @@ impl Scene {
         let turn = turn::alone();
         let (a, b) = (Service::start(b'a').unwrap(), Service::start(b'b').unwrap());
         let endpoint = a.address.to_string();
+        // Both must do what either is told.
+        let setup = Setup {
+            workers: 2,
+            ..Setup::new(io)
+        };
         let installation =
-            Installation::start(Setup::new(io), &[(TOUCHED, &endpoint), (ALONE, &endpoint)])
-                .unwrap();
+            Installation::start(setup, &[(TOUCHED, &endpoint), (ALONE, &endpoint)]).unwrap();
         let allow = [endpoint, b.address.to_string()];
         let agent = installation
             .start_agent(&[TOUCHED, ALONE], &allow.each_ref().map(String::as_str))
@@ -205,7 +244,7 @@ impl Scene {
             a,
             b,
             installation,
-            _agent: agent,
+            agent,
             binding,
             alone,
             steady: Some(Steady::start(alone).unwrap()),
@@ -234,6 +273,19 @@ impl Scene {
     fn assert_others_noticed_nothing(mut self) {
         assert_unnoticed(self.steady.take().unwrap().stop().unwrap());
     }
+}
+
+/// Two keys that no file has yet.
+const KEYS: [&str; 2] = [
+    "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
+    "c2VjcmV0LWtleS1mb3ItdGVzdHMtb25seS0wMTIzNDU2Nzg=",
+];
+
+/// By a rename, so that no reader sees half of it.
+fn replace_secret(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    write_secret(&new, text).unwrap();
+    std::fs::rename(new, path).unwrap();
 }
 
 fn assert_unnoticed(noticed: Noticed) {

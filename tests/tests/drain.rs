@@ -192,6 +192,7 @@ impl Scene {
 fn setup(io: Io, grace: &'static str) -> Setup {
     Setup {
         grace,
+        workers: 2,
         ..Setup::new(io)
     }
 }
