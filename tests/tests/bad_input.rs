@@ -183,8 +183,8 @@ fn a_second_process_on_one_directory_is_refused() {
     assert_told(
         &second("relay"),
         3,
-        &format!("another relay process runs on {dir}"),
-        "one relay per directory; `underpass status` shows what it does",
+        &format!("another `underpass relay` runs on {dir}"),
+        &format!("one per directory; `underpass status --dir {dir}` shows what it does"),
     );
     assert_told(
         &second("control"),
