@@ -177,6 +177,7 @@ impl Folder {
                 keys,
                 limits: definition.limits,
                 probe: definition.probe,
+                over_quota: false,
             });
         }
         self.forget_keys_without_a_definition();

@@ -64,6 +64,8 @@ pub enum FlowCode {
     SessionLost = 27,
     /// At a limit; later may do.
     Overloaded = 28,
+    /// The data of this month is used up, and the namespace enforces that.
+    OverQuota = 29,
 }
 
 /// Who a failure is laid to.
@@ -148,7 +150,7 @@ impl fmt::Display for SessionCode {
 
 impl FlowCode {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Reset,
         Self::Timeout,
         Self::Aborted,
@@ -165,6 +167,7 @@ impl FlowCode {
         Self::Protocol,
         Self::SessionLost,
         Self::Overloaded,
+        Self::OverQuota,
     ];
 
     /// The code of a number on the wire.
@@ -198,7 +201,7 @@ impl FlowCode {
             | Self::EndpointUnreachable
             | Self::NameNotFound => Side::Endpoint,
             Self::NotAllowed | Self::NoListener => Side::Agent,
-            Self::RegistrationEnded => Side::Relay,
+            Self::RegistrationEnded | Self::OverQuota => Side::Relay,
             Self::SessionLost => Side::Network,
             // Who complains about the protocol is not who broke it.
             Self::Protocol if sent_by == Side::Relay => Side::Agent,
@@ -236,6 +239,7 @@ impl FlowCode {
             Self::Protocol => ("protocol", "protocol error"),
             Self::SessionLost => ("session_lost", "the session was lost"),
             Self::Overloaded => ("overloaded", "overloaded"),
+            Self::OverQuota => ("over_quota", "the data of this month is used up"),
         }
     }
 }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::limits::{REPORT_MAX, SNAPSHOT_MAX};
-use crate::snapshot::{Fault, Generation, Report, Snapshot, Status};
+use crate::name::HycoName;
+use crate::snapshot::{Fault, Generation, ProbeReport, Report, Snapshot, Status};
 
 /// All that passes over control's socket. Relay and command line dial it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -41,6 +42,20 @@ pub enum FeedMessage {
     StatusRequest,
     /// The answer to it.
     Status(Box<Status>),
+    /// Control to relay, and command line to control: dial this one's endpoint now, from every listener.
+    Probe {
+        /// Comes back in the answer.
+        id: u64,
+        /// Which hybrid connection.
+        hyco: HycoName,
+    },
+    /// The answer to it.
+    Probed {
+        /// That of the question.
+        id: u64,
+        /// What was found; `None`: there is no relay to ask.
+        report: Option<Box<ProbeReport>>,
+    },
 }
 
 /// Who dials control's socket.

@@ -105,6 +105,9 @@ pub struct HybridConnection {
     /// Whether the relay may dial the endpoint to learn its health.
     #[serde(default = "yes")]
     pub probe: bool,
+    /// The data of this month is used up and that is enforced: no new flows.
+    #[serde(default)]
+    pub over_quota: bool,
 }
 
 /// Keys of one hybrid connection. A rule that is `None` takes no new registration (a bad key file); those that stand go on.
@@ -163,7 +166,10 @@ pub enum SnapshotError {
 
 /// What a relay says each second.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Report {
+    /// Random per process: counts are since its start.
+    pub instance: Instance,
     /// The snapshot that it works by.
     pub generation: Generation,
     /// `ring` or `poll`.
@@ -253,8 +259,123 @@ pub struct HycoReport {
     pub bytes_to_endpoint: u64,
     /// Bytes to applications.
     pub bytes_to_application: u64,
-    /// How the last flow ended.
+    /// How the last flow that did not end clean did.
     pub last_ending: Option<String>,
+    /// Whether flows can be had, since when, and why not.
+    #[serde(default)]
+    pub health: Health,
+    /// Each process that listens, and whether it reaches the endpoint.
+    #[serde(default)]
+    pub agents: Vec<ListenerReport>,
+    /// Each key that was proven since the relay started.
+    #[serde(default)]
+    pub keys: Vec<KeyUse>,
+}
+
+/// Whether flows of a hybrid connection can be had.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Health {
+    /// In a word.
+    pub state: HealthState,
+    /// Since when, milliseconds since 1970.
+    pub since_unix_ms: u64,
+    /// Why it is not ready.
+    pub why: Option<String>,
+}
+
+/// Whether flows of a hybrid connection can be had, in a word.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthState {
+    /// Every listener answers and reached the endpoint when it was last dialled.
+    Ready,
+    /// Somebody listens, but not every listener answers and reaches the endpoint.
+    Degraded,
+    /// Nobody listens.
+    #[default]
+    NoListener,
+}
+
+/// One process that listens on a hybrid connection. Its sessions are one listener.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ListenerReport {
+    /// Which installation.
+    pub agent_id: AgentId,
+    /// Which process of it.
+    pub instance: Instance,
+    /// Where its sessions are seen to come from.
+    pub remote: SocketAddr,
+    /// How the best of its sessions is.
+    pub state: SessionState,
+    /// How the endpoint was last dialled, by a flow or a probe; `None`: not yet.
+    pub dial: Option<DialReport>,
+}
+
+/// How an endpoint was last dialled by one agent.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DialReport {
+    /// Why it was not reached ([`FlowCode::name`](crate::FlowCode::name)); `None`: it was.
+    pub failed: Option<String>,
+    /// How long the connection took, microseconds: of a probe as the agent measured it, of a flow with the way there and back.
+    pub latency_us: u64,
+    /// Whether a flow or a probe says so.
+    pub by_flow: bool,
+    /// When, milliseconds since 1970.
+    pub unix_ms: u64,
+}
+
+/// One key, and when it was last of use.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct KeyUse {
+    /// The right.
+    pub rule: Rule,
+    /// Its identifier.
+    pub key_id: KeyId,
+    /// Registrations that stand on it just now.
+    pub registrations: u32,
+    /// When it was last proven or stood on, milliseconds since 1970.
+    pub last_used_unix_ms: u64,
+}
+
+/// What a probe of a hybrid connection found, hop by hop.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ProbeReport {
+    /// Whether the relay knows the hybrid connection.
+    pub known: bool,
+    /// What each listener found. Empty: nobody listens.
+    pub agents: Vec<ProbedListener>,
+}
+
+/// What one listener found.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ProbedListener {
+    /// Which installation.
+    pub agent_id: AgentId,
+    /// Which process of it.
+    pub instance: Instance,
+    /// Where it is seen to come from.
+    pub remote: SocketAddr,
+    /// From the relay to the agent and back, microseconds: the session's smoothed round-trip time.
+    pub rtt_us: u64,
+    /// `None`: the agent did not answer in time.
+    pub dial: Option<ProbedDial>,
+}
+
+/// How a probe's dial went.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ProbedDial {
+    /// What was dialled, as defined.
+    pub endpoint: Endpoint,
+    /// The address that was dialled last; `None`: none was.
+    pub address: Option<SocketAddr>,
+    /// How long the name took to resolve, microseconds.
+    pub resolve_us: u32,
+    /// How long the connection took, microseconds.
+    pub dial_us: u32,
+    /// Why the endpoint was not reached ([`FlowCode::name`](crate::FlowCode::name)); `None`: it was.
+    pub failed: Option<String>,
+    /// The same for people.
+    pub why: Option<String>,
 }
 
 /// What control answers to the command line.

@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use underpass_proto::key::KeyPair;
 use underpass_proto::wire::{
-    Deregister, Elsewhere, Ended, EndedCode, FRAME_MAX, Hello, Open, Opened, RELAYS_MAX, Refused,
-    RefusedCode, Registered, Welcome,
+    Deregister, Elsewhere, Ended, EndedCode, FRAME_MAX, Hello, Open, Opened, Probe, Probed,
+    RELAYS_MAX, Refused, RefusedCode, Registered, Welcome,
 };
 use underpass_proto::*;
 
@@ -127,6 +127,26 @@ fn frame() -> impl Strategy<Value = Frame> {
             .prop_map(|(hyco, code)| Frame::Ended(Ended { hyco, code })),
         name().prop_map(|hyco| Frame::Deregister(Deregister { hyco })),
         Just(Frame::Draining),
+        (name(), any::<u64>(), endpoint())
+            .prop_map(|(hyco, id, endpoint)| { Frame::Probe(Probe { hyco, id, endpoint }) }),
+        (
+            name(),
+            any::<u64>(),
+            option::of(select(FlowCode::ALL.to_vec())),
+            any::<u32>(),
+            any::<u32>(),
+            option::of(address())
+        )
+            .prop_map(|(hyco, id, failed, resolve_us, dial_us, dialled)| {
+                Frame::Probed(Probed {
+                    hyco,
+                    id,
+                    failed,
+                    resolve_us,
+                    dial_us,
+                    dialled,
+                })
+            }),
         (name(), any::<u64>(), endpoint(), address()).prop_map(
             |(hyco, flow, endpoint, application)| Frame::Open(Open {
                 hyco,

@@ -485,6 +485,7 @@ fn snapshot() -> Snapshot {
             },
             limits: HycoLimits::default(),
             probe: true,
+            over_quota: false,
         }],
     }
 }

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded, select, tick};
 use tracing::{info, warn};
 use underpass_proto::limits::{REPORT_EVERY, WORKERS_MAX};
-use underpass_proto::snapshot::HycoReport;
-use underpass_proto::{Fault, FeedMessage, Generation, Report, Snapshot};
+use underpass_proto::snapshot::{Health, HycoReport};
+use underpass_proto::{Fault, FeedMessage, Generation, Instance, Report, Snapshot};
 
 use self::bindings::{Bindings, Step};
 use self::feed::{Answers, Brought};
@@ -82,6 +82,7 @@ pub fn run(feed: PathBuf, settings: Settings, requests: drain::Requests) -> Resu
         running: None,
         answers: None,
         draining: false,
+        instance: Instance(rand::random()),
     };
     supervisor.supervise(&feed_events, &requests)
 }
@@ -95,6 +96,8 @@ struct Supervisor {
     running: Option<Workers>,
     answers: Option<Answers>,
     draining: bool,
+    /// Names this process: what it counts, it counts since its start.
+    instance: Instance,
 }
 
 struct Workers {
@@ -347,9 +350,13 @@ impl Supervisor {
                     bytes_to_endpoint: counts.to_endpoint,
                     bytes_to_application: counts.to_application,
                     last_ending: counts.last_ending,
+                    health: Health::default(),
+                    agents: Vec::new(),
+                    keys: Vec::new(),
                 }
             });
         Report {
+            instance: self.instance,
             hycos: hycos.collect(),
             generation: running.generation(),
             io: self.kind.to_string(),

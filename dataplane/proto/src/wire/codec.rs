@@ -8,8 +8,10 @@ use std::str::FromStr;
 
 use super::{
     AgentId, Deregister, Elsewhere, Ended, EndedCode, FRAME_MAX, FlowId, Frame, Hello, Instance,
-    Open, Opened, RELAYS_MAX, Refused, RefusedCode, Register, Registered, Role, VERSION, Welcome,
+    Open, Opened, Probe, Probed, RELAYS_MAX, Refused, RefusedCode, Register, Registered, Role,
+    VERSION, Welcome,
 };
+use crate::code::FlowCode;
 use crate::endpoint::{Endpoint, Host};
 use crate::key::{KeyId, Rule};
 use crate::proof::{Nonce, Proof};
@@ -24,6 +26,8 @@ mod kind {
     pub(super) const ENDED: u8 = 0x06;
     pub(super) const DEREGISTER: u8 = 0x07;
     pub(super) const DRAINING: u8 = 0x08;
+    pub(super) const PROBE: u8 = 0x09;
+    pub(super) const PROBED: u8 = 0x0a;
     pub(super) const OPEN: u8 = 0x10;
     pub(super) const OPENED: u8 = 0x11;
     pub(super) const ELSEWHERE: u8 = 0x12;
@@ -97,6 +101,8 @@ impl Frame {
             kind::ENDED => ("Ended", ended),
             kind::DEREGISTER => ("Deregister", deregister),
             kind::DRAINING => ("Draining", |_| Ok(Self::Draining)),
+            kind::PROBE => ("Probe", probe),
+            kind::PROBED => ("Probed", probed),
             kind::OPEN => ("Open", open),
             kind::OPENED => ("Opened", opened),
             kind::ELSEWHERE => ("Elsewhere", elsewhere),
@@ -125,6 +131,8 @@ impl Frame {
             Self::Ended(_) => kind::ENDED,
             Self::Deregister(_) => kind::DEREGISTER,
             Self::Draining => kind::DRAINING,
+            Self::Probe(_) => kind::PROBE,
+            Self::Probed(_) => kind::PROBED,
             Self::Open(_) => kind::OPEN,
             Self::Opened(_) => kind::OPENED,
             Self::Elsewhere(_) => kind::ELSEWHERE,
@@ -164,6 +172,12 @@ impl Frame {
             }
             Self::Deregister(deregister) => put_text(deregister.hyco.as_str(), out),
             Self::Draining => {}
+            Self::Probe(probe) => {
+                put_text(probe.hyco.as_str(), out);
+                out.extend(probe.id.to_be_bytes());
+                put_endpoint(&probe.endpoint, out);
+            }
+            Self::Probed(probed) => put_probed(probed, out),
             Self::Open(open) => {
                 put_text(open.hyco.as_str(), out);
                 out.extend(open.flow.0.to_be_bytes());
@@ -199,6 +213,23 @@ fn put_welcome(welcome: &Welcome, out: &mut Vec<u8>) {
     out.extend(u8::try_from(relays.len()));
     for relay in relays {
         put_endpoint(relay, out);
+    }
+}
+
+fn put_probed(probed: &Probed, out: &mut Vec<u8>) {
+    put_text(probed.hyco.as_str(), out);
+    out.extend(probed.id.to_be_bytes());
+    // Codes of a failed dial are below 256; 0 is none.
+    out.push(
+        probed
+            .failed
+            .map_or(0, |code| u8::try_from(code.to_u32()).unwrap_or(u8::MAX)),
+    );
+    out.extend(probed.resolve_us.to_be_bytes());
+    out.extend(probed.dial_us.to_be_bytes());
+    match probed.dialled {
+        Some(address) => put_address(address, out),
+        None => out.push(0),
     }
 }
 
@@ -312,6 +343,34 @@ fn deregister(fields: &mut Fields<'_>) -> Result<Frame, FrameError> {
     }))
 }
 
+fn probe(fields: &mut Fields<'_>) -> Result<Frame, FrameError> {
+    Ok(Frame::Probe(Probe {
+        hyco: fields.parsed("hyco")?,
+        id: fields.u64()?,
+        endpoint: fields.endpoint("endpoint")?,
+    }))
+}
+
+fn probed(fields: &mut Fields<'_>) -> Result<Frame, FrameError> {
+    let hyco = fields.parsed("hyco")?;
+    let id = fields.u64()?;
+    let failed = match fields.u8()? {
+        0 => None,
+        code => match FlowCode::from_u64(code.into()) {
+            Some(code) => Some(code),
+            None => return fields.bad("failed"),
+        },
+    };
+    Ok(Frame::Probed(Probed {
+        hyco,
+        id,
+        failed,
+        resolve_us: fields.u32()?,
+        dial_us: fields.u32()?,
+        dialled: fields.maybe_address("dialled")?,
+    }))
+}
+
 fn open(fields: &mut Fields<'_>) -> Result<Frame, FrameError> {
     Ok(Frame::Open(Open {
         hyco: fields.parsed("hyco")?,
@@ -363,6 +422,10 @@ impl<'a> Fields<'a> {
         self.array().map(u16::from_be_bytes)
     }
 
+    fn u32(&mut self) -> Result<u32, FrameError> {
+        self.array().map(u32::from_be_bytes)
+    }
+
     fn u64(&mut self) -> Result<u64, FrameError> {
         self.array().map(u64::from_be_bytes)
     }
@@ -386,12 +449,21 @@ impl<'a> Fields<'a> {
     }
 
     fn address(&mut self, field: &'static str) -> Result<SocketAddr, FrameError> {
+        match self.maybe_address(field)? {
+            Some(address) => Ok(address),
+            None => self.bad(field),
+        }
+    }
+
+    /// An address, or the byte 0 for none.
+    fn maybe_address(&mut self, field: &'static str) -> Result<Option<SocketAddr>, FrameError> {
         let ip = match self.u8()? {
+            0 => return Ok(None),
             4 => IpAddr::V4(Ipv4Addr::from(self.array::<4>()?)),
             6 => IpAddr::V6(Ipv6Addr::from(self.array::<16>()?)),
             _ => return self.bad(field),
         };
-        Ok(SocketAddr::new(ip, self.u16()?))
+        Ok(Some(SocketAddr::new(ip, self.u16()?)))
     }
 
     fn bad<T>(&self, field: &'static str) -> Result<T, FrameError> {

@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::code::FlowCode;
 use crate::endpoint::Endpoint;
 use crate::hex;
 use crate::key::{KeyId, Rule};
@@ -50,7 +51,7 @@ pub enum Role {
 pub struct AgentId(pub [u8; 16]);
 
 /// Random per process. Sessions with one instance are one listener. Hexadecimal in serde and logs.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Instance(pub [u8; 16]);
 
 /// Names a flow in the logs of both sides.
@@ -81,6 +82,10 @@ pub enum Frame {
     Deregister(Deregister),
     /// Either way: no new flows on this session, please.
     Draining,
+    /// Relay to agent: dial the endpoint as for a flow, say how that went, and close it.
+    Probe(Probe),
+    /// The agent's answer to it.
+    Probed(Probed),
     /// First on a flow stream, from the side that opened it; the application's bytes follow at once.
     Open(Open),
     /// The answer on a flow stream: the endpoint is connected; its bytes follow.
@@ -198,6 +203,34 @@ pub enum EndedCode {
 pub struct Deregister {
     /// The hybrid connection.
     pub hyco: HycoName,
+}
+
+/// Body of [`Frame::Probe`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Probe {
+    /// The hybrid connection, spelled as in the Register.
+    pub hyco: HycoName,
+    /// Comes back in the answer.
+    pub id: u64,
+    /// What to dial. The agent's allow-list has the last word.
+    pub endpoint: Endpoint,
+}
+
+/// Body of [`Frame::Probed`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Probed {
+    /// The hybrid connection, spelled as in the Probe.
+    pub hyco: HycoName,
+    /// That of the Probe.
+    pub id: u64,
+    /// Why the endpoint was not reached; `None`: it was.
+    pub failed: Option<FlowCode>,
+    /// How long its name took to resolve, microseconds; 0 for an address.
+    pub resolve_us: u32,
+    /// How long its last connection attempt took, microseconds.
+    pub dial_us: u32,
+    /// The address that was dialled last; `None`: none was.
+    pub dialled: Option<SocketAddr>,
 }
 
 /// Body of [`Frame::Open`].
