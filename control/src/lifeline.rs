@@ -31,13 +31,18 @@ pub fn hold(command: &mut Command) -> io::Result<Lifeline> {
 
 /// In a child that was started so, ends the process as soon as the parent is gone. Elsewhere does nothing. Called first in `main`.
 pub fn watch() {
-    if std::env::var_os(VARIABLE).as_deref() != Some(OsStr::new("stdin")) {
+    if !is_tied() {
         return;
     }
     thread::spawn(|| {
         wait_for_end(io::stdin());
         exit(PARENT_GONE);
     });
+}
+
+/// Whether this is such a child, whose standard input is the pipe.
+pub(crate) fn is_tied() -> bool {
+    std::env::var_os(VARIABLE).as_deref() == Some(OsStr::new("stdin"))
 }
 
 fn wait_for_end(mut stdin: Stdin) {

@@ -11,10 +11,11 @@ use underpass_dataplane::agent::{self, Checked, Config, Connect};
 use underpass_proto::{AllowList, ConnectionString, Rule};
 
 use super::relay::raise_file_limit;
+use super::source::{Source, SourceArgs};
 use super::table::table;
 use super::{DataPlaneArgs, Exit, Failure, IoChoice, print};
-use crate::files::agent::{AgentFile, ConnectEntry, WEIGHT_DEFAULT, agent_id, load_string};
-use crate::files::{Fault, disk, unreadable};
+use crate::files::agent::{AgentFile, ConnectEntry, agent_id};
+use crate::files::{Fault, disk, strings, unreadable};
 use crate::quantity::millis;
 use crate::signals;
 
@@ -32,7 +33,7 @@ pub(super) enum Command {
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
     #[command(flatten)]
-    from: From,
+    from: SourceArgs,
     /// Trust these CA certificates (PEM) where a connection string has no pin [default: the system's]
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
@@ -43,22 +44,13 @@ pub(super) struct RunArgs {
     data_plane: DataPlaneArgs,
 }
 
-#[derive(Args, Debug)]
-#[group(required = true, multiple = false)]
-struct From {
-    /// Read agent.toml
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Serve one hybrid connection: the file holds its on-premises connection string
-    #[arg(long, value_name = "FILE")]
-    connection_string_file: Option<PathBuf>,
-}
-
 pub(super) fn run(command: Command) -> Result<(), Failure> {
     let Command::Run(mut args) = command;
-    let file = args.from.read()?;
+    args.data_plane.settle();
+    let source = args.from.find(Rule::Listen)?;
+    let file = read(&source)?;
     args.take_from(&file);
-    let config = args.config(&file)?;
+    let config = args.config(&file, &source)?;
     let settings = args.data_plane.settings();
     if args.check {
         let checked = agent::check(config, settings, CHECK_DEADLINE).map_err(explain)?;
@@ -70,33 +62,14 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
     agent::run(config, settings, requests).map_err(explain)
 }
 
-impl From {
-    fn read(&self) -> Result<AgentFile, Failure> {
-        if let Some(path) = &self.config {
-            return Ok(AgentFile::load(path)?);
-        }
-        let connect = ConnectEntry {
-            string_file: self.path().to_owned(),
-            weight: WEIGHT_DEFAULT,
-            priority: 0,
-        };
-        Ok(AgentFile {
-            connects: vec![connect],
-            allow: AllowList(Vec::new()),
-            ca_file: None,
-            workers: None,
-            io: None,
-            mtu_max: None,
-        })
-    }
-
-    /// The file that was named.
-    fn path(&self) -> &Path {
-        self.config
-            .as_ref()
-            .or(self.connection_string_file.as_ref())
-            .map_or(Path::new(""), PathBuf::as_path)
-    }
+/// What the source says: `agent.toml`, or as much of one as a single string is, and that string where it is in no file.
+fn read(source: &Source) -> Result<AgentFile, Failure> {
+    let string_file = match source {
+        Source::Config(path) => return Ok(AgentFile::load(path)?),
+        Source::File(path) => path.clone(),
+        Source::Text(_) => PathBuf::new(),
+    };
+    Ok(AgentFile::of_one(string_file))
 }
 
 impl RunArgs {
@@ -113,11 +86,11 @@ impl RunArgs {
         self.ca_file = self.ca_file.take().or_else(|| file.ca_file.clone());
     }
 
-    fn config(&self, file: &AgentFile) -> Result<Config, Failure> {
+    fn config(&self, file: &AgentFile, source: &Source) -> Result<Config, Failure> {
         let mut connects = Vec::new();
         let mut faults = Vec::new();
         for entry in &file.connects {
-            match connect(entry) {
+            match connect(entry, source) {
                 Ok(connect) => connects.push(connect),
                 Err(fault) => faults.push(fault),
             }
@@ -137,22 +110,21 @@ impl RunArgs {
             connects,
             allow: file.allow.clone(),
             ca,
-            agent_id: agent_id(self.from.path()),
+            agent_id: agent_id(&source.identity()),
         })
     }
 }
 
-fn connect(entry: &ConnectEntry) -> Result<Connect, Fault> {
-    let string = load_string(&entry.string_file)?;
-    if string.rule != Rule::Listen {
-        let what = format!(
-            "is an application's string ({}); an agent needs the one that `underpass connection string {} --role on-premises` prints",
-            string.rule, string.name
-        );
-        return Err(Fault::whole(entry.string_file.display().to_string(), what));
-    }
+fn connect(entry: &ConnectEntry, source: &Source) -> Result<Connect, Fault> {
+    let (string_file, string) = match source {
+        Source::Text(string) => (None, ConnectionString::clone(string)),
+        _ => (
+            Some(entry.string_file.clone()),
+            strings::load(&entry.string_file, Rule::Listen)?,
+        ),
+    };
     Ok(Connect {
-        string_file: Some(entry.string_file.clone()),
+        string_file,
         string,
         weight: entry.weight,
         priority: entry.priority,

@@ -2,7 +2,7 @@
 
 use tokio::sync::oneshot;
 
-use super::{DirArgs, Exit, Failure};
+use super::{DirArgs, DumpArgs, Exit, Failure};
 use crate::{publish, signals};
 
 /// Options of `underpass control`.
@@ -10,9 +10,12 @@ use crate::{publish, signals};
 pub(super) struct Args {
     #[command(flatten)]
     dir: DirArgs,
+    #[command(flatten)]
+    dumps: DumpArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    args.dumps.settle();
     let (tell, stop) = oneshot::channel();
     let mut tell = Some(tell);
     // Nothing of control's needs draining: the relay goes on without it.

@@ -1,12 +1,17 @@
 //! The command line. Data goes to stdout, talk to stderr; a secret in an argument is refused before anything is parsed.
 
 mod agent;
+mod argv;
 mod connection;
 mod control;
+mod dumps;
+mod environment;
 mod failure;
 mod installation;
 mod options;
+mod prompt;
 mod relay;
+mod source;
 mod status;
 mod table;
 mod up;
@@ -20,6 +25,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::demo;
 
+pub use dumps::DumpArgs;
 pub use failure::{Exit, Failure};
 pub use options::{DataPlaneArgs, DirArgs, IoChoice};
 
@@ -78,6 +84,12 @@ enum Command {
     Status(status::Args),
 }
 
+impl Command {
+    fn takes_connection_string(&self) -> bool {
+        matches!(self, Self::Agent(_))
+    }
+}
+
 enum Ended {
     /// The parser has said it.
     Told(ExitCode),
@@ -91,7 +103,7 @@ impl From<Failure> for Ended {
 }
 
 fn run(arguments: Vec<OsString>) -> Result<(), Ended> {
-    refuse_secrets(&arguments)?;
+    argv::refuse_secrets(&arguments)?;
     let cli = Cli::try_parse_from(arguments).map_err(|error| {
         let _ = error.print();
         Ended::Told(if error.use_stderr() {
@@ -100,6 +112,7 @@ fn run(arguments: Vec<OsString>) -> Result<(), Ended> {
             ExitCode::SUCCESS
         })
     })?;
+    environment::leave_behind(cli.command.takes_connection_string())?;
     start_log(&cli.log)?;
     match cli.command {
         Command::Demo(args) => return Err(Ended::Told(demo::run(&args))),
@@ -112,26 +125,6 @@ fn run(arguments: Vec<OsString>) -> Result<(), Ended> {
         Command::Status(args) => status::run(&args)?,
     }
     Ok(())
-}
-
-/// Everybody on the machine can read arguments, and shells keep them.
-fn refuse_secrets(arguments: &[OsString]) -> Result<(), Failure> {
-    const SIGNS: [&str; 4] = [
-        "sharedaccesskey=",
-        "sharedaccesssignature",
-        "endpoint=hc://",
-        "endpoint=sb://",
-    ];
-    let is_secret = |argument: &OsString| {
-        let text = argument.to_string_lossy().to_ascii_lowercase();
-        SIGNS.iter().any(|sign| text.contains(sign))
-    };
-    if !arguments.iter().skip(1).any(is_secret) {
-        return Ok(());
-    }
-    let error = "an argument holds a connection string; everybody on this machine could read its key, so it is not accepted";
-    Err(Failure::new(Exit::Usage, error)
-        .hint("put the string into a file that only you can read, and name that: `--connection-string-file FILE`; if others use this machine, replace the key"))
 }
 
 fn start_log(filter: &str) -> Result<(), Failure> {

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use underpass_dataplane::{Settings, io};
 use underpass_proto::limits::GRACE_DEFAULT;
 
+use super::DumpArgs;
 use crate::files::Directory;
 use crate::files::agent::MTU_MAX_BOUNDS;
 
@@ -48,6 +49,9 @@ pub struct DataPlaneArgs {
     /// How long live flows may go on after the first SIGTERM, like 30s, 500ms or 5m [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub grace: Option<Duration>,
+    /// What a crash leaves behind.
+    #[command(flatten)]
+    pub dumps: DumpArgs,
 }
 
 /// The choices of `--io`.
@@ -62,6 +66,11 @@ pub enum IoChoice {
 }
 
 impl DataPlaneArgs {
+    /// Settles what the whole process is bound to: called before the first key is read.
+    pub(super) fn settle(&self) {
+        self.dumps.settle();
+    }
+
     /// As the data plane takes them.
     #[must_use]
     pub fn settings(&self) -> Settings {
@@ -93,6 +102,7 @@ impl DataPlaneArgs {
         [io, workers, mtu_max, grace]
             .into_iter()
             .flatten()
+            .chain(self.dumps.arguments())
             .collect()
     }
 }
@@ -169,6 +179,7 @@ mod tests {
             workers: Some(2),
             mtu_max: Some(1452),
             grace: Some(Duration::from_millis(1500)),
+            dumps: DumpArgs::default(),
         };
         assert_eq!(
             args.arguments(),

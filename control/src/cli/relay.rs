@@ -15,6 +15,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    args.data_plane.settle();
     let directory = args.dir.directory();
     let _lock = installation::lock(&directory, "relay")?;
     raise_file_limit();

@@ -37,6 +37,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, log: &str) -> Result<(), Failure> {
+    args.data_plane.settle();
     let directory = args.dir.directory();
     // What is wrong with the files is said once, here, and not by a child.
     let (namespace, identity) = installation::open(&directory)?;
@@ -49,6 +50,7 @@ pub(super) fn run(args: &Args, log: &str) -> Result<(), Failure> {
     relay_arguments.extend(args.data_plane.arguments());
     let mut control_arguments = vec!["control".to_owned()];
     control_arguments.extend(common);
+    control_arguments.extend(args.data_plane.dumps.arguments());
     let supervisor = Supervisor {
         control: Process::start("control", control_arguments)?,
         relay: Process::start("relay", relay_arguments)?,

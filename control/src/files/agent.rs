@@ -1,13 +1,11 @@
-//! `agent.toml` and the files that hold connection strings: what an agent is told on its own machine.
+//! `agent.toml`: what an agent is told on its own machine. Knows no keys: those are in the files that it names.
 
-use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use underpass_proto::limits::WORKERS_MAX;
-use underpass_proto::{AgentId, AllowEntry, AllowList, ConnectionString};
-use zeroize::Zeroizing;
+use underpass_proto::{AgentId, AllowEntry, AllowList};
 
 use super::document::{Document, Placed, Section};
 use super::{Fault, disk, unreadable};
@@ -50,6 +48,23 @@ pub struct ConnectEntry {
 }
 
 impl AgentFile {
+    /// What the file would say of a single connection string, and nothing else.
+    #[must_use]
+    pub fn of_one(string_file: PathBuf) -> Self {
+        Self {
+            connects: vec![ConnectEntry {
+                string_file,
+                weight: WEIGHT_DEFAULT,
+                priority: 0,
+            }],
+            allow: AllowList::default(),
+            ca_file: None,
+            workers: None,
+            io: None,
+            mtu_max: None,
+        }
+    }
+
     /// Reads `agent.toml`. Relative paths in it start from its own folder.
     ///
     /// # Errors
@@ -97,27 +112,6 @@ impl AgentFile {
                 }),
         )
     }
-}
-
-/// Reads a file that holds one connection string, and nothing else.
-///
-/// # Errors
-/// What is wrong, without the string: unreadable, others can read it, or no connection string.
-pub fn load_string(path: &Path) -> Result<ConnectionString, Fault> {
-    let file = path.display().to_string();
-    let read = disk::read(path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => Fault::whole(&file, "is not there; make it on the relay's machine with `underpass connection string NAME --role on-premises --out FILE`"),
-        _ => unreadable(&file, &error),
-    })?;
-    check_private(&file, path, &read.stamp)?;
-    let text = Zeroizing::new(read.text.trim().to_owned());
-    if text.lines().count() > 1 {
-        return Err(Fault::whole(
-            file,
-            "has more than one line; put one connection string there, on one line, and nothing else",
-        ));
-    }
-    text.parse().map_err(|error| Fault::whole(file, format!("is not a connection string: {error}; put there what `underpass connection string NAME --role on-premises` printed")))
 }
 
 /// Stable over restarts: the machine, its name, and the configuration that this agent was started with.
@@ -170,30 +164,9 @@ fn read_connect<'t>(
     })
 }
 
-/// Owner only; but a read-only file of root's that a group may read is how systemd hands out credentials.
-fn check_private(file: &str, path: &Path, stamp: &disk::Stamp) -> Result<(), Fault> {
-    let mode = stamp.mode & 0o777;
-    let credential = stamp.uid == 0 && mode & !0o440 == 0;
-    if mode & 0o077 == 0 || credential {
-        return Ok(());
-    }
-    Err(Fault::whole(
-        file,
-        format!(
-            "others can read it (mode {mode:03o}), and it holds a key; run `chmod 600 {}`",
-            path.display()
-        ),
-    ))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
-
-    const STRING: &str = "Endpoint=hc://relay.example.com/payroll-sql;SharedAccessKeyName=defaultListener;SharedAccessKey=c2VjcmV0LWtleS1mb3ItdGVzdHMtb25seS0wMTIzNDU2Nzg=";
 
     #[test]
     fn every_field_is_read_and_paths_start_at_the_file() {
@@ -254,40 +227,6 @@ mod tests {
             ),
             "{told:?}"
         );
-    }
-
-    #[test]
-    fn a_string_file_is_read_and_one_that_others_can_read_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.connection");
-        disk::create(&path, format!("\n{STRING}\n").as_bytes(), disk::SECRET).unwrap();
-        assert_eq!(load_string(&path).unwrap().name.as_str(), "payroll-sql");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        let told = load_string(&path).unwrap_err().to_string();
-        assert!(
-            told.ends_with(&format!(
-                "others can read it (mode 640), and it holds a key; run `chmod 600 {}`",
-                path.display()
-            )),
-            "{told}"
-        );
-    }
-
-    #[test]
-    fn a_string_that_is_none_is_not_repeated() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.connection");
-        for text in [
-            STRING.replace("hc://", "http://"),
-            format!("{STRING}\n{STRING}"),
-        ] {
-            disk::replace(&path, text.as_bytes(), disk::SECRET).unwrap();
-            let told = load_string(&path).unwrap_err().to_string();
-            assert!(
-                !told.contains("c2Vjc") && told.contains("connection string"),
-                "{told}"
-            );
-        }
     }
 
     #[test]

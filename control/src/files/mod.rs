@@ -11,6 +11,7 @@ mod fault;
 pub mod keys;
 mod lock;
 pub mod namespace;
+pub mod strings;
 pub mod tls;
 pub mod wording;
 

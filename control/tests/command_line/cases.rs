@@ -8,15 +8,15 @@ pub(crate) struct Case {
     /// Path, mode, text.
     pub(crate) files: Vec<(&'static str, u32, String)>,
     pub(crate) exit: i32,
-    pub(crate) told: &'static str,
+    pub(crate) told: String,
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    let case = |arguments, exit, told| Case {
+    let case = |arguments, exit, told: &str| Case {
         arguments,
         files: Vec::new(),
         exit,
-        told,
+        told: told.to_owned(),
     };
     let with = |case: Case, path, mode, text: &str| Case {
         files: vec![(path, mode, text.to_owned())],
@@ -42,8 +42,42 @@ pub(crate) fn cases() -> Vec<Case> {
                 "Endpoint=hc://relay.example.com/payroll-sql;SharedAccessKey=c2Vj",
             ],
             2,
-            "error: an argument holds a connection string; everybody on this machine could read its key, so it is not accepted\n\
-             hint: put the string into a file that only you can read, and name that: `--connection-string-file FILE`; if others use this machine, replace the key\n",
+            "error: an argument holds a connection string; everybody on this machine could read it, so it is not accepted\n\
+             hint: put the connection string into a file that only you can read, and name that: `--connection-string-file FILE`; if others use this machine, replace the key\n",
+        ),
+        case(
+            &["agent", "run", "--connection-string", KEY],
+            2,
+            "error: an argument holds what looks like a key; everybody on this machine could read it, so it is not accepted\n\
+             hint: put the connection string into a file that only you can read, and name that: `--connection-string-file FILE`; if others use this machine, replace the key\n",
+        ),
+        case(
+            &["agent", "run"],
+            2,
+            "error: this agent is given no connection string\n\
+             hint: make one on the relay's machine (`underpass connection string NAME --role on-premises --out FILE`) and name its file: `--connection-string-file FILE`, or several in `--config agent.toml`\n",
+        ),
+        case(
+            &["agent", "run", "--connection-string-file", "-"],
+            3,
+            "error: standard input: is empty; put there what `underpass connection string NAME --role on-premises` printed\n",
+        ),
+        case(
+            &[
+                "agent",
+                "run",
+                "--connection-string-credential",
+                "a.connection",
+            ],
+            3,
+            "error: there are no credentials here: CREDENTIALS_DIRECTORY is not set\n\
+             hint: systemd sets it for a unit that has `LoadCredential=NAME:FILE`; outside of one, take `--connection-string-file FILE`\n",
+        ),
+        case(
+            &["agent", "run", "--connection-string-credential", "../a"],
+            2,
+            "error: a credential is named without a path\n\
+             hint: write the name that the unit's `LoadCredential=NAME:FILE` gives it\n",
         ),
         case(
             &["control", "--dir", "DIR", "--log", "=="],

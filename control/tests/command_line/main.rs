@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod cases;
+mod secrets;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -33,6 +34,7 @@ fn usage_errors_exit_with_2_and_help_with_0() {
     let place = Place::empty();
     for wrong in [
         &["agent", "run"][..],
+        &["agent", "run", "--connection-string", "x"],
         &["relay", "--io", "uring"],
         &["relay", "--mtu-max", "100"],
         &["relay", "--grace", "5d"],
@@ -252,20 +254,22 @@ impl Place {
     fn new(case: &Case) -> Self {
         let place = Self::empty();
         for (path, mode, text) in &case.files {
-            let path = place.folder.path().join(path);
-            fs::create_dir_all(path.parent().unwrap_or(Path::new(""))).unwrap();
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
-            if path.ends_with("tls/certificate.pem") {
-                fs::write(path.with_file_name("key.pem"), "garbage").unwrap();
+            place.write(path, *mode, text);
+            if *path == "tls/certificate.pem" {
+                place.write("tls/key.pem", 0o644, "garbage");
             }
         }
         place
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let here = self.folder.path().to_str().unwrap();
-        Command::new(env!("CARGO_BIN_EXE_underpass"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_underpass"));
+        command
             .args(
                 arguments
                     .iter()
@@ -273,9 +277,21 @@ impl Place {
             )
             .env_remove("UNDERPASS_DIR")
             .env_remove("UNDERPASS_LOG")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+            .env_remove("UNDERPASS_CONNECTION_STRING")
+            .env_remove("CREDENTIALS_DIRECTORY")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn write(&self, path: &str, mode: u32, text: &str) {
+        let path = self.folder.path().join(path);
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(""))).unwrap();
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.folder.path().join(path)).unwrap()
     }
 
     fn shown(&self, output: &[u8]) -> String {

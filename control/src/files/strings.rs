@@ -1,0 +1,158 @@
+//! Connection strings as agents and senders are given them: a private file, or a text from elsewhere. No error repeats any part of one.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use underpass_proto::{ConnectionString, Rule};
+
+use super::{Fault, disk, unreadable};
+
+/// Reads a file that holds one connection string of a rule, and nothing else.
+///
+/// # Errors
+/// What is wrong, without the string: unreadable, others can read it, no connection string, or one of the other rule.
+pub fn load(path: &Path, rule: Rule) -> Result<ConnectionString, Fault> {
+    let file = path.display().to_string();
+    let read = disk::read(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Fault::whole(
+            &file,
+            format!(
+                "is not there; make it on the relay's machine with `underpass connection string NAME --role {} --out FILE`",
+                role(rule)
+            ),
+        ),
+        _ => unreadable(&file, &error),
+    })?;
+    check_private(&file, path, &read.stamp)?;
+    parse(&file, &read.text, rule)
+}
+
+/// Reads the text of a connection string of a rule. `from` says where it was found.
+///
+/// # Errors
+/// What is wrong, without the string.
+pub fn parse(from: &str, text: &str, rule: Rule) -> Result<ConnectionString, Fault> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(Fault::whole(
+            from,
+            format!(
+                "is empty; put there what `underpass connection string NAME --role {}` printed",
+                role(rule)
+            ),
+        ));
+    }
+    if text.lines().count() > 1 {
+        return Err(Fault::whole(
+            from,
+            "has more than one line; put one connection string there, on one line, and nothing else",
+        ));
+    }
+    let string: ConnectionString = text.parse().map_err(|error| {
+        Fault::whole(
+            from,
+            format!(
+                "is not a connection string: {error}; put there what `underpass connection string NAME --role {}` printed",
+                role(rule)
+            ),
+        )
+    })?;
+    if string.rule != rule {
+        return Err(Fault::whole(from, wrong_rule(&string, rule)));
+    }
+    Ok(string)
+}
+
+/// Whom a string of this rule is for, as `--role` names them.
+#[must_use]
+pub fn role(rule: Rule) -> &'static str {
+    match rule {
+        Rule::Listen => "on-premises",
+        Rule::Send => "application",
+    }
+}
+
+fn wrong_rule(string: &ConnectionString, wanted: Rule) -> String {
+    let (whose, who) = match wanted {
+        Rule::Listen => ("an application's", "an agent"),
+        Rule::Send => ("an on-premises", "a sender"),
+    };
+    format!(
+        "is {whose} string ({}); {who} needs the one that `underpass connection string {} --role {}` prints",
+        string.rule,
+        string.name,
+        role(wanted)
+    )
+}
+
+/// Owner only; but a read-only file of root's that a group may read is how systemd hands out credentials.
+fn check_private(file: &str, path: &Path, stamp: &disk::Stamp) -> Result<(), Fault> {
+    let mode = stamp.mode & 0o777;
+    let credential = stamp.uid == 0 && mode & !0o440 == 0;
+    if mode & 0o077 == 0 || credential {
+        return Ok(());
+    }
+    Err(Fault::whole(
+        file,
+        format!(
+            "others can read it (mode {mode:03o}), and it holds a key; run `chmod 600 {}`",
+            path.display()
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const STRING: &str = "Endpoint=hc://relay.example.com/payroll-sql;SharedAccessKeyName=defaultListener;SharedAccessKey=c2VjcmV0LWtleS1mb3ItdGVzdHMtb25seS0wMTIzNDU2Nzg=";
+
+    #[test]
+    fn a_string_file_is_read_and_one_that_others_can_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.connection");
+        disk::create(&path, format!("\n{STRING}\n").as_bytes(), disk::SECRET).unwrap();
+        assert_eq!(
+            load(&path, Rule::Listen).unwrap().name.as_str(),
+            "payroll-sql"
+        );
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let told = load(&path, Rule::Listen).unwrap_err().to_string();
+        assert!(
+            told.ends_with(&format!(
+                "others can read it (mode 640), and it holds a key; run `chmod 600 {}`",
+                path.display()
+            )),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_string_that_is_none_is_not_repeated() {
+        for text in [
+            STRING.replace("hc://", "http://"),
+            format!("{STRING}\n{STRING}"),
+            STRING.replace("Listener", "Sender"),
+        ] {
+            let told = parse("stdin", &text, Rule::Listen).unwrap_err().to_string();
+            assert!(!told.contains("c2Vjc") && told.contains("string"), "{told}");
+        }
+    }
+
+    #[test]
+    fn each_side_is_told_which_string_it_needs() {
+        let told = parse("stdin", STRING, Rule::Send).unwrap_err().to_string();
+        assert_eq!(
+            told,
+            "stdin: is an on-premises string (defaultListener); a sender needs the one that `underpass connection string payroll-sql --role application` prints"
+        );
+        let told = parse("stdin", " \n", Rule::Send).unwrap_err().to_string();
+        assert_eq!(
+            told,
+            "stdin: is empty; put there what `underpass connection string NAME --role application` printed"
+        );
+    }
+}
