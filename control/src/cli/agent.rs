@@ -10,6 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use underpass_dataplane::agent::{self, Checked, Config, Connect};
 use underpass_proto::{AllowList, ConnectionString, Rule};
 
+use super::allow;
 use super::relay::raise_file_limit;
 use super::source::{Source, SourceArgs};
 use super::table::table;
@@ -27,6 +28,8 @@ const CHECK_DEADLINE: Duration = Duration::from_secs(5);
 pub(super) enum Command {
     /// Dial out to the relay and serve its hybrid connections from here
     Run(RunArgs),
+    /// Change what the agent may dial, in its file
+    Allow(allow::Args),
 }
 
 /// Options of `underpass agent run`.
@@ -45,7 +48,13 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn run(command: Command) -> Result<(), Failure> {
-    let Command::Run(mut args) = command;
+    match command {
+        Command::Run(args) => serve(args),
+        Command::Allow(args) => allow::run(&args),
+    }
+}
+
+fn serve(mut args: RunArgs) -> Result<(), Failure> {
     args.data_plane.settle();
     let source = args.from.find(Rule::Listen)?;
     let file = read(&source)?;

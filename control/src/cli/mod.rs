@@ -1,6 +1,7 @@
 //! The command line. Data goes to stdout, talk to stderr; a secret in an argument is refused before anything is parsed.
 
 mod agent;
+mod allow;
 mod argv;
 mod connection;
 mod control;
@@ -86,7 +87,7 @@ enum Command {
 
 impl Command {
     fn takes_connection_string(&self) -> bool {
-        matches!(self, Self::Agent(_))
+        matches!(self, Self::Agent(agent::Command::Run(_)))
     }
 }
 

@@ -42,20 +42,34 @@ impl Lock {
             .write(true)
             .mode(0o600)
             .open(path)?;
-        let give_up = Instant::now() + WAIT;
-        loop {
-            match file.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::Error(error)) => return Err(error.into()),
-                Err(TryLockError::WouldBlock) if Instant::now() >= give_up => {
-                    return Err(LockError::Held);
-                }
-                Err(TryLockError::WouldBlock) => std::thread::sleep(RETRY),
-            }
-        }
+        hold(&file)?;
         file.set_len(0)?;
         writeln!(file, "{}", std::process::id())?;
         Ok(Self { _file: file })
+    }
+
+    /// Takes the lock of a folder itself: for one who reads a file in it, and then replaces that. Leaves nothing behind.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn folder(path: &Path) -> Result<Self, LockError> {
+        let file = File::open(path)?;
+        hold(&file)?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn hold(file: &File) -> Result<(), LockError> {
+    let give_up = Instant::now() + WAIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= give_up => {
+                return Err(LockError::Held);
+            }
+            Err(TryLockError::WouldBlock) => std::thread::sleep(RETRY),
+        }
     }
 }
 

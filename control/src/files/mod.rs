@@ -4,6 +4,7 @@
 //! with its line and what to write instead. Nothing here decides what happens with a faulty file: that is [`crate::publish`]'s.
 
 pub mod agent;
+pub mod allow;
 pub mod definition;
 pub mod disk;
 pub mod document;

@@ -25,6 +25,11 @@ pub(crate) fn cases() -> Vec<Case> {
     let string = format!(
         "Endpoint=hc://relay.example.com/payroll-sql;SharedAccessKeyName=defaultListener;SharedAccessKey={KEY}"
     );
+    let no_file = |error: &str| {
+        format!(
+            "error: {error}\nhint: an agent that was started with one connection string alone has no file: write agent.toml with `[[connect]]` and, below, `string_file = \"FILE\"`, start it with `underpass agent run --config agent.toml`, and name that file here\n"
+        )
+    };
     let agent = &[
         "agent",
         "run",
@@ -78,6 +83,55 @@ pub(crate) fn cases() -> Vec<Case> {
             2,
             "error: a credential is named without a path\n\
              hint: write the name that the unit's `LoadCredential=NAME:FILE` gives it\n",
+        ),
+        case(
+            &["agent", "allow", "sql01.corp:1433"],
+            2,
+            &no_file("`--config FILE` is missing: the allow-list stands in the agent's file"),
+        ),
+        case(
+            &[
+                "agent",
+                "allow",
+                "sql01.corp:1433",
+                "--config",
+                "DIR/agent.toml",
+            ],
+            3,
+            &no_file("DIR/agent.toml: is not there; check the path"),
+        ),
+        with(
+            case(
+                &[
+                    "agent",
+                    "allow",
+                    "sql01.corp:1433",
+                    "--config",
+                    "DIR/agent.toml",
+                ],
+                3,
+                "error: DIR/agent.toml:1: unknown field \"alow\"; did you mean `allow`?\n",
+            ),
+            "agent.toml",
+            0o644,
+            "alow = []\n[[connect]]\nstring_file = \"a.connection\"\n",
+        ),
+        with(
+            case(
+                &[
+                    "agent",
+                    "allow",
+                    "--remove",
+                    "sql1.corp:1433",
+                    "--config",
+                    "DIR/agent.toml",
+                ],
+                1,
+                "error: sql1.corp:1433 does not stand in DIR/agent.toml\nhint: did you mean `sql01.corp:1433`?\n",
+            ),
+            "agent.toml",
+            0o644,
+            "allow = [\"sql01.corp:1433\"]\n[[connect]]\nstring_file = \"a.connection\"\n",
         ),
         case(
             &["control", "--dir", "DIR", "--log", "=="],

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod allow;
 mod cases;
 mod secrets;
 
@@ -46,6 +47,8 @@ fn usage_errors_exit_with_2_and_help_with_0() {
             "--connection-string-file",
             "b",
         ],
+        &["agent", "allow", "--config", "a"],
+        &["agent", "allow", "sql01", "--config", "a"],
         &["nonsense"],
     ] {
         let output = place.run(wrong);

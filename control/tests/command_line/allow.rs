@@ -1,0 +1,81 @@
+//! `underpass agent allow`, on the file of an agent.
+
+use super::Place;
+
+const AGENT: &str = "# of the payroll\nallow = [\"sql01.corp:1433\"] # 2024\n\n[[connect]]\nstring_file = \"a.connection\" # ours\n";
+
+#[test]
+fn entries_come_and_go_and_the_rest_of_the_file_stays() {
+    let place = Place::empty();
+    place.write("agent.toml", 0o640, AGENT);
+    let added = place.run(&[
+        "agent",
+        "allow",
+        "*.corp:443",
+        "sql01.corp:1433",
+        "--config",
+        "DIR/agent.toml",
+    ]);
+    assert_eq!(added.status.code(), Some(0));
+    assert_eq!(
+        place.shown(&added.stderr),
+        "*.corp:443 may be dialled\n\
+         sql01.corp:1433 stood in DIR/agent.toml already\n\
+         a running agent with `--config DIR/agent.toml` goes by it within a second\n"
+    );
+    assert_eq!(
+        place.read("agent.toml"),
+        AGENT.replace(
+            "[\"sql01.corp:1433\"]",
+            "[\"sql01.corp:1433\", \"*.corp:443\"]"
+        )
+    );
+    let removed = place.run(&[
+        "agent",
+        "allow",
+        "--remove",
+        "*.corp:443",
+        "--config",
+        "DIR/agent.toml",
+    ]);
+    assert_eq!(
+        place.shown(&removed.stderr),
+        "*.corp:443 may not be dialled any more\na running agent with `--config DIR/agent.toml` goes by it within a second\n"
+    );
+    assert_eq!(place.read("agent.toml"), AGENT);
+}
+
+#[test]
+fn the_first_entry_does_not_take_the_targets_of_the_strings_away() {
+    let place = Place::empty();
+    place.write(
+        "agent.toml",
+        0o644,
+        "[[connect]]\nstring_file = \"a.connection\"\n[[connect]]\nstring_file = \"gone.connection\"\n",
+    );
+    place.write(
+        "a.connection",
+        0o600,
+        "Endpoint=hc://relay.example.com/payroll-sql;SharedAccessKeyName=defaultListener;SharedAccessKey=c2Vj;Target=sql01.corp:1433",
+    );
+    let added = place.run(&[
+        "agent",
+        "allow",
+        "web.corp:443",
+        "--config",
+        "DIR/agent.toml",
+    ]);
+    let told = place.shown(&added.stderr);
+    assert!(told.contains("sql01.corp:1433 stays allowed"), "{told}");
+    assert!(
+        told.starts_with("warning: DIR/gone.connection: is not there"),
+        "{told}"
+    );
+    assert!(
+        place
+            .read("agent.toml")
+            .starts_with("allow = [\"sql01.corp:1433\", \"web.corp:443\"]\n"),
+        "{}",
+        place.read("agent.toml")
+    );
+}
