@@ -33,6 +33,23 @@ pub(crate) fn millis(us: u64) -> String {
     format!("{}.{:03} ms", us / 1000, us % 1000)
 }
 
+/// How long ago, milliseconds, in the largest unit that says something.
+pub(crate) fn ago(ms: u64) -> String {
+    const UNITS: [(u64, &str); 4] = [
+        (86_400, "day"),
+        (3_600, "hour"),
+        (60, "minute"),
+        (1, "second"),
+    ];
+    let seconds = ms / 1000;
+    let unit = UNITS.iter().find(|(length, _)| seconds >= *length);
+    match unit.map(|(length, unit)| (seconds / length, unit)) {
+        None => "just now".into(),
+        Some((1, unit)) => format!("1 {unit} ago"),
+        Some((count, unit)) => format!("{count} {unit}s ago"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +75,14 @@ mod tests {
     fn short_times_keep_their_microseconds() {
         assert_eq!(millis(7), "0.007 ms");
         assert_eq!(millis(12_345), "12.345 ms");
+    }
+
+    #[test]
+    fn times_past_have_one_unit() {
+        assert_eq!(ago(999), "just now");
+        assert_eq!(ago(1_000), "1 second ago");
+        assert_eq!(ago(119_000), "1 minute ago");
+        assert_eq!(ago(2 * 3_600_000), "2 hours ago");
+        assert_eq!(ago(3 * 86_400_000 + 5), "3 days ago");
     }
 }

@@ -1,5 +1,6 @@
 //! The command line. Data goes to stdout, talk to stderr; a secret in an argument is refused before anything is parsed.
 
+mod advice;
 mod agent;
 mod allow;
 mod argv;
