@@ -11,6 +11,7 @@ mod environment;
 mod failure;
 mod installation;
 mod options;
+mod probe;
 mod prompt;
 mod relay;
 mod source;
@@ -84,6 +85,8 @@ enum Command {
     Connection(connection::Command),
     /// What control and relay know just now
     Status(status::Args),
+    /// Dial an endpoint now, by every agent, and say hop by hop how far it came
+    Probe(probe::Args),
 }
 
 impl Command {
@@ -125,6 +128,7 @@ fn run(arguments: Vec<OsString>) -> Result<(), Ended> {
         Command::Agent(command) => agent::run(command)?,
         Command::Connection(command) => connection::run(command)?,
         Command::Status(args) => status::run(&args)?,
+        Command::Probe(args) => probe::run(&args)?,
     }
     Ok(())
 }

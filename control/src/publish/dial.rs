@@ -6,12 +6,16 @@ use std::time::Duration;
 
 use underpass_proto::feed::{DialRole, FeedError};
 use underpass_proto::limits::SNAPSHOT_MAX;
-use underpass_proto::{FeedMessage, FeedReader, Status, feed};
+use underpass_proto::snapshot::ProbeReport;
+use underpass_proto::{FeedMessage, FeedReader, HycoName, Status, feed};
 
 use crate::files::Directory;
 
 /// The longest that control may take to answer: it answers from memory.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The longest that a probe may take: control waits 20 s for the relay.
+const PROBE_DEADLINE: Duration = Duration::from_secs(25);
 
 /// One read, bytes.
 const READ_SIZE: usize = 64 * 1024;
@@ -35,19 +39,43 @@ pub enum DialError {
 /// # Errors
 /// See [`DialError`].
 pub fn status(directory: &Directory) -> Result<Status, DialError> {
+    match ask(directory, &FeedMessage::StatusRequest, ANSWER_DEADLINE)? {
+        FeedMessage::Status(status) => Ok(*status),
+        _ => Err(DialError::NoAnswer),
+    }
+}
+
+/// Has the endpoint of a hybrid connection dialled now, by every agent. `None`: no relay is there.
+///
+/// # Errors
+/// See [`DialError`].
+pub fn probe(directory: &Directory, name: &HycoName) -> Result<Option<ProbeReport>, DialError> {
+    let asked: u64 = rand::random();
+    let probe = FeedMessage::Probe {
+        id: asked,
+        hyco: name.clone(),
+    };
+    match ask(directory, &probe, PROBE_DEADLINE)? {
+        FeedMessage::Probed { id, report } if id == asked => Ok(report.map(|report| *report)),
+        _ => Err(DialError::NoAnswer),
+    }
+}
+
+fn ask(
+    directory: &Directory,
+    question: &FeedMessage,
+    deadline: Duration,
+) -> Result<FeedMessage, DialError> {
     let mut stream = UnixStream::connect(directory.control_socket())?;
-    stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
-    stream.set_write_timeout(Some(ANSWER_DEADLINE))?;
+    stream.set_read_timeout(Some(deadline))?;
+    stream.set_write_timeout(Some(deadline))?;
     let dial = FeedMessage::Dial {
         role: DialRole::CommandLine,
         process_id: std::process::id(),
     };
     stream.write_all(&feed::encode(&dial)?)?;
-    stream.write_all(&feed::encode(&FeedMessage::StatusRequest)?)?;
-    match answer(&mut stream)? {
-        FeedMessage::Status(status) => Ok(*status),
-        _ => Err(DialError::NoAnswer),
-    }
+    stream.write_all(&feed::encode(question)?)?;
+    answer(&mut stream)
 }
 
 fn answer(stream: &mut UnixStream) -> Result<FeedMessage, DialError> {

@@ -22,7 +22,7 @@ use underpass_proto::Snapshot;
 
 use crate::files::{Directory, Fault, Lock, LockError, SOCKET_PATH_MAX, Unmade};
 
-pub use dial::{DialError, status};
+pub use dial::{DialError, probe, status};
 pub use folder::Folder;
 
 /// Where snapshots come from.

@@ -4,6 +4,7 @@
 
 mod allow;
 mod cases;
+mod reports;
 mod secrets;
 
 use std::fs;
