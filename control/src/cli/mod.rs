@@ -9,6 +9,7 @@ mod control;
 mod dumps;
 mod environment;
 mod failure;
+mod generate;
 mod installation;
 mod options;
 mod probe;
@@ -87,6 +88,10 @@ enum Command {
     Status(status::Args),
     /// Dial an endpoint now, by every agent, and say hop by hop how far it came
     Probe(probe::Args),
+    /// Print the completions of a shell
+    Completions(generate::CompletionsArgs),
+    /// Write the manual pages
+    Man(generate::ManArgs),
 }
 
 impl Command {
@@ -129,6 +134,8 @@ fn run(arguments: Vec<OsString>) -> Result<(), Ended> {
         Command::Connection(command) => connection::run(command)?,
         Command::Status(args) => status::run(&args)?,
         Command::Probe(args) => probe::run(&args)?,
+        Command::Completions(args) => generate::completions(&args)?,
+        Command::Man(args) => generate::man(&args)?,
     }
     Ok(())
 }

@@ -243,6 +243,45 @@ fn list_and_show_tell_the_same_as_json() {
     assert_eq!(list[0]["faults"].as_array().unwrap().len(), 2);
 }
 
+#[test]
+fn completions_and_pages_know_every_command() {
+    let place = Place::empty();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = place.run(&["completions", shell]);
+        let script = place.shown(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        assert!(
+            script.contains("connection-string-file") && script.contains("probe"),
+            "{shell}"
+        );
+    }
+    // What bash itself says of the script: it parses, and completes a command.
+    let script = place.run(&["completions", "bash"]).stdout;
+    fs::write(place.folder.path().join("completions"), script).unwrap();
+    let bash = Command::new("bash")
+        .args(["-c", ". ./completions && COMP_WORDS=(underpass age) COMP_CWORD=1 && _underpass underpass age underpass && echo \"${COMPREPLY[*]}\""])
+        .current_dir(place.folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(place.shown(&bash.stdout), "agent\n", "{bash:?}");
+
+    let output = place.run(&["man", "--out", "DIR/man1"]);
+    assert_eq!(output.status.code(), Some(0));
+    for page in ["underpass", "underpass-agent-run", "underpass-probe"] {
+        let text = place.read(&format!("man1/{page}.1"));
+        assert!(text.starts_with(".ie") || text.starts_with(".TH"), "{page}");
+    }
+    place.write("file", 0o644, "");
+    let output = place.run(&["man", "--out", "DIR/file"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(
+        place
+            .shown(&output.stderr)
+            .starts_with("error: cannot write the pages to DIR/file: "),
+        "{output:?}"
+    );
+}
+
 /// A fresh directory, and the program run on it.
 struct Place {
     folder: tempfile::TempDir,

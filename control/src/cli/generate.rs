@@ -1,0 +1,63 @@
+//! `underpass completions` and `underpass man`: made from the very definition of the command line, so that they cannot lag behind it.
+
+use std::path::PathBuf;
+
+use clap::{CommandFactory, ValueEnum};
+use clap_complete::Shell;
+
+use super::{Cli, Failure, print};
+
+/// Options of `underpass completions`.
+#[derive(clap::Args, Debug)]
+pub(super) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    shell: ShellChoice,
+}
+
+/// The shells that there are completions for.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum ShellChoice {
+    /// Write it to ~/.local/share/bash-completion/completions/underpass.
+    Bash,
+    /// Write it to _underpass in a folder of $fpath.
+    Zsh,
+    /// Write it to ~/.config/fish/completions/underpass.fish.
+    Fish,
+}
+
+/// Options of `underpass man`.
+#[derive(clap::Args, Debug)]
+pub(super) struct ManArgs {
+    /// The folder to write them to, one page for each command, like ~/.local/share/man/man1; made where it is missing
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+pub(super) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
+    let shell = match args.shell {
+        ShellChoice::Bash => Shell::Bash,
+        ShellChoice::Zsh => Shell::Zsh,
+        ShellChoice::Fish => Shell::Fish,
+    };
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "underpass", &mut script);
+    print(&String::from_utf8_lossy(&script))
+}
+
+pub(super) fn man(args: &ManArgs) -> Result<(), Failure> {
+    let unmade = |error: std::io::Error| {
+        Failure::configuration(format!(
+            "cannot write the pages to {}: {error}",
+            args.out.display()
+        ))
+        .hint("`--out` names a folder that this user can write")
+    };
+    std::fs::create_dir_all(&args.out).map_err(unmade)?;
+    clap_mangen::generate_to(Cli::command(), &args.out).map_err(unmade)?;
+    eprintln!(
+        "wrote a page for each command; `man -l {}` shows the first",
+        args.out.join("underpass.1").display()
+    );
+    Ok(())
+}
