@@ -107,9 +107,11 @@ fn session(server: &Sshd, through: SocketAddr) {
             line == format!("answer-{}", n * 1000)
         });
     }
-    ask("echo asleep-$((1 + 1)); sleep 1000\n", &|line| {
-        line == "asleep-2"
-    });
+    // One job says so and sleeps: between two of them Ctrl-C would reach the shell alone, and the second would sleep on.
+    ask(
+        "sh -c 'echo asleep-$((1 + 1)); exec sleep 1000'\n",
+        &|line| line == "asleep-2",
+    );
     // Ctrl-C is a byte like any other until it reaches the far terminal.
     ask("\u{3}", &|line| line.contains("^C"));
     ask("echo awake-$((6 * 7))\n", &|line| line == "awake-42");
