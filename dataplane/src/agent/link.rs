@@ -11,7 +11,7 @@ use rand::RngExt;
 use tracing::{info, warn};
 use underpass_proto::limits::{PING_AFTER, SUSPECT_AFTER};
 use underpass_proto::proof::{relay_proof, verify};
-use underpass_proto::wire::{Hello, RefusedCode, Registered, VERSION, Welcome};
+use underpass_proto::wire::{Hello, Probe, RefusedCode, Registered, VERSION, Welcome};
 use underpass_proto::{
     Endpoint, Exporter, Frame, HycoName, Nonce, Register, Role, Rule, SessionCode,
 };
@@ -91,6 +91,8 @@ pub(crate) enum Heard {
     Registered(HycoName, Endpoint),
     /// The relay refused.
     Refused(HycoName, RefusedCode),
+    /// The relay wants to know whether an endpoint is there.
+    Probe(Probe),
     /// The session is of no more use.
     Broken(SessionCode, String),
 }
@@ -306,6 +308,7 @@ impl Link {
                     warn!(hyco = %said.hyco, relay = %relay.endpoint, why = %said.code, "registration ended");
                 }
                 Frame::Draining => session.draining = true,
+                Frame::Probe(probe) => heard.push(Heard::Probe(probe)),
                 _ => heard.push(Heard::Broken(
                     SessionCode::Protocol,
                     "an unexpected frame".into(),
@@ -381,6 +384,24 @@ impl Link {
             .get(&id)
             .and_then(|session| session.registrations.get(hyco));
         registration.is_some_and(|registration| registration.endpoint.is_some())
+    }
+
+    /// Whether this hybrid connection was asked for on this session, and the relay has not answered yet.
+    #[must_use]
+    pub(crate) fn is_awaited(&self, id: SessionId, hyco: &HycoName) -> bool {
+        let session = self.sessions.get(&id);
+        let registration = session.and_then(|session| session.registrations.get(hyco));
+        registration.is_some_and(|registration| {
+            registration.endpoint.is_none() && registration.ask_again.is_none()
+        })
+    }
+
+    /// Says something on a session's control stream. A stream that cannot take it is broken, and is noticed as such.
+    pub(crate) fn say(&mut self, quic: &mut Driver, id: SessionId, frame: &Frame) {
+        let session = self.sessions.get_mut(&id);
+        if let Some(State::Up { control, .. }) = session.map(|session| &mut session.state) {
+            let _ = control.say(quic, id, frame);
+        }
     }
 
     /// All sessions.

@@ -3,7 +3,9 @@
 //! [`run`] starts the workers and watches over them; each keeps its own sessions (`link`) and flows (`role`).
 
 mod dialler;
+mod dials;
 mod link;
+mod opens;
 mod role;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

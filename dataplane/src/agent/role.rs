@@ -1,6 +1,5 @@
 //! What an agent's worker does with what its loop hears: sessions kept up, Opens checked against the allow-list, endpoints dialled.
 
-use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,23 +8,19 @@ use bytes::Bytes;
 use crossbeam_channel::Sender;
 use quinn_proto::{ConnectionError, StreamId};
 use tracing::{debug, info, warn};
-use underpass_proto::limits::DIAL_DEADLINE;
-use underpass_proto::wire::{Open, Opened, RefusedCode};
-use underpass_proto::{
-    Ending, Endpoint, FlowCode, Frame, FrameReader, HycoName, SessionCode, Side,
-};
+use underpass_proto::wire::{Open, Opened, Probe, Probed, RefusedCode};
+use underpass_proto::{Ending, Endpoint, FlowCode, Frame, HycoName, SessionCode, Side};
 
 use super::Plan;
 use super::dialler::{self, Found, Resolver};
+use super::dials::{Dials, Done, Errand};
 use super::link::{Heard, Link, words};
-use crate::core::{Core, Owner};
+use super::opens::{Asked, Opens};
+use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Datagrams, Io, SocketId};
-use crate::quic::{Read, SessionId};
+use crate::quic::SessionId;
 use crate::worker::{Handle, Role};
-
-/// Flows that may wait for their endpoint at once on one worker.
-const DIALS_MAX: usize = 10_000;
 
 /// What the supervisor and the resolver tell a worker.
 pub(crate) enum Message {
@@ -79,26 +74,10 @@ pub(crate) struct Agent {
     resolver: Resolver,
     handle: Handle<Message>,
     say: Sender<Said>,
-    /// Streams whose Open has not come whole.
-    opening: HashMap<(SessionId, StreamId), FrameReader>,
-    dials: HashMap<u64, Dial>,
-    dial_of_stream: HashMap<(SessionId, StreamId), u64>,
-    dial_deadlines: VecDeque<(Instant, u64)>,
-    next_dial: u64,
+    opens: Opens,
+    dials: Dials,
     drain: Option<Instant>,
     done: bool,
-}
-
-/// A flow whose endpoint is being resolved or dialled.
-struct Dial {
-    session: SessionId,
-    stream: StreamId,
-    open: Open,
-    /// What came behind Open.
-    first: Bytes,
-    candidates: VecDeque<SocketAddr>,
-    socket: Option<(SocketId, SocketAddr)>,
-    since: Instant,
 }
 
 impl Agent {
@@ -115,17 +94,15 @@ impl Agent {
         let links = (0..plan.relays.len())
             .map(|relay| Link::new(relay, worker, now))
             .collect();
+        let dials = Dials::new(resolver.clone(), handle.clone());
         Self {
             plan,
             links,
             resolver,
             handle,
             say,
-            opening: HashMap::new(),
-            dials: HashMap::new(),
-            dial_of_stream: HashMap::new(),
-            dial_deadlines: VecDeque::new(),
-            next_dial: 0,
+            opens: Opens::default(),
+            dials,
             drain: None,
             done: false,
         }
@@ -182,16 +159,8 @@ impl Agent {
     }
 
     fn lose<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId, why: &str) {
-        self.opening.retain(|(of, _), _| *of != session);
-        let dials: Vec<_> = self
-            .dials
-            .iter()
-            .filter(|(_, dial)| dial.session == session)
-            .map(|(&number, _)| number)
-            .collect();
-        for number in dials {
-            self.drop_dial(core, number);
-        }
+        self.opens.session_gone(session);
+        self.dials.session_gone(core, session);
         core.session_gone(session);
         let plan = Arc::clone(&self.plan);
         let Some(link) = self.link(session) else {
@@ -216,16 +185,30 @@ impl Agent {
                     .quic
                     .path(session)
                     .map_or(Duration::ZERO, |path| path.rtt);
+                for asked in self.opens.ready(session, &hyco) {
+                    self.open(core, asked);
+                }
                 let _ = self.say.try_send(Said::Registered {
                     hyco,
                     endpoint,
                     rtt,
                 });
             }
-            Heard::Refused(hyco, RefusedCode::NotAuthorised) => {
-                let _ = self.say.try_send(Said::Refused { hyco });
+            Heard::Refused(hyco, code) => {
+                for asked in self.opens.ready(session, &hyco) {
+                    refuse(
+                        core,
+                        session,
+                        asked.stream,
+                        &asked.open,
+                        FlowCode::RegistrationEnded,
+                    );
+                }
+                if code == RefusedCode::NotAuthorised {
+                    let _ = self.say.try_send(Said::Refused { hyco });
+                }
             }
-            Heard::Refused(..) => {}
+            Heard::Probe(probe) => self.probe(core, session, probe),
             Heard::Broken(code, why) => {
                 core.quic.close(core.now, session, code);
                 self.lose(core, session, &why);
@@ -240,162 +223,131 @@ impl Agent {
         session: SessionId,
         stream: StreamId,
     ) {
-        let Some(reader) = self.opening.get_mut(&(session, stream)) else {
+        let Some(asked) = self.opens.read(&mut core.quic, session, stream) else {
             return;
         };
-        loop {
-            let mut chunks = Vec::new();
-            // One chunk at a time: what follows Open stays where it is until the endpoint is there.
-            let read = core.quic.read(session, stream, 1, usize::MAX, &mut chunks);
-            for chunk in chunks {
-                reader.push(chunk);
-            }
-            match (reader.next(), read) {
-                (Ok(Some(Frame::Open(open))), Ok(_)) => {
-                    let first = reader.rest();
-                    self.opening.remove(&(session, stream));
-                    return self.open(core, session, stream, open, first);
-                }
-                (Ok(None), Ok(Read::More)) => {}
-                (Ok(None), Ok(Read::Empty)) => return,
-                (Ok(Some(_)) | Err(_), _) | (_, Ok(Read::End) | Err(_)) => {
-                    self.opening.remove(&(session, stream));
-                    return core.quic.abort(session, stream, FlowCode::Protocol);
-                }
-            }
+        let hyco = &asked.open.hyco;
+        let awaited = |link: &Link| link.is_awaited(session, hyco);
+        if !self.links.iter().any(awaited) {
+            return self.open(core, asked);
+        }
+        if let Err(asked) = self.opens.wait(core.now, asked) {
+            refuse(core, session, stream, &asked.open, FlowCode::Overloaded);
         }
     }
 
-    fn open<I: Io>(
-        &mut self,
-        core: &mut Core<I, AgentFlow>,
-        session: SessionId,
-        stream: StreamId,
-        open: Open,
-        first: Bytes,
-    ) {
-        let registered = self
-            .links
-            .iter()
-            .any(|link| link.is_registered(session, &open.hyco));
-        let verdict = if !registered {
+    fn open<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, asked: Asked) {
+        let Asked {
+            session,
+            stream,
+            open,
+            first,
+        } = asked;
+        if let Err(code) = self.verdict(session, &open) {
+            return refuse(core, session, stream, &open, code);
+        }
+        let errand = Errand::Flow {
+            stream,
+            open,
+            first,
+        };
+        let done = self.dials.begin(core, &self.plan.allow, session, errand);
+        self.dialled(core, done);
+    }
+
+    fn verdict(&self, session: SessionId, open: &Open) -> Result<(), FlowCode> {
+        let registered = |link: &Link| link.is_registered(session, &open.hyco);
+        if !self.links.iter().any(registered) {
             Err(FlowCode::RegistrationEnded)
         } else if self.drain.is_some() || self.plan.check_only {
             Err(FlowCode::Draining)
         } else if !self.plan.allow.permits(&open.endpoint) {
             Err(FlowCode::NotAllowed)
-        } else if self.dials.len() >= DIALS_MAX {
+        } else if self.dials.is_full() {
             Err(FlowCode::Overloaded)
         } else {
             Ok(())
-        };
-        if let Err(code) = verdict {
-            return refuse(core, session, stream, &open, code);
-        }
-        self.next_dial += 1;
-        let number = self.next_dial;
-        let endpoint = open.endpoint.clone();
-        let dial = Dial {
-            session,
-            stream,
-            open,
-            first,
-            candidates: VecDeque::new(),
-            socket: None,
-            since: core.now,
-        };
-        self.dials.insert(number, dial);
-        self.dial_of_stream.insert((session, stream), number);
-        self.dial_deadlines
-            .push_back((core.now + DIAL_DEADLINE, number));
-        match dialler::literal(&endpoint) {
-            Some(found) => self.endpoint_found(core, number, &found),
-            None => self.resolve_endpoint(core, number, endpoint),
         }
     }
 
-    fn resolve_endpoint<I: Io>(
-        &mut self,
-        core: &mut Core<I, AgentFlow>,
-        number: u64,
-        endpoint: Endpoint,
-    ) {
-        let handle = self.handle.clone();
-        let asked = self.resolver.ask(endpoint, move |found| {
-            let _ = handle.send(Message::EndpointFound(number, found));
-        });
-        if let Err(code) = asked {
-            self.fail_dial(core, number, code);
-        }
+    /// The relay wants to know whether the endpoint is there.
+    fn probe<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId, probe: Probe) {
+        let registered = |link: &Link| link.is_registered(session, &probe.hyco);
+        let failed = if !self.links.iter().any(registered) {
+            FlowCode::RegistrationEnded
+        } else if !self.plan.allow.permits(&probe.endpoint) {
+            FlowCode::NotAllowed
+        } else if self.dials.is_full() {
+            FlowCode::Overloaded
+        } else {
+            let errand = Errand::Probe(probe);
+            let done = self.dials.begin(core, &self.plan.allow, session, errand);
+            return self.dialled(core, done);
+        };
+        let said = Probed {
+            hyco: probe.hyco,
+            id: probe.id,
+            failed: Some(failed),
+            resolve_us: 0,
+            dial_us: 0,
+            dialled: None,
+        };
+        self.say_probed(core, session, said);
     }
 
-    fn endpoint_found<I: Io>(
-        &mut self,
-        core: &mut Core<I, AgentFlow>,
-        number: u64,
-        found: &[Found],
-    ) {
-        let Some(dial) = self.dials.get_mut(&number) else {
+    /// A connection attempt is over: its flow begins or is refused, its probe is answered.
+    fn dialled<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, done: Option<Done>) {
+        let Some(Done { dial, result }) = done else {
             return;
         };
-        match dialler::permitted(&self.plan.allow, &dial.open.endpoint, found) {
-            Ok(addresses) => {
-                dial.candidates = addresses.into();
-                self.dial_next(core, number, FlowCode::EndpointUnreachable);
+        let session = dial.session;
+        match (dial.errand, result) {
+            (
+                Errand::Flow {
+                    stream,
+                    open,
+                    first,
+                },
+                Ok((socket, dialled)),
+            ) => {
+                let opened = Frame::Opened(Opened { endpoint: dialled }).to_vec();
+                let data = AgentFlow {
+                    open,
+                    dialled,
+                    since: dial.since,
+                };
+                core.start_opened(data, socket, session, stream, Bytes::from(opened), first);
             }
-            Err(code) => self.fail_dial(core, number, code),
-        }
-    }
-
-    /// Dials exactly the next address that was checked; with none left the flow is refused for what the last one said.
-    fn dial_next<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, number: u64, mut code: FlowCode) {
-        let Some(dial) = self.dials.get_mut(&number) else {
-            return;
-        };
-        while let Some(address) = dial.candidates.pop_front() {
-            match core.io.connect(address) {
-                Ok(socket) => {
-                    core.own(socket, Owner::Role(number));
-                    dial.socket = Some((socket, address));
-                    return;
+            (Errand::Flow { stream, open, .. }, Err(code)) => {
+                refuse(core, session, stream, &open, code);
+            }
+            (Errand::Probe(ref probe), ref result) => {
+                if let Ok((socket, _)) = *result {
+                    core.disown(socket);
+                    core.io.close(socket, Close::Clean);
                 }
-                Err(error) => code = code_of(&error),
+                let said = probed(
+                    core.now,
+                    probe,
+                    &dial.last,
+                    dial.resolve,
+                    result.as_ref().err(),
+                );
+                self.say_probed(core, session, said);
             }
         }
-        self.fail_dial(core, number, code);
     }
 
-    fn fail_dial<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, number: u64, code: FlowCode) {
-        if let Some(dial) = self.drop_dial(core, number) {
-            refuse(core, dial.session, dial.stream, &dial.open, code);
+    fn say_probed<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        session: SessionId,
+        said: Probed,
+    ) {
+        debug!(hyco = %said.hyco, failed = ?said.failed, dialled = ?said.dialled, dial_us = said.dial_us, "probed");
+        if let Some(link) = self.link(session) {
+            link.say(&mut core.quic, session, &Frame::Probed(said));
         }
-    }
-
-    fn drop_dial<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, number: u64) -> Option<Dial> {
-        let mut dial = self.dials.remove(&number)?;
-        self.dial_of_stream.remove(&(dial.session, dial.stream));
-        if let Some((socket, _)) = dial.socket.take() {
-            core.disown(socket);
-            core.io.close(socket, Close::Reset);
-        }
-        Some(dial)
-    }
-
-    fn begin<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, number: u64, socket: SocketId) {
-        let Some(mut dial) = self.dials.remove(&number) else {
-            return;
-        };
-        self.dial_of_stream.remove(&(dial.session, dial.stream));
-        let Some((_, dialled)) = dial.socket.take() else {
-            return;
-        };
-        let opened = Bytes::from(Frame::Opened(Opened { endpoint: dialled }).to_vec());
-        let data = AgentFlow {
-            open: dial.open,
-            dialled,
-            since: dial.since,
-        };
-        core.start_opened(data, socket, dial.session, dial.stream, opened, dial.first);
     }
 
     fn end<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, code: SessionCode) {
@@ -409,8 +361,8 @@ impl Agent {
         for key in core.flows.iter().map(|(key, _)| key).collect::<Vec<_>>() {
             core.fail(key, End::Here(FlowCode::GraceOver));
         }
-        for number in self.dials.keys().copied().collect::<Vec<_>>() {
-            self.fail_dial(core, number, FlowCode::Draining);
+        for done in self.dials.fail_all(core, FlowCode::Draining) {
+            self.dialled(core, Some(done));
         }
     }
 }
@@ -425,7 +377,10 @@ impl Role for Agent {
                 self.links[at].found(addresses);
                 self.keep_links(core);
             }
-            Message::EndpointFound(number, found) => self.endpoint_found(core, number, &found),
+            Message::EndpointFound(number, found) => {
+                let done = self.dials.found(core, &self.plan.allow, number, &found);
+                self.dialled(core, done);
+            }
             Message::Drain(until) => {
                 self.links
                     .iter_mut()
@@ -455,17 +410,8 @@ impl Role for Agent {
         socket: SocketId,
         result: std::io::Result<()>,
     ) {
-        match result {
-            Ok(()) => self.begin(core, dial, socket),
-            Err(error) => {
-                core.disown(socket);
-                core.io.close(socket, Close::Reset);
-                if let Some(dial) = self.dials.get_mut(&dial) {
-                    dial.socket = None;
-                }
-                self.dial_next(core, dial, code_of(&error));
-            }
-        }
+        let done = self.dials.connected(core, dial, socket, result);
+        self.dialled(core, done);
     }
 
     fn session_up<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId) {
@@ -493,7 +439,7 @@ impl Role for Agent {
         session: SessionId,
         stream: StreamId,
     ) {
-        self.opening.insert((session, stream), FrameReader::new());
+        self.opens.stream_opened(session, stream);
         self.read_open(core, session, stream);
     }
 
@@ -503,13 +449,17 @@ impl Role for Agent {
         session: SessionId,
         stream: StreamId,
     ) {
-        if self.opening.contains_key(&(session, stream)) {
+        if self.opens.is_partial(session, stream) {
             return self.read_open(core, session, stream);
         }
-        if let Some(&number) = self.dial_of_stream.get(&(session, stream)) {
-            // Data waits until the endpoint is there; a reset ends the dial.
+        // Data waits until the endpoint is there; a reset ends the wait.
+        let dial = self.dials.of_stream(session, stream);
+        if dial.is_some() || self.opens.is_early(session, stream) {
             if core.quic.reset_of(session, stream).is_some() {
-                self.drop_dial(core, number);
+                self.opens.forget(session, stream);
+                if let Some(number) = dial {
+                    self.dials.abandon(core, number);
+                }
                 core.quic.abort(session, stream, FlowCode::Reset);
             }
             return;
@@ -558,14 +508,17 @@ impl Role for Agent {
     }
 
     fn tick<I: Io>(&mut self, core: &mut Core<I, AgentFlow>) {
-        while self
-            .dial_deadlines
-            .front()
-            .is_some_and(|(deadline, _)| *deadline <= core.now)
-        {
-            if let Some((_, number)) = self.dial_deadlines.pop_front() {
-                self.fail_dial(core, number, FlowCode::EndpointTimedOut);
-            }
+        for done in self.dials.expire(core) {
+            self.dialled(core, Some(done));
+        }
+        for asked in self.opens.expired(core.now) {
+            let Asked {
+                session,
+                stream,
+                open,
+                ..
+            } = asked;
+            refuse(core, session, stream, &open, FlowCode::RegistrationEnded);
         }
         self.keep_links(core);
         if let Some(until) = self.drain {
@@ -603,17 +556,23 @@ fn refuse<I: Io>(
     core.quic.abort(session, stream, code);
 }
 
-/// What a failed connection attempt means.
-fn code_of(error: &std::io::Error) -> FlowCode {
-    use std::io::ErrorKind as Kind;
-    match error.kind() {
-        Kind::ConnectionRefused | Kind::ConnectionReset => FlowCode::EndpointRefused,
-        Kind::TimedOut => FlowCode::EndpointTimedOut,
-        Kind::HostUnreachable
-        | Kind::NetworkUnreachable
-        | Kind::AddrNotAvailable
-        | Kind::PermissionDenied => FlowCode::EndpointUnreachable,
-        _ => FlowCode::Overloaded, // No descriptor, no memory, no port.
+/// What a probe's dial found.
+fn probed(
+    now: Instant,
+    probe: &Probe,
+    last: &Option<(Instant, SocketAddr)>,
+    resolve: Duration,
+    failed: Option<&FlowCode>,
+) -> Probed {
+    let us = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+    let dialled = last.map(|(at, _)| now.saturating_duration_since(at));
+    Probed {
+        hyco: probe.hyco.clone(),
+        id: probe.id,
+        failed: failed.copied(),
+        resolve_us: us(resolve),
+        dial_us: dialled.map_or(0, us),
+        dialled: last.map(|(_, address)| address),
     }
 }
 

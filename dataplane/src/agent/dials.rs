@@ -1,0 +1,304 @@
+//! Connections to endpoints that are under way: the name is resolved beside the worker, each address is checked against the allow-list, and exactly
+//! what was checked is dialled. A flow and a probe take the same way. Knows no links and moves no byte of a flow.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quinn_proto::StreamId;
+use underpass_proto::limits::DIAL_DEADLINE;
+use underpass_proto::wire::{Open, Probe};
+use underpass_proto::{AllowList, Endpoint, FlowCode};
+
+use super::dialler::{self, Found, Resolver};
+use super::role::{AgentFlow, Message};
+use crate::core::{Core, Owner};
+use crate::io::{Close, Io, SocketId};
+use crate::quic::SessionId;
+use crate::worker::Handle;
+
+/// Connections that may be under way at once on one worker.
+const DIALS_MAX: usize = 10_000;
+
+/// What a connection is wanted for.
+#[derive(Debug)]
+pub(crate) enum Errand {
+    /// A flow. `first` came behind its Open.
+    Flow {
+        /// Its stream.
+        stream: StreamId,
+        /// What the relay said.
+        open: Open,
+        /// The application's first bytes, if they came already.
+        first: Bytes,
+    },
+    /// To see whether the endpoint is there.
+    Probe(Probe),
+}
+
+/// A connection under way.
+#[derive(Debug)]
+pub(crate) struct Dial {
+    /// Who asked for it.
+    pub(crate) session: SessionId,
+    /// What for.
+    pub(crate) errand: Errand,
+    /// When it was asked for.
+    pub(crate) since: Instant,
+    /// How long the name took to resolve.
+    pub(crate) resolve: Duration,
+    /// When the last address was dialled, and which.
+    pub(crate) last: Option<(Instant, SocketAddr)>,
+    candidates: VecDeque<SocketAddr>,
+    socket: Option<SocketId>,
+}
+
+/// A connection attempt that is over.
+#[derive(Debug)]
+pub(crate) struct Done {
+    /// What it was.
+    pub(crate) dial: Dial,
+    /// The connected socket and its address, or why there is none.
+    pub(crate) result: Result<(SocketId, SocketAddr), FlowCode>,
+}
+
+/// All connections under way on a worker.
+pub(crate) struct Dials {
+    resolver: Resolver,
+    handle: Handle<Message>,
+    by_number: HashMap<u64, Dial>,
+    number_by_stream: HashMap<(SessionId, StreamId), u64>,
+    deadlines: VecDeque<(Instant, u64)>,
+    next: u64,
+}
+
+impl Dials {
+    /// None yet. Answers of the resolver come to `handle`.
+    #[must_use]
+    pub(crate) fn new(resolver: Resolver, handle: Handle<Message>) -> Self {
+        Self {
+            resolver,
+            handle,
+            by_number: HashMap::new(),
+            number_by_stream: HashMap::new(),
+            deadlines: VecDeque::new(),
+            next: 0,
+        }
+    }
+
+    /// Whether none is under way.
+    #[must_use]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_number.is_empty()
+    }
+
+    /// Whether no more may be begun.
+    #[must_use]
+    pub(crate) fn is_full(&self) -> bool {
+        self.by_number.len() >= DIALS_MAX
+    }
+
+    /// Whether this stream's flow waits for its endpoint.
+    #[must_use]
+    pub(crate) fn of_stream(&self, session: SessionId, stream: StreamId) -> Option<u64> {
+        self.number_by_stream.get(&(session, stream)).copied()
+    }
+
+    /// Begins one.
+    pub(crate) fn begin<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        allow: &AllowList,
+        session: SessionId,
+        errand: Errand,
+    ) -> Option<Done> {
+        self.next += 1;
+        let number = self.next;
+        if let Errand::Flow { stream, .. } = &errand {
+            self.number_by_stream.insert((session, *stream), number);
+        }
+        let dial = Dial {
+            session,
+            errand,
+            since: core.now,
+            resolve: Duration::ZERO,
+            last: None,
+            candidates: VecDeque::new(),
+            socket: None,
+        };
+        let endpoint = dial.endpoint().clone();
+        self.by_number.insert(number, dial);
+        self.deadlines.push_back((core.now + DIAL_DEADLINE, number));
+        if let Some(found) = dialler::literal(&endpoint) {
+            return self.found(core, allow, number, &found);
+        }
+        let handle = self.handle.clone();
+        let asked = self.resolver.ask(endpoint, move |found| {
+            let _ = handle.send(Message::EndpointFound(number, found));
+        });
+        match asked {
+            Ok(()) => None,
+            Err(code) => self.fail(core, number, code),
+        }
+    }
+
+    /// The name of an endpoint was resolved: `found` is empty when it has no address.
+    pub(crate) fn found<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        allow: &AllowList,
+        number: u64,
+        found: &[Found],
+    ) -> Option<Done> {
+        let dial = self.by_number.get_mut(&number)?;
+        dial.resolve = core.now.saturating_duration_since(dial.since);
+        match dialler::permitted(allow, dial.endpoint(), found) {
+            Ok(addresses) => {
+                dial.candidates = addresses.into();
+                self.dial_next(core, number, FlowCode::EndpointUnreachable)
+            }
+            Err(code) => self.fail(core, number, code),
+        }
+    }
+
+    /// A connection attempt ended.
+    pub(crate) fn connected<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        number: u64,
+        socket: SocketId,
+        result: std::io::Result<()>,
+    ) -> Option<Done> {
+        if let Err(error) = result {
+            core.disown(socket);
+            core.io.close(socket, Close::Reset);
+            self.by_number.get_mut(&number)?.socket = None;
+            return self.dial_next(core, number, code_of(&error));
+        }
+        let mut dial = self.take(number)?;
+        let (socket, (_, address)) = (dial.socket.take()?, dial.last?);
+        Some(Done {
+            dial,
+            result: Ok((socket, address)),
+        })
+    }
+
+    /// Dials exactly the next address that was checked; with none left it failed for what the last one said.
+    fn dial_next<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        number: u64,
+        mut code: FlowCode,
+    ) -> Option<Done> {
+        let dial = self.by_number.get_mut(&number)?;
+        while let Some(address) = dial.candidates.pop_front() {
+            dial.last = Some((core.now, address));
+            match core.io.connect(address) {
+                Ok(socket) => {
+                    core.own(socket, Owner::Role(number));
+                    dial.socket = Some(socket);
+                    return None;
+                }
+                Err(error) => code = code_of(&error),
+            }
+        }
+        self.fail(core, number, code)
+    }
+
+    /// Gives those up that took too long.
+    pub(crate) fn expire<I: Io>(&mut self, core: &mut Core<I, AgentFlow>) -> Vec<Done> {
+        let mut over = Vec::new();
+        while let Some(&(deadline, number)) = self.deadlines.front()
+            && deadline <= core.now
+        {
+            self.deadlines.pop_front();
+            over.extend(self.fail(core, number, FlowCode::EndpointTimedOut));
+        }
+        over
+    }
+
+    /// Gives all up.
+    pub(crate) fn fail_all<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        code: FlowCode,
+    ) -> Vec<Done> {
+        let numbers: Vec<_> = self.by_number.keys().copied().collect();
+        numbers
+            .into_iter()
+            .filter_map(|number| self.fail(core, number, code))
+            .collect()
+    }
+
+    /// Forgets one that nobody waits for any more.
+    pub(crate) fn abandon<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, number: u64) {
+        let _ = self.fail(core, number, FlowCode::Aborted);
+    }
+
+    /// Forgets all of a session that is gone.
+    pub(crate) fn session_gone<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        session: SessionId,
+    ) {
+        let of_session =
+            |(&number, dial): (&u64, &Dial)| (dial.session == session).then_some(number);
+        for number in self
+            .by_number
+            .iter()
+            .filter_map(of_session)
+            .collect::<Vec<_>>()
+        {
+            self.abandon(core, number);
+        }
+    }
+
+    fn fail<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        number: u64,
+        code: FlowCode,
+    ) -> Option<Done> {
+        let mut dial = self.take(number)?;
+        if let Some(socket) = dial.socket.take() {
+            core.disown(socket);
+            core.io.close(socket, Close::Reset);
+        }
+        Some(Done {
+            dial,
+            result: Err(code),
+        })
+    }
+
+    fn take(&mut self, number: u64) -> Option<Dial> {
+        let dial = self.by_number.remove(&number)?;
+        if let Errand::Flow { stream, .. } = &dial.errand {
+            self.number_by_stream.remove(&(dial.session, *stream));
+        }
+        Some(dial)
+    }
+}
+
+impl Dial {
+    fn endpoint(&self) -> &Endpoint {
+        match &self.errand {
+            Errand::Flow { open, .. } => &open.endpoint,
+            Errand::Probe(probe) => &probe.endpoint,
+        }
+    }
+}
+
+/// What a failed connection attempt means.
+fn code_of(error: &std::io::Error) -> FlowCode {
+    use std::io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::ConnectionRefused | Kind::ConnectionReset => FlowCode::EndpointRefused,
+        Kind::TimedOut => FlowCode::EndpointTimedOut,
+        Kind::HostUnreachable
+        | Kind::NetworkUnreachable
+        | Kind::AddrNotAvailable
+        | Kind::PermissionDenied => FlowCode::EndpointUnreachable,
+        _ => FlowCode::Overloaded, // No descriptor, no memory, no port.
+    }
+}
