@@ -48,7 +48,7 @@ fn frames(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("frames");
     let frame = open();
     group.bench_function("encode Open", |bencher| {
-        bencher.iter(|| black_box(&frame).to_vec())
+        bencher.iter(|| black_box(&frame).to_vec());
     });
     let encoded = Bytes::from(frame.to_vec());
     group.bench_function("read Open", |bencher| {

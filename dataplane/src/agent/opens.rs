@@ -82,13 +82,15 @@ impl Opens {
         }
     }
 
-    /// Keeps one until its registration is proven. Gives it back when too many wait.
-    pub(crate) fn wait(&mut self, now: Instant, asked: Asked) -> Result<(), Asked> {
-        if self.early.len() >= EARLY_MAX {
-            return Err(asked);
-        }
+    /// Whether no more may wait.
+    #[must_use]
+    pub(crate) fn is_full(&self) -> bool {
+        self.early.len() >= EARLY_MAX
+    }
+
+    /// Keeps one until its registration is proven.
+    pub(crate) fn wait(&mut self, now: Instant, asked: Asked) {
         self.early.push((now + DIAL_DEADLINE, asked));
-        Ok(())
     }
 
     /// Those that waited for this registration, in the order in which they came.

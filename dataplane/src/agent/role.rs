@@ -231,9 +231,10 @@ impl Agent {
         if !self.links.iter().any(awaited) {
             return self.open(core, asked);
         }
-        if let Err(asked) = self.opens.wait(core.now, asked) {
-            refuse(core, session, stream, &asked.open, FlowCode::Overloaded);
+        if self.opens.is_full() {
+            return refuse(core, session, stream, &asked.open, FlowCode::Overloaded);
         }
+        self.opens.wait(core.now, asked);
     }
 
     fn open<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, asked: Asked) {

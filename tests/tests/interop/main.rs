@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use underpass_tests::installation::{Agent, Installation, Io, Setup};
 use underpass_tests::{on_every_backend, turn};
 
-use stranger::{Secret, Session, exporter, false_relay, read_frame, soon, try_read_frame};
+use stranger::{Secret, Session, exporter, false_relay, read_frame, soon};
 use wire::Register;
 
 const NAME: &str = "payroll-sql";
@@ -26,8 +26,6 @@ const PORT: u16 = 1433;
 const RESET: u32 = 1;
 /// Code of a flow whose endpoint refused the connection.
 const ENDPOINT_REFUSED: u32 = 16;
-/// Code of a flow that stands on no registration.
-const REGISTRATION_ENDED: u32 = 24;
 
 /// Code with which a session is closed whose other side could not prove itself.
 const NOT_AUTHORISED: u64 = 2;

@@ -129,21 +129,13 @@ impl Session {
 
 /// Reads one frame, header and body.
 pub(crate) async fn read_frame(stream: &mut RecvStream, wanted: u8) -> Body {
-    try_read_frame(stream, wanted).await.unwrap()
-}
-
-/// As [`read_frame`], or the code with which the stream was reset.
-pub(crate) async fn try_read_frame(stream: &mut RecvStream, wanted: u8) -> Result<Body, VarInt> {
-    let code = |error| match error {
-        ReadExactError::ReadError(ReadError::Reset(code)) => code,
-        other => panic!("waiting for a frame of type {wanted:#04x}: {other}"),
-    };
     let mut head = [0; 3];
-    stream.read_exact(&mut head).await.map_err(code)?;
+    let failed = |error| panic!("waiting for a frame of type {wanted:#04x}: {error}");
+    stream.read_exact(&mut head).await.unwrap_or_else(failed);
     let mut body = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
-    stream.read_exact(&mut body).await.map_err(code)?;
+    stream.read_exact(&mut body).await.unwrap_or_else(failed);
     assert_eq!(head[0], wanted, "another type of frame came: {body:02x?}");
-    Ok(Body::new(body))
+    Body::new(body)
 }
 
 pub(crate) fn exporter(connection: &Connection) -> [u8; 32] {
