@@ -2,12 +2,11 @@
 
 use std::ffi::OsString;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use underpass_proto::ConnectionString;
 use zeroize::Zeroizing;
 
 use super::{Exit, Failure};
+use crate::files::wording::is_like_a_key;
 
 /// What only connection strings and tokens have, in lower case and without spaces.
 const SIGNS: [&str; 5] = [
@@ -17,9 +16,6 @@ const SIGNS: [&str; 5] = [
     "endpoint=sb://",
     "&sig=",
 ];
-
-/// A key is the base64 of at least this many bytes; what is shorter may be anything.
-const KEY_BYTES_MIN: usize = 32;
 
 /// Says so where an argument holds a secret.
 pub(super) fn refuse_secrets(arguments: &[OsString]) -> Result<(), Failure> {
@@ -52,20 +48,11 @@ fn secret_in(argument: &str) -> Option<&'static str> {
     };
     if SIGNS.iter().any(|sign| folded.contains(sign)) || value.parse::<ConnectionString>().is_ok() {
         Some("a connection string")
-    } else if is_key(value.trim()) {
+    } else if is_like_a_key(value.trim()) {
         Some("what looks like a key")
     } else {
         None
     }
-}
-
-/// Padded base64 of enough bytes. The padding is asked for: without it, a path could be taken for a key.
-fn is_key(text: &str) -> bool {
-    text.ends_with('=')
-        && STANDARD
-            .decode(text)
-            .map(Zeroizing::new)
-            .is_ok_and(|bytes| bytes.len() >= KEY_BYTES_MIN)
 }
 
 #[cfg(test)]

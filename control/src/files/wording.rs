@@ -1,6 +1,12 @@
 //! The words of messages about files: what was probably meant, and what was written, never at length. Reads nothing.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use toml::de::DeValue;
+use zeroize::Zeroizing;
+
+/// A key is the base64 of at least this many bytes; what is shorter may be anything.
+const KEY_BYTES_MIN: usize = 32;
 
 /// A value longer than this is not repeated in a message, characters.
 const ECHO_MAX: usize = 64;
@@ -25,14 +31,24 @@ pub fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<
         .map(|(_, name)| name)
 }
 
-/// A value for a message: quoted, escaped and bounded.
+/// Whether a text may be a key: padded base64 of enough bytes. The padding is asked for: without it, a path could be taken for one.
+#[must_use]
+pub fn is_like_a_key(text: &str) -> bool {
+    text.ends_with('=')
+        && STANDARD
+            .decode(text)
+            .map(Zeroizing::new)
+            .is_ok_and(|bytes| bytes.len() >= KEY_BYTES_MIN)
+}
+
+/// A value for a message: quoted, escaped and bounded. What may be a key at a wrong place is not repeated.
 pub fn echo(value: &str) -> String {
     bounded(value, ECHO_MAX)
 }
 
 pub(super) fn bounded(value: &str, max: usize) -> String {
     match value.chars().count() {
-        len if len <= max => format!("{value:?}"),
+        len if len <= max && !is_like_a_key(value.trim()) => format!("{value:?}"),
         len => format!("of {len} characters"),
     }
 }
@@ -55,4 +71,20 @@ pub(super) fn backticked(names: &[&str]) -> String {
 
 pub(super) fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_a_key_is_not_repeated() {
+        assert_eq!(echo("sql01"), "\"sql01\"");
+        assert_eq!(
+            echo("c2VjcmV0LWtleS1mb3ItdGVzdHMtb25seS0wMTIzNDU2Nzg="),
+            "of 48 characters"
+        );
+        assert!(!is_like_a_key("/etc/underpass/payroll-sql.connection"));
+        assert!(!is_like_a_key("c2hvcnQ="));
+    }
 }
