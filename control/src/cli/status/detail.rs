@@ -95,11 +95,11 @@ impl<'a> Detail<'a> {
             0 => String::new(),
             since => format!(", since {}", ago(now_ms.saturating_sub(since))),
         };
-        let _ = writeln!(out, "{name}: {}{since}", state(health.state));
+        let _ = writeln!(out, "{name}: {}{since}", state(self.report));
         if let Some(why) = &health.why {
             let _ = writeln!(out, "  {why}");
         }
-        if health.state == HealthState::NoListener {
+        if health.state == HealthState::NoListener && self.report.listeners == 0 {
             let _ = writeln!(out, "  {}", advice::NO_LISTENER);
         }
         let _ = write!(out, "\n{}", self.figures());

@@ -7,7 +7,7 @@ use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use underpass_proto::snapshot::HealthState;
+use underpass_proto::snapshot::{HealthState, HycoReport};
 use underpass_proto::{HycoName, Report, Status};
 
 use self::detail::Detail;
@@ -110,11 +110,12 @@ pub(super) fn unknown(given: &str, report: &Report) -> Failure {
     }
 }
 
-/// The state in words, as people see it.
-fn state(state: HealthState) -> &'static str {
-    match state {
+/// The state in words, as people see it. A relay that does not watch it says only whether anybody listens.
+fn state(hyco: &HycoReport) -> &'static str {
+    match hyco.health.state {
         HealthState::Ready => "ready",
         HealthState::Degraded => "degraded",
+        HealthState::NoListener if hyco.listeners > 0 => "not known",
         HealthState::NoListener => "no listener",
     }
 }

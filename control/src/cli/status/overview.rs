@@ -77,7 +77,7 @@ fn show_hycos(out: &mut String, report: &Report, now_ms: u64) {
     let rows = report.hycos.iter().map(|hyco| {
         [
             hyco.name.to_string(),
-            state(hyco.health.state).to_owned(),
+            state(hyco).to_owned(),
             since(hyco, now_ms),
             hyco.bound
                 .map_or_else(|| "-".into(), |bound| bound.to_string()),
