@@ -1,6 +1,6 @@
 //! `connections/NAME.toml`: one hybrid connection. Only host and port must be there.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::Path;
 
@@ -10,9 +10,10 @@ use underpass_proto::{Endpoint, Host, HycoName};
 
 use super::Fault;
 use super::document::{Document, Placed, Section};
+use super::edit::Edit;
 
 /// The most that a limit may be: a figure beyond is a slip of the finger.
-const LIMIT_MAX: u32 = 10_000_000;
+pub const LIMIT_MAX: u32 = 10_000_000;
 
 /// One definition, checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -94,22 +95,87 @@ impl Definition {
     /// The text of a file that says this: what `connection create` writes.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut document = toml_edit::DocumentMut::new();
-        document["host"] = toml_edit::value(self.endpoint.host.to_string());
-        document["port"] = toml_edit::value(i64::from(self.endpoint.port.get()));
-        if let Some(bind) = self.bind {
-            document["bind"] = toml_edit::value(bind.to_string());
+        let mut edit = Edit::default();
+        self.write(&mut edit, None);
+        edit.text()
+    }
+
+    /// The text of a file, changed to say this instead of what it says. Comments and what does not change stay as they are.
+    ///
+    /// # Errors
+    /// What is wrong with the text, or would be afterwards.
+    pub fn edited(&self, file: &str, text: &str) -> Result<String, Vec<Fault>> {
+        let before = Self::parse(self.name.clone(), file, text)?;
+        let mut edit = Edit::new(text).map_err(|error| vec![Fault::whole(file, error)])?;
+        self.write(&mut edit, Some(&before));
+        let changed = edit.text();
+        Self::parse(self.name.clone(), file, &changed)?;
+        Ok(changed)
+    }
+
+    /// Whether both want a binding that only one can have.
+    #[must_use]
+    pub fn contends_with(&self, other: &Self) -> bool {
+        self.bind
+            .zip(other.bind)
+            .is_some_and(|(own, other)| overlap(own, other))
+    }
+
+    /// Writes what differs from `before`, or from the defaults.
+    fn write(&self, edit: &mut Edit, before: Option<&Self>) {
+        let differs =
+            |changed: fn(&Self, &Self) -> bool| before.is_none_or(|before| changed(self, before));
+        if differs(|a, b| a.endpoint.host != b.endpoint.host) {
+            edit.set("host", Some(self.endpoint.host.to_string().into()));
         }
-        if !self.allow_from.is_empty() {
+        if differs(|a, b| a.endpoint.port != b.endpoint.port) {
+            edit.set("port", Some(i64::from(self.endpoint.port.get()).into()));
+        }
+        if differs(|a, b| a.bind != b.bind) {
+            edit.set("bind", self.bind.map(|bind| bind.to_string().into()));
+        }
+        if differs(|a, b| a.allow_from != b.allow_from) {
             let networks: toml_edit::Array = self.allow_from.iter().map(IpNet::to_string).collect();
-            document["allow_from"] = toml_edit::value(networks);
+            edit.set(
+                "allow_from",
+                (!networks.is_empty()).then(|| networks.into()),
+            );
         }
-        document.to_string()
+        if before.map_or(!self.probe, |before| before.probe != self.probe) {
+            edit.set("probe", Some(if self.probe { "on" } else { "off" }.into()));
+        }
+        let default = HycoLimits::default();
+        let limits_before = before.map_or(&default, |before| &before.limits);
+        for (field, limit, before) in [
+            (
+                "listeners_max",
+                self.limits.listeners_max,
+                limits_before.listeners_max,
+            ),
+            ("flows_max", self.limits.flows_max, limits_before.flows_max),
+        ] {
+            if limit != before {
+                // It was read as a section, or is not there: either can be written to.
+                let _ = edit.set_in("limits", field, i64::from(limit).into());
+            }
+        }
     }
 }
 
+/// Whether both cannot be listened on at once. Port 0 is never the same twice.
+#[must_use]
+pub fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let ip = |address: SocketAddr| address.ip().to_canonical();
+    let covers = |wide: IpAddr, narrow: IpAddr| {
+        wide == narrow || (wide.is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4()))
+    };
+    one.port() == other.port()
+        && one.port() != 0
+        && (covers(ip(one), ip(other)) || covers(ip(other), ip(one)))
+}
+
 /// A network, or one address.
-struct Network(IpNet);
+pub(crate) struct Network(pub(crate) IpNet);
 
 impl std::str::FromStr for Network {
     type Err = &'static str;
@@ -117,7 +183,7 @@ impl std::str::FromStr for Network {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let network = text
             .parse::<IpNet>()
-            .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
+            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
         network
             .map(Self)
             .map_err(|_| "it is neither a network like 10.0.0.0/8 nor an address")
@@ -179,6 +245,41 @@ mod tests {
         let again = parse(&definition.text()).unwrap();
         assert_eq!(again, definition);
         assert_eq!(again.allow_from[1].to_string(), "192.0.2.7/32");
+    }
+
+    #[test]
+    fn an_edited_file_says_the_new_and_keeps_its_comments() {
+        let text = "# ask Ann\nhost = 'sql01' # old\nport = 0x599\nbind = \"127.0.0.1:1\"\n";
+        let mut definition = parse(text).unwrap();
+        definition.endpoint.host = "sql02".parse().unwrap();
+        (definition.bind, definition.bind_line) = (None, 0);
+        definition.probe = false;
+        definition.limits.flows_max = 7;
+        let changed = definition.edited("f", text).unwrap();
+        assert_eq!(
+            changed,
+            "# ask Ann\nhost = \"sql02\" # old\nport = 0x599\nprobe = \"off\"\n\n[limits]\nflows_max = 7\n"
+        );
+        assert_eq!(parse(&changed).unwrap(), definition);
+        assert_eq!(parse(&definition.text()).unwrap(), definition);
+        definition.limits = HycoLimits::default();
+        definition.probe = true;
+        assert_eq!(
+            parse(&definition.edited("f", &changed).unwrap()).unwrap(),
+            definition
+        );
+    }
+
+    #[test]
+    fn a_file_with_a_fault_is_not_edited() {
+        let definition = parse("host = 'a'\nport = 1").unwrap();
+        let faults = definition
+            .edited("f", "host = 'a'\nport = 1\nprot = 2\n")
+            .unwrap_err();
+        assert!(
+            faults[0].to_string().starts_with("f:3: unknown field"),
+            "{faults:?}"
+        );
     }
 
     #[test]

@@ -89,23 +89,126 @@ pub fn read(path: &Path) -> io::Result<Text> {
     })
 }
 
+/// The steps by which files are written: the seam where a test lets a disk fill up, break or vanish in the middle.
+pub trait FileSystem: Send + Sync {
+    /// Writes a new file, whole; it need not be on disk yet.
+    ///
+    /// # Errors
+    /// The kernel's; the file may be there in part.
+    fn write_new(&self, path: &Path, text: &[u8], mode: u32) -> io::Result<()>;
+
+    /// Brings a file's content to the disk.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn sync(&self, path: &Path) -> io::Result<()>;
+
+    /// Gives a file a second name, unless that is taken.
+    ///
+    /// # Errors
+    /// The kernel's; `AlreadyExists` where it is taken.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives a file another name, in place of the file that has it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Brings the names in a folder to the disk.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn sync_folder(&self, path: &Path) -> io::Result<()>;
+}
+
+/// The system's own.
+#[derive(Clone, Copy, Debug)]
+pub struct System;
+
+impl FileSystem for System {
+    fn write_new(&self, path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(path)?;
+        file.write_all(text)
+    }
+
+    fn sync(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+}
+
 /// Writes a new file, or leaves alone the one that is there.
 ///
 /// # Errors
-/// The kernel's; `AlreadyExists` where the file is there. After any error the directory is as it was.
+/// The kernel's; `AlreadyExists` where the file is there. After any error the directory is as it was, or has the new file whole.
 pub fn create(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
+    create_on(&System, path, text, mode)
+}
+
+/// The same as [`create`], on a file system.
+///
+/// # Errors
+/// See [`create`].
+pub fn create_on(system: &dyn FileSystem, path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     // A hard link never replaces: of two writers at once, one wins and the other learns it.
-    place(path, text, mode, |from, to| {
-        fs::hard_link(from, to).and_then(|()| fs::remove_file(from))
+    place(system, path, text, mode, |from, to| {
+        system.link(from, to).and_then(|()| system.remove(from))
     })
 }
 
 /// Writes a file in place of the one that is there.
 ///
 /// # Errors
-/// The kernel's. After any error the old file stands whole.
+/// The kernel's. After any error the old file stands whole, or the new one.
 pub fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
-    place(path, text, mode, |from, to| fs::rename(from, to))
+    replace_on(&System, path, text, mode)
+}
+
+/// The same as [`replace`], on a file system.
+///
+/// # Errors
+/// See [`replace`].
+pub fn replace_on(system: &dyn FileSystem, path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
+    place(system, path, text, mode, |from, to| system.rename(from, to))
+}
+
+/// Removes a file, for good. Whether there was one.
+///
+/// # Errors
+/// The kernel's, but for a missing file.
+pub fn remove_on(system: &dyn FileSystem, path: &Path) -> io::Result<bool> {
+    match system.remove(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        removed => removed
+            .and_then(|()| system.sync_folder(parent(path)))
+            .map(|()| true),
+    }
 }
 
 /// Makes a folder with a mode, and its parents; one that is there is left alone.
@@ -137,33 +240,23 @@ pub fn is_temporary(name: &str) -> bool {
 const TEMPORARY: &str = ".underpass-new";
 
 fn place(
+    system: &dyn FileSystem,
     path: &Path,
     text: &[u8],
     mode: u32,
     publish: impl FnOnce(&Path, &Path) -> io::Result<()>,
 ) -> io::Result<()> {
     let temporary = temporary(path)?;
-    let written = write_whole(&temporary, text, mode).and_then(|()| publish(&temporary, path));
+    let written = system
+        .write_new(&temporary, text, mode)
+        .and_then(|()| system.sync(&temporary))
+        .and_then(|()| publish(&temporary, path));
     if let Err(error) = written {
-        let _ = fs::remove_file(&temporary);
+        let _ = system.remove(&temporary);
         return Err(error);
     }
-    sync_folder_of(path)
-}
-
-fn write_whole(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)?;
-    file.write_all(text)?;
-    file.sync_all()
-}
-
-/// The new name is on disk only when its folder is.
-fn sync_folder_of(path: &Path) -> io::Result<()> {
-    File::open(parent(path))?.sync_all()
+    // The new name is on disk only when its folder is.
+    system.sync_folder(parent(path))
 }
 
 fn temporary(path: &Path) -> io::Result<PathBuf> {

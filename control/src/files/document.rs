@@ -226,6 +226,30 @@ impl<'t> Document<'t> {
         within.map(|value| Placed { value, line })
     }
 
+    /// A field that is true or false.
+    pub fn boolean(
+        &mut self,
+        section: &mut Section<'t>,
+        field: &'static str,
+    ) -> Option<Placed<bool>> {
+        let value = section.take(field)?;
+        let line = self.line(value.span().start);
+        match value.into_inner() {
+            DeValue::Boolean(value) => Some(Placed { value, line }),
+            other => {
+                let kind = kind(&other);
+                self.fault(
+                    line,
+                    format!(
+                        "{} is {kind}; write `{field} = true` or `{field} = false`",
+                        section.name(field)
+                    ),
+                );
+                None
+            }
+        }
+    }
+
     /// A field that is one of a few words.
     pub fn word<T: Copy>(
         &mut self,

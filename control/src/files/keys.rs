@@ -4,14 +4,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rand::Rng;
-use underpass_proto::key::Secret32;
+use underpass_proto::key::{Secret32, Which};
 use underpass_proto::snapshot::RelayKeys;
-use underpass_proto::{HycoKeys, HycoName, Key, KeyPair};
+use underpass_proto::{HycoKeys, HycoName, Key, KeyPair, Rule};
 use zeroize::Zeroizing;
 
 use super::definition::name_of;
+use super::disk::{FileSystem, System};
 use super::document::{Document, Section};
-use super::{Directory, Fault, Unmade, disk, unreadable};
+use super::{Directory, Fault, Unmade, disk, edit, unreadable};
 
 /// Keys that a person brings must have this many characters: shorter ones can be guessed.
 pub const KEY_LEN_MIN: usize = 32;
@@ -74,12 +75,80 @@ pub fn equal_but_for_case(
 /// # Errors
 /// That the file could not be written.
 pub fn make(path: &Path, rng: &mut impl Rng) -> Result<(), Unmade> {
+    make_on(&System, path, rng)
+}
+
+/// The same as [`make`], on a file system.
+///
+/// # Errors
+/// See [`make`].
+pub fn make_on(system: &dyn FileSystem, path: &Path, rng: &mut impl Rng) -> Result<(), Unmade> {
     let text = Zeroizing::new(format!(
         "# Keys of one hybrid connection. Whoever has one can use it.\n\n[listen]\n{}\n[send]\n{}",
         *pair(rng),
         *pair(rng)
     ));
-    write_new(path, &text)
+    write_new(system, path, &text)
+}
+
+/// The text of a key file with one key made anew. All else stays, comments too.
+///
+/// # Errors
+/// All that is wrong with the text.
+pub fn regenerated(
+    file: &str,
+    text: &str,
+    rule: Rule,
+    which: Which,
+    rng: &mut impl Rng,
+) -> Result<Zeroizing<String>, Vec<Fault>> {
+    parse(file, text)?;
+    let key = random_key(rng);
+    let changed = edit::set_in(text, rule.right(), which_field(which), key.expose());
+    let changed = changed.map_err(|error| vec![Fault::whole(file, error)])?;
+    let changed = Zeroizing::new(changed);
+    // What was written is what will be read: checked before it replaces a file that works.
+    let read = parse(file, &changed)?;
+    let stands = read.rule(rule).and_then(|pair| pair.which(which)) == Some(&key);
+    stands.then_some(changed).ok_or_else(|| {
+        vec![Fault::whole(
+            file,
+            "cannot be changed; write the new key by hand",
+        )]
+    })
+}
+
+fn which_field(which: Which) -> &'static str {
+    match which {
+        Which::Primary => "primary",
+        Which::Secondary => "secondary",
+    }
+}
+
+/// Reads the manage keys.
+///
+/// # Errors
+/// All that is wrong with the file.
+pub fn load_manage(directory: &Directory) -> Result<KeyPair, Vec<Fault>> {
+    let path = manage_file(directory);
+    let file = directory.shown(&path);
+    let text = secret_text(&file, &path).map_err(|fault| vec![fault])?;
+    let (mut document, mut root) = Document::parse(&file, &text)?;
+    let primary = read_key(&mut document, &mut root, "primary");
+    let secondary = read_key(&mut document, &mut root, "secondary");
+    document.missing(
+        &root,
+        "primary",
+        "\"…\", made by `openssl rand -base64 32`; or delete the file, and new keys are made",
+    );
+    document.end(root);
+    document.finish(primary.map(|primary| KeyPair { primary, secondary }))
+}
+
+/// Where the manage keys stand.
+#[must_use]
+pub fn manage_file(directory: &Directory) -> PathBuf {
+    directory.keys().join(MANAGE)
 }
 
 /// The manage keys; made where they are missing.
@@ -87,11 +156,12 @@ pub fn make(path: &Path, rng: &mut impl Rng) -> Result<(), Unmade> {
 /// # Errors
 /// What could not be written.
 pub fn make_manage(directory: &Directory, rng: &mut impl Rng) -> Result<(), Unmade> {
-    let path = directory.keys().join(MANAGE);
+    let path = manage_file(directory);
     if path.exists() {
         return Ok(());
     }
     write_new(
+        &System,
         &path,
         &Zeroizing::new(format!(
             "# The namespace's manage keys (rule name `manage`).\n\n{}",
@@ -122,7 +192,7 @@ pub fn make_relay(directory: &Directory, rng: &mut impl Rng) -> Result<(), Unmad
         token.expose(),
         connection_id.expose()
     ));
-    write_new(&path, &text)
+    write_new(&System, &path, &text)
 }
 
 /// Reads the keys that outlive a relay's process.
@@ -315,8 +385,8 @@ fn random_32(rng: &mut impl Rng) -> [u8; 32] {
 }
 
 /// Of two processes that make one file at once, the first wins, and both go on with its keys.
-fn write_new(path: &Path, text: &str) -> Result<(), Unmade> {
-    match disk::create(path, text.as_bytes(), disk::SECRET) {
+fn write_new(system: &dyn FileSystem, path: &Path, text: &str) -> Result<(), Unmade> {
+    match disk::create_on(system, path, text.as_bytes(), disk::SECRET) {
         Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(Unmade {
             path: path.to_owned(),
             source,
@@ -408,6 +478,76 @@ mod tests {
         assert!(
             told.iter()
                 .any(|told| told.starts_with("keys/x.toml:1: [send] is missing; ")),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn a_key_is_made_anew_and_all_else_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("payroll-sql.toml");
+        make(&path, &mut rand::rng()).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let text = text.replacen("primary = ", "# of the agents in Berlin\nprimary = ", 1);
+        let before = parse("f", &text).unwrap();
+        let after =
+            regenerated("f", &text, Rule::Listen, Which::Secondary, &mut rand::rng()).unwrap();
+        assert!(
+            after.contains("# of the agents in Berlin\nprimary = ")
+                && after.starts_with("# Keys of one"),
+            "comments stay"
+        );
+        let after = parse("f", &after).unwrap();
+        let pair = |keys: &HycoKeys| keys.listen.clone().unwrap();
+        assert!(after.send == before.send && pair(&after).primary == pair(&before).primary);
+        assert!(
+            pair(&after).secondary != pair(&before).secondary && pair(&after).secondary.is_some()
+        );
+    }
+
+    #[test]
+    fn a_second_key_that_was_not_there_is_added() {
+        let key = |number: u8| Key::from_random([number; 32]);
+        let text = format!(
+            "listen = {{ primary = \"{}\" }}\n[send]\nprimary = \"{}\"\n",
+            key(1).expose(),
+            key(2).expose()
+        );
+        let after =
+            regenerated("f", &text, Rule::Listen, Which::Secondary, &mut rand::rng()).unwrap();
+        assert!(
+            parse("f", &after)
+                .unwrap()
+                .listen
+                .unwrap()
+                .secondary
+                .is_some()
+        );
+        assert!(
+            regenerated(
+                "f",
+                "[listen]\n",
+                Rule::Send,
+                Which::Primary,
+                &mut rand::rng()
+            )
+            .is_err()
+        );
+    }
+
+    #[test]
+    fn manage_keys_are_made_once_and_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::new(folder.path());
+        directory.prepare().unwrap();
+        make_manage(&directory, &mut rand::rng()).unwrap();
+        let keys = load_manage(&directory).unwrap();
+        make_manage(&directory, &mut rand::rng()).unwrap();
+        assert_eq!(load_manage(&directory).unwrap(), keys);
+        fs::write(manage_file(&directory), "secondary = \"x\"").unwrap();
+        let told = load_manage(&directory).unwrap_err();
+        assert!(
+            told[0].to_string().starts_with("keys/_manage.toml:1: "),
             "{told:?}"
         );
     }

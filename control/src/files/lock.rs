@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 const WAIT: Duration = Duration::from_secs(1);
 
 /// Between two tries.
-const RETRY: Duration = Duration::from_millis(20);
+const RETRY: Duration = Duration::from_millis(5);
 
 /// Held until dropped.
 #[derive(Debug)]
@@ -35,6 +35,14 @@ impl Lock {
     /// # Errors
     /// See [`LockError`].
     pub fn take(path: &Path) -> Result<Self, LockError> {
+        Self::take_within(path, WAIT)
+    }
+
+    /// The same, waiting for as long as is said.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn take_within(path: &Path, wait: Duration) -> Result<Self, LockError> {
         // Not truncated: the file is another's until the lock is had.
         let mut file = OpenOptions::new()
             .create(true)
@@ -42,7 +50,7 @@ impl Lock {
             .write(true)
             .mode(0o600)
             .open(path)?;
-        hold(&file)?;
+        hold(&file, wait)?;
         file.set_len(0)?;
         writeln!(file, "{}", std::process::id())?;
         Ok(Self { _file: file })
@@ -54,13 +62,13 @@ impl Lock {
     /// See [`LockError`].
     pub fn folder(path: &Path) -> Result<Self, LockError> {
         let file = File::open(path)?;
-        hold(&file)?;
+        hold(&file, WAIT)?;
         Ok(Self { _file: file })
     }
 }
 
-fn hold(file: &File) -> Result<(), LockError> {
-    let give_up = Instant::now() + WAIT;
+fn hold(file: &File, wait: Duration) -> Result<(), LockError> {
+    let give_up = Instant::now() + wait;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(()),

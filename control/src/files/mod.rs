@@ -5,14 +5,17 @@
 
 pub mod agent;
 pub mod allow;
+pub mod control_section;
 pub mod definition;
 pub mod disk;
 pub mod document;
+mod edit;
 mod fault;
 pub mod keys;
 mod lock;
 pub mod namespace;
 pub mod strings;
+pub mod quota;
 pub mod tls;
 pub mod wording;
 

@@ -9,7 +9,9 @@ use underpass_proto::snapshot::RelayLimits;
 use underpass_proto::{Endpoint, Host};
 
 use super::Fault;
+use super::control_section::ControlSettings;
 use super::document::{Document, Placed, Section};
+use super::quota::Quota;
 use super::wording::echo;
 
 /// What a new directory gets: all defaults, said as comments.
@@ -22,6 +24,16 @@ pub const TEMPLATE: &str = r#"# The namespace: what is true of the whole install
 
 # UDP address on which the relay listens for agents.
 # listen = "0.0.0.0:4433"
+
+# What the namespace may have: free, developer, basic, standard, premium or unlimited. Each figure can be set by itself.
+# edition = "unlimited"
+# hybrid_connections = 5           # default: the edition's
+# data_gb_month = 5                # default: the edition's; warned at 80 and 100 percent
+# enforce_data = false             # true: no new flows once the data of the month is used up
+
+# The REST API. Addresses that other machines reach need a certificate too.
+# [control]
+# listen = "127.0.0.1:8480"
 
 # [relay]
 # workers = 2                      # default: one per core
@@ -50,6 +62,10 @@ pub struct Namespace {
     pub public_address_given: bool,
     /// UDP address of the relay.
     pub listen: SocketAddr,
+    /// What it may have.
+    pub quota: Quota,
+    /// Where the REST API listens.
+    pub control: ControlSettings,
     /// Workers of the relay.
     pub workers: Option<u16>,
     /// Bounds of the relay.
@@ -66,7 +82,8 @@ impl Namespace {
         let name = document.string(&mut root, "name", "contoso");
         let public_address = document.string(&mut root, "public_address", "relay.example.com:4433");
         let listen = document.parsed::<SocketAddr>(&mut root, "listen", "0.0.0.0:4433");
-        check_edition(&mut document, &mut root);
+        let quota = Quota::read(&mut document, &mut root);
+        let control = ControlSettings::read(&mut document, &mut root);
         let relay = document.table(&mut root, "relay");
         document.end(root);
         let (workers, limits) = relay.map_or((None, RelayLimits::default()), |relay| {
@@ -83,15 +100,12 @@ impl Namespace {
             public_address_given: given.is_some(),
             public_address: given.unwrap_or_else(|| guessed_address(listen, host_name)),
             listen,
+            quota,
+            control,
             workers,
             limits,
         }))
     }
-}
-
-/// The other editions bring quotas that nothing enforces yet: a limit that is written and not kept would be a lie.
-fn check_edition<'t>(document: &mut Document<'t>, root: &mut Section<'t>) {
-    document.word(root, "edition", &[("unlimited", ())]);
 }
 
 fn read_relay<'t>(
@@ -187,6 +201,8 @@ mod tests {
             assert_eq!(namespace.public_address.to_string(), "cloud-7:4433");
             assert!(!namespace.public_address_given);
             assert_eq!(namespace.limits, RelayLimits::default());
+            assert_eq!(namespace.quota, Quota::default());
+            assert_eq!(namespace.control, ControlSettings::default());
         }
     }
 
@@ -210,6 +226,8 @@ mod tests {
             "relay.example.com:4433"
         );
         assert_eq!(namespace.limits, RelayLimits::default());
+        assert_eq!(namespace.control, ControlSettings::default());
+        assert!(!namespace.quota.enforce_data);
     }
 
     #[test]
@@ -245,7 +263,7 @@ mod tests {
         );
         assert_eq!(
             told[1],
-            "namespace.toml:2: edition cannot be \"gold\"; write one of \"unlimited\""
+            "namespace.toml:2: edition cannot be \"gold\"; write one of \"free\", \"developer\", \"basic\", \"standard\", \"premium\", \"unlimited\""
         );
         assert!(
             told[2].starts_with("namespace.toml:3: listen needs a port"),
