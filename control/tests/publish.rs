@@ -388,6 +388,13 @@ impl Control {
 
     fn start_in(folder: tempfile::TempDir) -> Self {
         let directory = Directory::new(folder.path());
+        if !directory.namespace().exists() {
+            fs::write(
+                directory.namespace(),
+                "[control]\nlisten = \"127.0.0.1:0\"\n",
+            )
+            .unwrap();
+        }
         let (tell, stop) = oneshot::channel();
         let running = thread::spawn({
             let directory = directory.clone();

@@ -146,7 +146,7 @@ fn place() -> TempDir {
 }
 
 fn write_namespace(place: &TempDir, listen: &str) {
-    let text = format!("listen = \"{listen}\"\n");
+    let text = format!("listen = \"{listen}\"\n[control]\nlisten = \"127.0.0.1:0\"\n");
     fs::write(place.path().join("namespace.toml"), text).expect("written");
 }
 

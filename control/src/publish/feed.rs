@@ -1,21 +1,21 @@
-//! Serves `run/control.sock`: snapshots to relays, the status to the command line. Everything is bounded, and a slow or broken
-//! peer harms only itself.
+//! Serves `run/control.sock`: snapshots and questions to relays, the status and their answers to the command line. Everything is
+//! bounded, and a slow or broken peer harms only itself.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use underpass_proto::feed::{DialRole, FeedError};
 use underpass_proto::limits::REPORT_MAX;
-use underpass_proto::{FeedMessage, FeedReader, Generation, Report, Status, feed};
+use underpass_proto::{FeedMessage, FeedReader, feed};
 
-use super::publisher::Published;
+use super::live::Live;
 
 /// Peers at once: one relay, perhaps its successor, and a few commands.
 const PEERS_MAX: usize = 32;
@@ -36,10 +36,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const ANSWERS_MAX: usize = 4;
 
 /// Serves until dropped.
-pub(super) async fn serve(listener: UnixListener, published: watch::Receiver<Published>) {
-    let own_uid = rustix::process::geteuid().as_raw();
+pub(super) async fn serve(listener: UnixListener, live: Arc<Live>) {
     let room = Arc::new(Semaphore::new(PEERS_MAX));
-    let view = Arc::new(Mutex::new(View::default()));
     let mut next_peer = 0;
     loop {
         let stream = match listener.accept().await {
@@ -57,14 +55,13 @@ pub(super) async fn serve(listener: UnixListener, published: watch::Receiver<Pub
             );
             continue;
         };
-        if !is_ours(&stream, own_uid) {
+        if !is_ours(&stream) {
             continue;
         }
         next_peer += 1;
         let peer = Peer {
             number: next_peer,
-            published: published.clone(),
-            view: view.clone(),
+            live: Arc::clone(&live),
         };
         tokio::spawn(async move {
             let _place = place;
@@ -73,25 +70,16 @@ pub(super) async fn serve(listener: UnixListener, published: watch::Receiver<Pub
     }
 }
 
-/// What is known of the relay that dialled last.
-#[derive(Default, Debug)]
-struct View {
-    relay: Option<u64>,
-    report: Option<Report>,
-    applied: Option<Generation>,
-    rejected: Option<(Generation, String)>,
-}
-
 /// The folder lets nobody else in; the kernel's word for who dials is the second lock.
-fn is_ours(stream: &UnixStream, own_uid: u32) -> bool {
+pub(crate) fn is_ours(stream: &UnixStream) -> bool {
     let Ok(peer) = stream.peer_cred() else {
         return false;
     };
-    let ours = peer.uid() == own_uid || peer.uid() == 0;
+    let ours = peer.uid() == rustix::process::geteuid().as_raw() || peer.uid() == 0;
     if !ours {
         warn!(
             uid = peer.uid(),
-            "a stranger on the control socket is turned away"
+            "a stranger on a socket of control's is turned away"
         );
     }
     ours
@@ -113,8 +101,7 @@ enum PeerError {
 
 struct Peer {
     number: u64,
-    published: watch::Receiver<Published>,
-    view: Arc<Mutex<View>>,
+    live: Arc<Live>,
 }
 
 impl Peer {
@@ -152,24 +139,23 @@ impl Peer {
         write: OwnedWriteHalf,
     ) -> Result<(), PeerError> {
         info!(process_id, "relay connected");
-        *self.view() = View {
-            relay: Some(self.number),
-            ..View::default()
-        };
+        let asked = self.live.begin(self.number);
         let ended = tokio::select! {
-            ended = self.send_snapshots(write) => ended,
+            ended = self.tell_relay(write, asked) => ended,
             ended = self.hear_relay(incoming) => ended,
         };
-        let mut view = self.view();
-        if view.relay == Some(self.number) {
-            *view = View::default();
-        }
+        self.live.end(self.number);
         info!(process_id, "relay gone");
         ended
     }
 
-    async fn send_snapshots(&self, mut write: OwnedWriteHalf) -> Result<(), PeerError> {
-        let mut published = self.published.clone();
+    /// The newest snapshot whenever there is one, and what it is asked in between.
+    async fn tell_relay(
+        &self,
+        mut write: OwnedWriteHalf,
+        mut asked: mpsc::Receiver<FeedMessage>,
+    ) -> Result<(), PeerError> {
+        let mut published = self.live.published();
         let mut sent = None;
         loop {
             let (generation, message) = {
@@ -180,29 +166,32 @@ impl Peer {
                 send(&mut write, &message).await?;
                 sent = Some(generation);
             }
-            if published.changed().await.is_err() {
-                return Ok(());
+            tokio::select! {
+                changed = published.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                }
+                Some(question) = asked.recv() => send(&mut write, &feed::encode(&question)?).await?,
             }
         }
     }
 
     async fn hear_relay(&self, mut incoming: Incoming) -> Result<(), PeerError> {
         while let Some(message) = incoming.next().await? {
-            let mut view = self.view();
-            if view.relay != Some(self.number) {
-                continue; // Another relay dialled since; this one is on its way out.
-            }
             match message {
                 FeedMessage::Applied { generation, faults } => {
                     debug!(%generation, faults = faults.len(), "snapshot applied");
-                    view.applied = Some(generation);
-                    view.rejected = None;
+                    self.live.hear_applied(self.number, generation);
                 }
                 FeedMessage::Rejected { generation, why } => {
                     warn!(%generation, why, "the relay rejected the snapshot and goes on with the one before");
-                    view.rejected = Some((generation, why));
+                    self.live.hear_rejected(self.number, generation, why);
                 }
-                FeedMessage::Report(report) => view.report = Some(*report),
+                FeedMessage::Report(report) => self.live.hear_report(self.number, *report),
+                FeedMessage::Probed { id, report } => {
+                    self.live.hear_probed(self.number, id, report);
+                }
                 _ => return Err(PeerError::Misplaced),
             }
         }
@@ -217,11 +206,19 @@ impl Peer {
         let (answer, mut answers) = mpsc::channel(ANSWERS_MAX);
         let hear = async {
             while let Some(message) = incoming.next().await? {
-                let FeedMessage::StatusRequest = message else {
-                    return Err(PeerError::Misplaced);
+                let told = match message {
+                    FeedMessage::StatusRequest => FeedMessage::Status(Box::new(self.live.status())),
+                    FeedMessage::Probe { id, hyco } => {
+                        let report = self.live.probe(&hyco).await.map(Box::new);
+                        let report = report.inspect_err(|error| info!(%hyco, %error, "not probed"));
+                        FeedMessage::Probed {
+                            id,
+                            report: report.ok(),
+                        }
+                    }
+                    _ => return Err(PeerError::Misplaced),
                 };
-                let encoded = feed::encode(&FeedMessage::Status(Box::new(self.status())))?;
-                if answer.send(encoded).await.is_err() {
+                if answer.send(feed::encode(&told)?).await.is_err() {
                     break;
                 }
             }
@@ -235,27 +232,6 @@ impl Peer {
             Ok(())
         };
         tokio::try_join!(hear, tell).map(|((), ())| ())
-    }
-
-    fn status(&self) -> Status {
-        let published = self.published.borrow();
-        let view = self.view();
-        let newest = published.generation;
-        Status {
-            generation: newest,
-            relay: view.report.clone(),
-            applied: view.applied,
-            rejected: view
-                .rejected
-                .as_ref()
-                .filter(|(generation, _)| *generation == newest)
-                .map(|(_, why)| why.clone()),
-            faults: published.faults.iter().map(Into::into).collect(),
-        }
-    }
-
-    fn view(&self) -> MutexGuard<'_, View> {
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -2,19 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use underpass_proto::snapshot::RelayKeys;
 use underpass_proto::{Generation, HybridConnection, HycoKeys, HycoName, Snapshot};
 
 use super::cache::{Cached, GONE_AFTER, Presence};
+use super::limit::Stood;
 use super::resolve::{Candidate, Standing, resolve};
 use super::watch::FolderWatch;
 use super::{Loaded, Source};
 use crate::files::definition::{Definition, name_of};
 use crate::files::namespace::Namespace;
+use crate::files::quota::Quota;
 use crate::files::tls::{self, Identity};
 use crate::files::{Directory, Fault, agent, disk, keys, unreadable};
+use crate::usage::Meter;
 
 /// The most definitions of one directory: their snapshot is under the feed's limit of 64 MiB with room to spare.
 const DEFINITIONS_MAX: usize = 20_000;
@@ -30,13 +34,15 @@ pub struct Folder {
     definitions: BTreeMap<PathBuf, Cached<Definition>>,
     keys: BTreeMap<PathBuf, Cached<HycoKeys>>,
     standing: Standing,
+    stood: Stood,
+    meter: Arc<Meter>,
     look_again: bool,
 }
 
 impl Folder {
-    /// Starts to watch the directory, which is prepared already.
+    /// Starts to watch the directory, which is prepared already. `meter` says how much of the month's data is used.
     #[must_use]
-    pub fn open(directory: Directory) -> Self {
+    pub fn open(directory: Directory, meter: Arc<Meter>) -> Self {
         let folders = vec![
             directory.root().to_owned(),
             directory.connections(),
@@ -45,6 +51,8 @@ impl Folder {
         ];
         Self {
             watch: FolderWatch::new(folders),
+            stood: Stood::open(&directory),
+            meter,
             directory,
             namespace: Cached::new(),
             identity: Cached::new(),
@@ -66,19 +74,24 @@ impl Source for Folder {
         let namespace = self.load_namespace(now, &mut faults)?;
         let identity = self.load_identity(&namespace, now, &mut faults)?;
         let relay_keys = self.load_relay_keys(now, &mut faults);
-        let hycos = self.load_hycos(now, &mut faults);
+        let hycos = self.load_hycos(now, &namespace.quota, &mut faults);
+        faults.extend(self.meter.faults(&namespace.quota));
         let snapshot = Snapshot {
             generation: Generation::default(),
-            namespace: namespace.name,
+            namespace: namespace.name.clone(),
             listen: namespace.listen,
-            public_address: namespace.public_address,
+            public_address: namespace.public_address.clone(),
             workers: namespace.workers,
             tls: identity.tls,
             relay_keys,
-            limits: namespace.limits,
+            limits: namespace.limits.clone(),
             hycos,
         };
-        Ok(Loaded { snapshot, faults })
+        Ok(Loaded {
+            snapshot,
+            faults,
+            namespace,
+        })
     }
 
     fn wait(&mut self) {
@@ -155,10 +168,17 @@ impl Folder {
             .clone()
     }
 
-    fn load_hycos(&mut self, now: Instant, faults: &mut Vec<Fault>) -> Vec<HybridConnection> {
+    fn load_hycos(
+        &mut self,
+        now: Instant,
+        quota: &Quota,
+        faults: &mut Vec<Fault>,
+    ) -> Vec<HybridConnection> {
         let candidates = self.load_definitions(now, faults);
         self.standing = resolve(candidates, &self.standing);
         faults.append(&mut self.standing.faults);
+        faults.extend(self.stood.limit(&mut self.standing, quota));
+        let over_quota = quota.enforce_data && self.meter.is_used_up(quota);
         let key_files = self.key_files(faults);
         let definitions: Vec<Definition> = self
             .standing
@@ -177,7 +197,7 @@ impl Folder {
                 keys,
                 limits: definition.limits,
                 probe: definition.probe,
-                over_quota: false,
+                over_quota,
             });
         }
         self.forget_keys_without_a_definition();

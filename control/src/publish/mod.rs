@@ -7,6 +7,8 @@ mod cache;
 mod dial;
 mod feed;
 mod folder;
+mod limit;
+mod live;
 mod publisher;
 mod resolve;
 mod watch;
@@ -15,15 +17,23 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use tracing::info;
 use underpass_proto::Snapshot;
 
+use crate::clock;
+use crate::files::namespace::Namespace;
 use crate::files::{Directory, Fault, Lock, LockError, SOCKET_PATH_MAX, Unmade};
+use crate::rest::{self, Rest};
+use crate::store::Store;
+use crate::usage::{self, Meter};
 
 pub use dial::{DialError, probe, status};
+pub(crate) use feed::is_ours;
 pub use folder::Folder;
+pub use live::{Live, PROBE_DEADLINE, ProbeError};
 
 /// Where snapshots come from.
 pub trait Source: Send {
@@ -44,6 +54,8 @@ pub struct Loaded {
     pub snapshot: Snapshot,
     /// What is wrong, in the order of files.
     pub faults: Vec<Fault>,
+    /// What the snapshot's own fields of the namespace come from.
+    pub namespace: Namespace,
 }
 
 /// Why control does not run.
@@ -92,8 +104,10 @@ pub fn run(directory: &Directory, stop: oneshot::Receiver<()>) -> Result<(), Err
     let _lock = lock(directory)?;
     directory.sweep();
     let start = publisher::next_start(directory)?;
-    let mut source = Folder::open(directory.clone());
+    let meter = Meter::open(directory, clock::system());
+    let mut source = Folder::open(directory.clone(), Arc::clone(&meter));
     let first = source.load().map_err(Error::Faults)?;
+    rest::check(directory, &first.namespace).map_err(|fault| Error::Faults(vec![fault]))?;
     info!(directory = %directory.root().display(), hybrid_connections = first.snapshot.hycos.len(), "control started");
 
     let unopened = |error| Error::Listen {
@@ -109,12 +123,22 @@ pub fn run(directory: &Directory, stop: oneshot::Receiver<()>) -> Result<(), Err
         listen(&socket).map_err(unopened)?
     };
     let published = publisher::start(source, first, start).map_err(unopened)?;
+    let live = Arc::new(Live::new(published, Arc::clone(&meter)));
+    let rest = Rest::new(
+        Store::new(directory.clone()),
+        Arc::clone(&live),
+        clock::system(),
+    );
     runtime.block_on(async {
         tokio::select! {
-            () = feed::serve(listener, published) => {}
+            () = feed::serve(listener, live) => {}
+            () = rest::serve(rest) => {}
+            () = usage::keep(Arc::clone(&meter)) => {}
             _ = stop => {}
         }
     });
+    meter.close();
+    let _ = std::fs::remove_file(directory.run().join("api.sock"));
     let _ = std::fs::remove_file(&socket);
     Ok(())
 }

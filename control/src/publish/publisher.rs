@@ -11,6 +11,7 @@ use underpass_proto::{FeedMessage, Generation, Snapshot, feed};
 use zeroize::Zeroizing;
 
 use super::{Loaded, Source};
+use crate::files::namespace::Namespace;
 use crate::files::{Directory, Fault, Unmade, disk};
 
 /// The most faults that a status carries: a person mends a few at a time.
@@ -18,11 +19,24 @@ pub(super) const FAULTS_MAX: usize = 1_000;
 
 /// The newest snapshot, ready to be sent, and what is wrong with the files.
 #[derive(Clone, Debug)]
-pub(super) struct Published {
+pub(crate) struct Published {
     pub(super) generation: Generation,
     /// The framed message. Shared: it is written to every relay as it is.
     pub(super) message: Arc<Zeroizing<Vec<u8>>>,
     pub(super) faults: Arc<Vec<Fault>>,
+    pub(super) namespace: Arc<Namespace>,
+}
+
+impl Published {
+    /// No snapshot, and no fault.
+    pub(super) fn nothing(namespace: Namespace) -> Self {
+        Self {
+            generation: Generation::default(),
+            message: Arc::default(),
+            faults: Arc::default(),
+            namespace: Arc::new(namespace),
+        }
+    }
 }
 
 /// When this control started, nanoseconds since 1970; later than every start before it on this directory, whatever the clock says.
@@ -50,6 +64,7 @@ pub(super) fn start(
         generation: Generation { start, number: 0 },
         current: None,
         faults: Vec::new(),
+        namespace: Arc::new(first.namespace.clone()),
     };
     let Some(first) = publisher.take(first) else {
         return Err(io::Error::new(
@@ -81,6 +96,7 @@ struct Publisher {
     generation: Generation,
     current: Option<(Snapshot, Arc<Zeroizing<Vec<u8>>>)>,
     faults: Vec<Fault>,
+    namespace: Arc<Namespace>,
 }
 
 impl Publisher {
@@ -89,6 +105,7 @@ impl Publisher {
         let Loaded {
             snapshot,
             mut faults,
+            namespace,
         } = loaded;
         let changed = self
             .current
@@ -104,14 +121,18 @@ impl Publisher {
             );
         }
         faults.truncate(FAULTS_MAX);
-        let news = changed || faults != self.faults;
+        let news = changed || faults != self.faults || namespace != *self.namespace;
         self.tell_faults(&faults);
         self.faults = faults;
+        if namespace != *self.namespace {
+            self.namespace = Arc::new(namespace);
+        }
         let (_, message) = self.current.as_ref().filter(|_| news)?;
         Some(Published {
             generation: self.generation,
             message: message.clone(),
             faults: Arc::new(self.faults.clone()),
+            namespace: self.namespace.clone(),
         })
     }
 

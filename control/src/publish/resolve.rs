@@ -3,12 +3,12 @@
 //! Who holds a name or a binding keeps it; a newcomer is the one at fault.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use underpass_proto::HycoName;
 
 use crate::files::Fault;
-use crate::files::definition::Definition;
+use crate::files::definition::{Definition, overlap};
 
 /// One file's say.
 #[derive(Clone, Debug)]
@@ -190,17 +190,6 @@ fn contradiction(
         same_port.push((name, choice, bind));
     }
     None
-}
-
-/// Whether both cannot be listened on at once. Port 0 is never the same twice.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let ip = |address: SocketAddr| address.ip().to_canonical();
-    let covers = |wide: IpAddr, narrow: IpAddr| {
-        wide == narrow || (wide.is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4()))
-    };
-    one.port() == other.port()
-        && one.port() != 0
-        && (covers(ip(one), ip(other)) || covers(ip(other), ip(one)))
 }
 
 #[cfg(test)]
