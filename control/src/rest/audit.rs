@@ -1,0 +1,142 @@
+//! Who was shown keys, and who made them anew: a line in the log and one in `run/audit.log`. Never a key.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tracing::info;
+use underpass_proto::HycoName;
+
+use crate::clock::Clock;
+use crate::files::Directory;
+
+/// A file this large becomes `audit.log.1`, bytes: some 100,000 lines are kept, and twice as many at most.
+const FILE_SIZE_MAX: u64 = 16 * 1024 * 1024;
+
+/// Who did it, as the log has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Actor {
+    /// The rule of the key that was shown, or `files` where somebody worked on the files themselves.
+    pub rule: &'static str,
+    /// From where.
+    pub remote: String,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    action: &'a str,
+    name: &'a str,
+    key: Option<&'a str>,
+    rule: &'a str,
+    remote: &'a str,
+}
+
+/// Notes an action before it is done.
+///
+/// # Errors
+/// It could not be noted: then it must not be done.
+pub fn record(
+    directory: &Directory,
+    clock: &Clock,
+    actor: &Actor,
+    action: &str,
+    name: &HycoName,
+    key: Option<&str>,
+) -> io::Result<()> {
+    let Actor { rule, remote } = actor;
+    info!(target: "audit", action, hyco = %name, key, rule, remote);
+    let line = Line {
+        time: shown(clock()),
+        action,
+        name: name.as_str(),
+        key,
+        rule,
+        remote,
+    };
+    let mut line = serde_json::to_vec(&line)?;
+    line.push(b'\n');
+    append(&directory.run().join("audit.log"), &line)
+}
+
+/// One write: lines of two processes never mix.
+fn append(path: &Path, line: &[u8]) -> io::Result<()> {
+    if fs::metadata(path).is_ok_and(|metadata| metadata.len() > FILE_SIZE_MAX) {
+        fs::rename(path, path.with_extension("log.1"))?;
+    }
+    let mut file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(line)?;
+    file.sync_data()
+}
+
+fn shown(unix_secs: u64) -> String {
+    i64::try_from(unix_secs)
+        .ok()
+        .and_then(|secs| OffsetDateTime::from_unix_timestamp(secs).ok())
+        .and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_else(|| unix_secs.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn each_action_is_one_line_of_a_file_that_only_its_owner_reads() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::new(folder.path());
+        directory.prepare().unwrap();
+        let clock: Clock = Arc::new(|| 1_795_392_000);
+        let actor = Actor {
+            rule: "manage",
+            remote: "192.0.2.1:5".into(),
+        };
+        let name = "payroll-sql".parse().unwrap();
+        record(&directory, &clock, &actor, "listKeys", &name, None).unwrap();
+        record(
+            &directory,
+            &clock,
+            &actor,
+            "regenerateKey",
+            &name,
+            Some("listen primary"),
+        )
+        .unwrap();
+        let path = directory.run().join("audit.log");
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "{\"time\":\"2026-11-23T00:00:00Z\",\"action\":\"listKeys\",\"name\":\"payroll-sql\",\"key\":null,\"rule\":\"manage\",\"remote\":\"192.0.2.1:5\"}\n\
+             {\"time\":\"2026-11-23T00:00:00Z\",\"action\":\"regenerateKey\",\"name\":\"payroll-sql\",\"key\":\"listen primary\",\"rule\":\"manage\",\"remote\":\"192.0.2.1:5\"}\n"
+        );
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+    }
+
+    #[test]
+    fn a_large_file_makes_room_for_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        fs::write(&path, vec![b'x'; FILE_SIZE_MAX as usize + 1]).unwrap();
+        append(&path, b"one\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\n");
+        assert_eq!(
+            fs::metadata(folder.path().join("audit.log.1"))
+                .unwrap()
+                .len(),
+            FILE_SIZE_MAX + 1
+        );
+    }
+}

@@ -1,0 +1,372 @@
+//! Who may come in: Host and Origin first, so that no web page reaches through a browser, then a token of a manage key.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tracing::{debug, info};
+use underpass_proto::sas::{SasRule, SasToken};
+use underpass_proto::{Host, HycoName, KeyPair};
+
+use super::problem::{Kind, Problem};
+use super::{Rest, Shared, blocking};
+use crate::files::keys;
+use crate::files::namespace::Namespace;
+
+/// How a connection came in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Remote {
+    /// Over the network.
+    Network {
+        /// From where.
+        peer: SocketAddr,
+        /// To which address of this machine.
+        local: SocketAddr,
+    },
+    /// By `run/api.sock`, from a process of this user or of root.
+    Local {
+        /// Whose.
+        uid: u32,
+    },
+}
+
+/// What a request brings to the door.
+struct Caller {
+    host: String,
+    path: String,
+    token: Option<String>,
+    remote: Remote,
+}
+
+/// Refuses requests that were meant for another host, or come from a page of another site (DNS rebinding, cross-site requests).
+pub(super) async fn check_host(
+    State(rest): State<Shared>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let host = match host_of(request.headers(), request.uri()) {
+        Ok(host) => host.to_owned(),
+        Err(problem) => return problem.into_response(),
+    };
+    let remote = request
+        .extensions()
+        .get::<Remote>()
+        .copied()
+        .unwrap_or(Remote::Local { uid: 0 });
+    let namespace = rest.live.namespace();
+    if !is_ours(&host, remote, &namespace) {
+        let shown = crate::files::wording::echo(&host);
+        let hint = "name this machine by the address that it listens on, by localhost, or by the host of public_address in namespace.toml";
+        return Problem::new(
+            Kind::Host,
+            format!("this API is not at the host {shown}"),
+            hint,
+        )
+        .into_response();
+    }
+    if let Some(origin) = request.headers().get(header::ORIGIN)
+        && !is_same(origin.to_str().unwrap_or_default(), &host)
+    {
+        let hint = "call it from a program, not from a page of another site";
+        return Problem::new(
+            Kind::Origin,
+            "the request comes from a page of another site".into(),
+            hint,
+        )
+        .into_response();
+    }
+    request.extensions_mut().insert(AskedHost(host));
+    request.extensions_mut().insert(remote);
+    next.run(request).await
+}
+
+/// Lets in whom a manage key has signed for.
+pub(super) async fn authorise(
+    State(rest): State<Shared>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let caller = Caller::of(&request);
+    let judged = blocking(&rest, move |rest| caller.judge(rest)).await;
+    match judged {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// The Host header, once it was found to be ours.
+#[derive(Clone)]
+struct AskedHost(String);
+
+impl Caller {
+    fn of(request: &Request) -> Self {
+        let extensions = request.extensions();
+        let token = request.headers().get(header::AUTHORIZATION);
+        Self {
+            host: extensions
+                .get::<AskedHost>()
+                .map(|host| host.0.clone())
+                .unwrap_or_default(),
+            path: request.uri().path().to_owned(),
+            // What is not ASCII is no token, and said to be none.
+            token: token.map(|token| token.to_str().unwrap_or_default().to_owned()),
+            remote: extensions
+                .get::<Remote>()
+                .copied()
+                .unwrap_or(Remote::Local { uid: 0 }),
+        }
+    }
+
+    fn judge(&self, rest: &Rest) -> Result<(), Problem> {
+        let judged = self.verdict(rest);
+        let Err(problem) = judged else { return Ok(()) };
+        info!(remote = %self.remote, code = problem.code, why = problem.errors.join("; "), "request refused");
+        match rest.failures.note(self.remote.ip()) {
+            Ok(()) => Err(problem),
+            Err(secs) => Err(Problem::new(
+                Kind::TooManyFailures,
+                "too many requests from this address had no token that holds".into(),
+                "wait for the seconds in Retry-After, and use a token of a manage key",
+            )
+            .retry_after(secs)),
+        }
+    }
+
+    fn verdict(&self, rest: &Rest) -> Result<(), Problem> {
+        let Some(token) = &self.token else {
+            return Err(unauthorized(
+                "there is no token".into(),
+                "send `Authorization: SharedAccessSignature …`, signed with a manage key (keys/_manage.toml, skn=manage)",
+            ));
+        };
+        let token: SasToken = token
+            .parse()
+            .map_err(|error: underpass_proto::sas::SasError| {
+                unauthorized(
+                    error.to_string(),
+                    "make it with the rule name `manage` and a key of keys/_manage.toml",
+                )
+            })?;
+        match token.rule() {
+            SasRule::Manage => self.check(&token, &manage_keys(rest)?, rest),
+            SasRule::Hyco(rule) => {
+                let keys = self.keys_of_hyco(&token, rest, rule);
+                keys.map_or_else(|| Err(wrong_key()), |keys| self.check(&token, &keys, rest))?;
+                Err(Problem::new(
+                    Kind::Forbidden,
+                    format!("a key of {rule} can {} and not manage", rule.right()),
+                    "use a manage key (keys/_manage.toml, skn=manage)",
+                ))
+            }
+        }
+    }
+
+    /// First the signature: nothing else is told about a token that nobody signed.
+    fn check(&self, token: &SasToken, keys: &KeyPair, rest: &Rest) -> Result<(), Problem> {
+        if !token.is_signed_by(keys) {
+            return Err(wrong_key());
+        }
+        token.check_time((rest.clock)()).map_err(|expired| {
+            unauthorized(
+                expired.to_string(),
+                "make a new one; if it should still be good, compare the clocks of both machines",
+            )
+        })?;
+        let is_manage = token.rule() == SasRule::Manage;
+        if is_manage && !token.covers(&self.host, &self.path) {
+            let hint = "sr must be a prefix of the request's URL by whole path segments, with the host and port of the Host header";
+            return Err(unauthorized(
+                "the token is for another resource".into(),
+                hint,
+            ));
+        }
+        Ok(())
+    }
+
+    /// The keys of the hybrid connection that the token is for, or that is asked about.
+    fn keys_of_hyco(
+        &self,
+        token: &SasToken,
+        rest: &Rest,
+        rule: underpass_proto::Rule,
+    ) -> Option<KeyPair> {
+        let asked = self
+            .path
+            .strip_prefix("/v1/hybridconnections/")
+            .and_then(|rest| rest.split('/').next());
+        let names = [token.last_segment(), asked];
+        let name = names
+            .iter()
+            .flatten()
+            .find_map(|name| name.parse::<HycoName>().ok())?;
+        rest.store
+            .keys(&name)
+            .inspect_err(|refusal| debug!(%refusal, "no keys to check a token with"))
+            .ok()?
+            .rule(rule)
+            .cloned()
+    }
+}
+
+fn manage_keys(rest: &Rest) -> Result<KeyPair, Problem> {
+    keys::make_manage(rest.directory(), &mut rand::rng()).map_err(|unmade| {
+        Problem::new(
+            Kind::Internal,
+            unmade.to_string(),
+            "the directory must be one that control can write",
+        )
+    })?;
+    keys::load_manage(rest.directory()).map_err(|faults| {
+        let errors = faults.iter().map(ToString::to_string).collect();
+        Problem::of(
+            Kind::Internal,
+            errors,
+            Some("put that file right, or delete it, and new keys are made".into()),
+        )
+    })
+}
+
+fn unauthorized(error: String, hint: &str) -> Problem {
+    Problem::new(Kind::Unauthorized, error, hint)
+}
+
+fn wrong_key() -> Problem {
+    unauthorized(
+        "the token is not signed with a key that is known here".into(),
+        "sign it with a manage key of this namespace (keys/_manage.toml, skn=manage)",
+    )
+}
+
+/// The one host that a request names. An absolute target must name the same.
+fn host_of<'a>(headers: &'a HeaderMap, uri: &Uri) -> Result<&'a str, Problem> {
+    let malformed = |error: &str| {
+        Problem::new(
+            Kind::Malformed,
+            error.into(),
+            "send one Host header, with the host and port of the URL",
+        )
+    };
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        return Err(malformed(
+            "the request has no Host header, or more than one",
+        ));
+    };
+    let host = host
+        .to_str()
+        .map_err(|_| malformed("the Host header is not ASCII"))?;
+    match uri.authority() {
+        Some(authority) if !authority.as_str().eq_ignore_ascii_case(host) => Err(malformed(
+            "the request's URL and its Host header name two hosts",
+        )),
+        _ => Ok(host),
+    }
+}
+
+/// The port is left out: a name that leads here by another way does so on any port.
+fn is_ours(host: &str, remote: Remote, namespace: &Namespace) -> bool {
+    let Some(host) = without_port(host).and_then(|host| host.parse::<Host>().ok()) else {
+        return false;
+    };
+    let is_localhost = matches!(&host, Host::Name(name) if name.matches("localhost"));
+    let is_own_address = match remote {
+        Remote::Network { local, .. } => host.ip() == Some(local.ip().to_canonical()),
+        Remote::Local { .. } => false,
+    };
+    is_localhost || is_own_address || host.matches(&namespace.public_address.host)
+}
+
+fn without_port(host: &str) -> Option<&str> {
+    if host.starts_with('[') {
+        return host.split_inclusive(']').next();
+    }
+    host.split(':').next()
+}
+
+/// Whether an Origin is a page of this very host.
+fn is_same(origin: &str, host: &str) -> bool {
+    let same = |scheme: &str| {
+        origin
+            .strip_prefix(scheme)
+            .is_some_and(|origin| origin.eq_ignore_ascii_case(host))
+    };
+    same("http://") || same("https://")
+}
+
+impl Remote {
+    fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Network { peer, .. } => Some(peer.ip()),
+            Self::Local { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network { peer, .. } => peer.fmt(out),
+            Self::Local { uid } => write!(out, "run/api.sock, uid {uid}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_that_are_ours() {
+        let namespace =
+            Namespace::parse("f", "public_address = \"relay.example.com:4433\"", "x").unwrap();
+        let remote = Remote::Network {
+            peer: "192.0.2.9:1".parse().unwrap(),
+            local: "192.0.2.7:8480".parse().unwrap(),
+        };
+        for host in [
+            "localhost",
+            "LOCALHOST:8480",
+            "192.0.2.7:8480",
+            "192.0.2.7",
+            "relay.example.com",
+            "Relay.Example.com:443",
+            "[::ffff:192.0.2.7]:8480",
+        ] {
+            assert!(is_ours(host, remote, &namespace), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example.com",
+            "192.0.2.8:8480",
+            "127.0.0.1:8480",
+            "localhost.evil.example.com",
+            "[::1]",
+            "relay.example.com@evil",
+            "a b",
+        ] {
+            assert!(!is_ours(host, remote, &namespace), "{host}");
+        }
+        assert!(!is_ours("127.0.0.1", Remote::Local { uid: 0 }, &namespace));
+    }
+
+    #[test]
+    fn origins_that_are_the_same_host() {
+        assert!(
+            is_same("http://localhost:8480", "LOCALHOST:8480")
+                && is_same("https://relay.example.com", "relay.example.com")
+        );
+        for origin in [
+            "null",
+            "",
+            "http://localhost",
+            "http://evil.example.com",
+            "file://",
+            "http://localhost:8480.evil.example.com",
+        ] {
+            assert!(!is_same(origin, "localhost:8480"), "{origin}");
+        }
+    }
+}

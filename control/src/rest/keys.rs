@@ -1,0 +1,157 @@
+//! Keys over REST. Both operations are audited before they are done.
+
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, body};
+use underpass_proto::key::Which;
+use underpass_proto::{HycoKeys, HycoName, Rule};
+use zeroize::Zeroizing;
+
+use super::body::{Body, Name};
+use super::door::Remote;
+use super::model::{KeyWord, Keys, Regenerate, RuleKeys, RuleWord};
+use super::patterns::NamePath;
+use super::problem::{Kind, Problem};
+use super::{Actor, Api, Rest, blocking, record};
+use crate::store::{Refusal, string_of};
+
+/// List its keys
+///
+/// Four keys and four connection strings. Audited.
+#[utoipa::path(
+    post,
+    path = "/v1/hybridconnections/{name}/listKeys",
+    tag = "keys",
+    operation_id = "listKeys",
+    params(NamePath),
+    responses((status = 200, body = Keys))
+)]
+pub(super) async fn list(
+    State(rest): Api,
+    Extension(remote): Extension<Remote>,
+    Name(name): Name,
+) -> Result<Response, Problem> {
+    let text = blocking(&rest, move |rest| {
+        rest.store.find(&name)?;
+        audit(rest, remote, "listKeys", &name, None)?;
+        let keys = strings(rest, &name)?;
+        let text = serde_json::to_vec(&keys).map(Zeroizing::new);
+        text.map_err(|error| {
+            Problem::new(
+                Kind::Internal,
+                error.to_string(),
+                "the log of control may say more",
+            )
+        })
+    });
+    // Wiped when it has been sent.
+    let body = body::Body::from(body::Bytes::from_owner(text.await?));
+    let headers = [
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        ),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    Ok((headers, body).into_response())
+}
+
+/// Make one key anew
+///
+/// What stands on the old one ends within a second. Audited.
+#[utoipa::path(
+    post,
+    path = "/v1/hybridconnections/{name}/regenerateKey",
+    tag = "keys",
+    operation_id = "regenerateKey",
+    params(NamePath),
+    request_body = Regenerate,
+    responses((status = 204, description = "Made anew; listKeys tells it"))
+)]
+pub(super) async fn regenerate(
+    State(rest): Api,
+    Extension(remote): Extension<Remote>,
+    Name(name): Name,
+    Body(wanted): Body<Regenerate>,
+) -> Result<StatusCode, Problem> {
+    let (rule, which): (Rule, Which) = (wanted.rule.into(), wanted.key.into());
+    blocking(&rest, move |rest| {
+        rest.store.find(&name)?;
+        audit(
+            rest,
+            remote,
+            "regenerateKey",
+            &name,
+            Some(&format!("{} {which}", rule.right())),
+        )?;
+        Ok(rest.store.regenerate(&name, rule, which)?)
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn audit(
+    rest: &Rest,
+    remote: Remote,
+    action: &str,
+    name: &HycoName,
+    key: Option<&str>,
+) -> Result<(), Problem> {
+    let actor = Actor {
+        rule: underpass_proto::sas::MANAGE,
+        remote: remote.to_string(),
+    };
+    let noted = record(rest.directory(), &rest.clock, &actor, action, name, key);
+    noted
+        .map_err(|error| Refusal::storage(&rest.directory().run().join("audit.log"), &error).into())
+}
+
+fn strings(rest: &Rest, name: &HycoName) -> Result<Keys, Refusal> {
+    let stored = rest.store.find(name)?;
+    let definition = stored.good()?;
+    let namespace = rest.store.namespace()?;
+    let identity = rest.store.identity(&namespace)?;
+    let keys = rest.store.keys(name)?;
+    let of_rule = |rule| {
+        let key = |which| of(&keys, rule, which);
+        let string = |which| {
+            key(which).map(|key| {
+                string_of(definition, &namespace, &identity, rule, key)
+                    .emit()
+                    .to_string()
+            })
+        };
+        RuleKeys {
+            primary_key: key(Which::Primary)
+                .map(|key| key.expose().to_owned())
+                .unwrap_or_default(),
+            secondary_key: key(Which::Secondary).map(|key| key.expose().to_owned()),
+            primary_connection_string: string(Which::Primary).unwrap_or_default(),
+            secondary_connection_string: string(Which::Secondary),
+        }
+    };
+    Ok(Keys {
+        listen: of_rule(Rule::Listen),
+        send: of_rule(Rule::Send),
+    })
+}
+
+fn of(keys: &HycoKeys, rule: Rule, which: Which) -> Option<underpass_proto::Key> {
+    keys.rule(rule).and_then(|pair| pair.which(which)).cloned()
+}
+
+impl Keys {
+    /// One connection string of the four.
+    #[must_use]
+    pub fn string(&self, rule: RuleWord, key: KeyWord) -> Option<&str> {
+        let keys = match rule {
+            RuleWord::Listen => &self.listen,
+            RuleWord::Send => &self.send,
+        };
+        match key {
+            KeyWord::Primary => Some(&keys.primary_connection_string),
+            KeyWord::Secondary => keys.secondary_connection_string.as_deref(),
+        }
+    }
+}

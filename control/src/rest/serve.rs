@@ -1,0 +1,290 @@
+//! Accepts connections for the API: on the address of `[control]`, with TLS where that says so, and on `run/api.sock`.
+//!
+//! An address that cannot be had is told as a fault and tried again; files and traffic go on. A changed address is taken up.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt;
+use tracing::{debug, info, warn};
+
+use super::{Remote, Shared, router, tls};
+use crate::files::control_section::ControlSettings;
+use crate::files::namespace::Namespace;
+use crate::files::{Directory, Fault};
+use crate::publish::is_ours;
+
+/// Connections of one listener at once: people and their scripts, not the world.
+const CONNECTIONS_MAX: usize = 64;
+
+/// From accepting a connection, or from an answer, to the next whole head.
+const HEAD_WITHIN: Duration = Duration::from_secs(15);
+
+/// A connection that lasts longer is closed: whoever does not read would hold its place for ever.
+const CONNECTION_WITHIN: Duration = Duration::from_secs(300);
+
+/// Bytes of a head.
+const HEAD_MAX: usize = 32 * 1024;
+
+/// Between two tries to listen, and after an accept that failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often the certificate is looked at.
+const CERTIFICATE_EVERY: Duration = Duration::from_secs(10);
+
+/// What would keep the API from ever being served is said before control starts.
+///
+/// # Errors
+/// The certificate cannot be used.
+pub(crate) fn check(directory: &Directory, namespace: &Namespace) -> Result<(), Fault> {
+    match &namespace.control.tls {
+        Some(tls) => tls::load(directory, tls).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// Serves until dropped.
+pub(crate) async fn serve(rest: Shared) {
+    let router = router(&rest);
+    tokio::join!(
+        serve_local(&rest, router.clone()),
+        serve_network(&rest, router)
+    );
+}
+
+async fn serve_local(rest: &Shared, router: Router) {
+    let path = rest.directory().run().join("api.sock");
+    let listener = loop {
+        match bind_local(&path) {
+            Ok(listener) => break listener,
+            Err(error) => {
+                warn!(path = %path.display(), %error, "the REST API cannot be served to commands; they work on the files");
+                sleep(RETRY * 10).await;
+            }
+        }
+    };
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let place = place(&room).await;
+        match listener.accept().await {
+            Ok((stream, _)) if is_ours(&stream) => {
+                let uid = stream.peer_cred().map_or(0, |peer| peer.uid());
+                tokio::spawn(converse(
+                    stream,
+                    Remote::Local { uid },
+                    router.clone(),
+                    place,
+                ));
+            }
+            Ok(_) => {}
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+/// Control's lock is held, so a socket that is there is a dead process's.
+fn bind_local(path: &std::path::Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+async fn serve_network(rest: &Shared, router: Router) {
+    let mut news = rest.live.published();
+    let mut told = None;
+    loop {
+        let settings = rest.live.namespace().control.clone();
+        let changed = async {
+            while rest.live.namespace().control == settings {
+                if news.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        match Door::open(rest.directory(), &settings).await {
+            Ok(door) => {
+                rest.live.set_api(Ok(door.address));
+                told = None;
+                info!(address = %door.address, tls = settings.tls.is_some(), "REST API listens");
+                tokio::select! {
+                    () = door.serve(rest.directory(), &settings, &router) => {}
+                    () = changed => {}
+                }
+            }
+            Err(fault) => {
+                if told.as_ref() != Some(&fault) {
+                    warn!("{fault}");
+                }
+                rest.live.set_api(Err(fault.clone()));
+                told = Some(fault);
+                tokio::select! {
+                    () = sleep(RETRY) => {}
+                    () = changed => {}
+                }
+            }
+        }
+    }
+}
+
+/// An open address.
+struct Door {
+    listener: TcpListener,
+    address: SocketAddr,
+    tls: Option<tls::Loaded>,
+}
+
+impl Door {
+    async fn open(directory: &Directory, settings: &ControlSettings) -> Result<Self, Fault> {
+        let tls = settings
+            .tls
+            .as_ref()
+            .map(|tls| tls::load(directory, tls))
+            .transpose()?;
+        let opened = TcpListener::bind(settings.listen).await;
+        let opened = opened.and_then(|listener| Ok((listener.local_addr()?, listener)));
+        let (address, listener) = opened.map_err(|error| cannot_listen(settings.listen, &error))?;
+        Ok(Self {
+            listener,
+            address,
+            tls,
+        })
+    }
+
+    async fn serve(mut self, directory: &Directory, settings: &ControlSettings, router: &Router) {
+        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let place = place(&room).await;
+            let accepted = match timeout(CERTIFICATE_EVERY, self.listener.accept()).await {
+                Ok(accepted) => accepted,
+                Err(_) => {
+                    self.renew(directory, settings);
+                    continue;
+                }
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    pause(&error).await;
+                    continue;
+                }
+            };
+            let local = stream.local_addr().unwrap_or(self.address);
+            let remote = Remote::Network { peer, local };
+            let acceptor = self
+                .tls
+                .as_ref()
+                .map(|tls| TlsAcceptor::from(Arc::clone(&tls.config)));
+            tokio::spawn(greet(stream, remote, acceptor, router.clone(), place));
+        }
+    }
+
+    /// A new certificate is taken up; a bad one leaves the old in use.
+    fn renew(&mut self, directory: &Directory, settings: &ControlSettings) {
+        let (Some(loaded), Some(tls)) = (&self.tls, &settings.tls) else {
+            return;
+        };
+        if loaded.is_current(directory, tls) {
+            return;
+        }
+        match tls::load(directory, tls) {
+            Ok(renewed) => {
+                info!("the REST API has a new certificate");
+                self.tls = Some(renewed);
+            }
+            Err(fault) => warn!("{fault}"),
+        }
+    }
+}
+
+fn cannot_listen(address: SocketAddr, error: &io::Error) -> Fault {
+    let next = match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "`ss -ltnp 'sport = :{}'` shows who has it; another is chosen by `listen` in [control]",
+            address.port()
+        ),
+        io::ErrorKind::AddrNotAvailable => {
+            "write an address of this machine as `listen` in [control]".into()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "choose a port above 1023 by `listen` in [control]".into()
+        }
+        _ => "another address is chosen by `listen` in [control]".into(),
+    };
+    Fault::whole(
+        "namespace.toml",
+        format!(
+            "the REST API cannot listen on {address} (tcp): {error}; {next}; it is tried again each second"
+        ),
+    )
+}
+
+async fn greet(
+    stream: TcpStream,
+    remote: Remote,
+    acceptor: Option<TlsAcceptor>,
+    router: Router,
+    place: OwnedSemaphorePermit,
+) {
+    let _ = stream.set_nodelay(true);
+    let Some(acceptor) = acceptor else {
+        return converse(stream, remote, router, place).await;
+    };
+    match timeout(HEAD_WITHIN, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => converse(stream, remote, router, place).await,
+        Ok(Err(error)) => debug!(%remote, %error, "no TLS"),
+        Err(_) => debug!(%remote, "no TLS in time"),
+    }
+}
+
+/// One connection, from its first request to its last.
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    remote: Remote,
+    router: Router,
+    _place: OwnedSemaphorePermit,
+) {
+    let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(remote);
+        request.map(axum::body::Body::new)
+    });
+    let conversation = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .max_buf_size(HEAD_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    match timeout(CONNECTION_WITHIN, conversation).await {
+        Ok(Err(error)) => debug!(%remote, %error, "connection to the API failed"),
+        Ok(Ok(())) | Err(_) => {}
+    }
+}
+
+/// A place for one more connection. While there is none, others wait in the kernel's queue.
+async fn place(room: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    Arc::clone(room)
+        .acquire_owned()
+        .await
+        .expect("nobody closes it")
+}
+
+/// The cause of a failed accept (no descriptors) does not go away at once.
+async fn pause(error: &io::Error) {
+    warn!(%error, "a connection to the API could not be accepted");
+    sleep(RETRY / 10).await;
+}
