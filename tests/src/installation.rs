@@ -130,7 +130,9 @@ impl Installation {
         fs::create_dir_all(directory.join("connections"))?;
         fs::write(
             directory.join("namespace.toml"),
-            format!("name = \"tests\"\nlisten = \"{listen}\"\npublic_address = \"{listen}\"\n"),
+            format!(
+                "name = \"tests\"\nlisten = \"{listen}\"\npublic_address = \"{listen}\"\n[control]\nlisten = \"127.0.0.1:0\"\n"
+            ),
         )?;
         Ok(Self {
             folder,

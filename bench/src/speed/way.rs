@@ -228,7 +228,9 @@ fn define(
     fs::create_dir(dir)?;
     fs::write(
         dir.join("namespace.toml"),
-        format!("name = \"speed\"\nlisten = \"{listen}\"\npublic_address = \"{listen}\"\n"),
+        format!(
+            "name = \"speed\"\nlisten = \"{listen}\"\npublic_address = \"{listen}\"\n[control]\nlisten = \"127.0.0.1:0\"\n"
+        ),
     )?;
     let binding = SocketAddr::from((Ipv4Addr::LOCALHOST, free_tcp_port()));
     let mut create = command(settings);

@@ -1,7 +1,6 @@
-//! `underpass connection`: hybrid connections, on the files alone. Control takes notice of the files by itself.
+//! `underpass connection`: hybrid connections, made, changed and shown; see [`super::desk`] for by whom.
 
 use std::fmt::Write;
-use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
@@ -11,20 +10,26 @@ use ipnet::IpNet;
 use serde::Serialize;
 use underpass_proto::key::Which;
 use underpass_proto::snapshot::HycoLimits;
-use underpass_proto::{ConnectionString, Endpoint, Host, HycoName, Rule};
+use underpass_proto::{Endpoint, Host, HycoName, Rule};
 
+use super::desk::{Change, Desk};
 use super::options::{binding, port};
 use super::table::table;
-use super::{DirArgs, Exit, Failure, installation, print};
-use crate::files::definition::Definition;
+use super::{DirArgs, Failure, installation, print};
+use crate::files::definition::{Definition, LIMIT_MAX};
+use crate::files::disk;
 use crate::files::namespace::Namespace;
-use crate::files::{Directory, Fault, Unmade, disk, keys};
+use crate::store::Described;
 
 /// The commands below `underpass connection`.
 #[derive(Subcommand, Debug)]
 pub(super) enum Command {
     /// Define a hybrid connection and make its keys
     Create(CreateArgs),
+    /// Change one in place: live flows end on the old endpoint, new ones go to the new
+    Set(SetArgs),
+    /// Delete one and its keys: its sessions and flows end
+    Delete(DeleteArgs),
     /// Print a connection string
     String(StringArgs),
     /// List all
@@ -49,6 +54,53 @@ pub(super) struct CreateArgs {
     /// A network that may connect to the binding; needed where that is not loopback; may be repeated
     #[arg(long, value_name = "CIDR", requires = "bind")]
     allow_from: Vec<IpNet>,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+#[derive(Args, Debug)]
+#[group(id = "change", required = true, multiple = true, args = ["host", "port", "bind", "no_bind", "allow_from", "probe", "listeners_max", "flows_max"])]
+pub(super) struct SetArgs {
+    /// The hybrid connection
+    name: HycoName,
+    /// Host of the service, as it is reached from the agent: name or address
+    #[arg(long)]
+    host: Option<Host>,
+    /// TCP port of the service
+    #[arg(long, value_parser = port)]
+    port: Option<NonZeroU16>,
+    /// Where applications connect on the relay's machine, like 127.0.0.1:14330
+    #[arg(long, value_name = "ADDR", value_parser = binding)]
+    bind: Option<SocketAddr>,
+    /// No binding: only senders reach it
+    #[arg(long, conflicts_with_all = ["bind", "allow_from"])]
+    no_bind: bool,
+    /// The networks that may connect to the binding, in place of those before; may be repeated
+    #[arg(long, value_name = "CIDR")]
+    allow_from: Vec<IpNet>,
+    /// Whether the endpoint is dialled now and then to learn its health
+    #[arg(long, value_enum)]
+    probe: Option<Switch>,
+    /// Listeners at once, most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(LIMIT_MAX)))]
+    listeners_max: Option<u32>,
+    /// Live flows at once, most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(LIMIT_MAX)))]
+    flows_max: Option<u32>,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct DeleteArgs {
+    /// The hybrid connection
+    name: HycoName,
     #[command(flatten)]
     dir: DirArgs,
 }
@@ -102,6 +154,8 @@ pub(super) struct ShowArgs {
 pub(super) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Create(args) => create(args),
+        Command::Set(args) => set(&args),
+        Command::Delete(args) => delete(&args),
         Command::String(args) => string(&args),
         Command::List(args) => list(&args),
         Command::Show(args) => show(&args),
@@ -109,8 +163,7 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
 }
 
 fn create(args: CreateArgs) -> Result<(), Failure> {
-    let directory = args.dir.directory();
-    let (namespace, _) = installation::open(&directory)?;
+    let (namespace, _) = installation::open(&args.dir.directory())?;
     let definition = Definition {
         name: args.name,
         endpoint: Endpoint {
@@ -123,66 +176,38 @@ fn create(args: CreateArgs) -> Result<(), Failure> {
         probe: true,
         bind_line: 0,
     };
-    let path = directory.definition(&definition.name);
-    let text = definition.text();
-    check_new(&directory, &definition, &text)?;
-    // Keys first: a definition is never seen without them.
-    keys::make(&directory.key_file(&definition.name), &mut rand::rng())?;
-    disk::create(&path, text.as_bytes(), disk::OPEN).map_err(|source| match source.kind() {
-        io::ErrorKind::AlreadyExists => {
-            exists(&directory, &definition.name, &path.display().to_string())
-        }
-        _ => Unmade {
-            path: path.clone(),
-            source,
-        }
-        .into(),
-    })?;
+    Desk::open(&args.dir)?.create(&definition)?;
     eprint!("{}", next_steps(&args.dir, &definition, &namespace));
     Ok(())
 }
 
-/// What would be wrong with the file is said before it is there.
-fn check_new(directory: &Directory, definition: &Definition, text: &str) -> Result<(), Failure> {
-    let all = installation::definitions(directory)?;
-    if let Some(found) = all.iter().find(|found| found.is(&definition.name)) {
-        return Err(exists(directory, &definition.name, &found.file));
+fn set(args: &SetArgs) -> Result<(), Failure> {
+    installation::open(&args.dir.directory())?;
+    let change = Change {
+        host: args.host.clone(),
+        port: args.port,
+        bind: args.bind.map(Some).or(args.no_bind.then_some(None)),
+        allow_from: (!args.allow_from.is_empty()).then(|| args.allow_from.clone()),
+        probe: args.probe.map(|probe| probe == Switch::On),
+        listeners_max: args.listeners_max,
+        flows_max: args.flows_max,
+    };
+    let described = Desk::open(&args.dir)?.change(&args.name, &change)?;
+    let endpoint = described.endpoint.as_deref().unwrap_or("-");
+    eprintln!("changed {} → {endpoint}", described.name);
+    if args.host.is_some() || args.port.is_some() {
+        eprintln!(
+            "hint: agents dial {endpoint} only if their own allow-list has it: `underpass agent allow {endpoint}` there, or a new string"
+        );
     }
-    Definition::parse(definition.name.clone(), "", text).map_err(|faults| {
-        let errors = faults.into_iter().map(|fault| fault.what).collect();
-        Failure {
-            exit: Exit::Usage,
-            errors,
-            hint: Some("`--allow-from CIDR` says who may connect".into()),
-        }
-    })?;
-    let same_bind = all
-        .iter()
-        .filter_map(|found| found.definition.as_ref().ok())
-        .find(|other| {
-            other.bind.is_some()
-                && other.bind == definition.bind
-                && other.bind.is_some_and(|bind| bind.port() != 0)
-        });
-    match same_bind {
-        Some(other) => Err(Failure::configuration(format!(
-            "the binding {} is taken by {}",
-            definition
-                .bind
-                .map_or_else(String::new, |bind| bind.to_string()),
-            other.name
-        ))
-        .hint("choose another address or port for `--bind`")),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
-fn exists(directory: &Directory, name: &HycoName, file: &str) -> Failure {
-    Failure::configuration(format!(
-        "{name} exists already in {}",
-        directory.root().display()
-    ))
-    .hint(format!("edit {file}, or choose another name"))
+fn delete(args: &DeleteArgs) -> Result<(), Failure> {
+    installation::open(&args.dir.directory())?;
+    Desk::open(&args.dir)?.delete(&args.name)?;
+    eprintln!("deleted {} and its keys", args.name);
+    Ok(())
 }
 
 fn next_steps(dir: &DirArgs, definition: &Definition, namespace: &Namespace) -> String {
@@ -226,9 +251,10 @@ fn next_steps(dir: &DirArgs, definition: &Definition, namespace: &Namespace) -> 
 }
 
 fn string(args: &StringArgs) -> Result<(), Failure> {
+    let desk = Desk::open(&args.dir)?;
+    desk.find(&args.name)?; // Before anything is made in a directory that may be the wrong one.
     let directory = args.dir.directory();
-    let definition = installation::definition(&directory, &args.name)?;
-    let (namespace, identity) = installation::open(&directory)?;
+    let (namespace, _) = installation::open(&directory)?;
     let rule = match args.role {
         Role::Application => Rule::Send,
         Role::OnPremises => Rule::Listen,
@@ -238,16 +264,7 @@ fn string(args: &StringArgs) -> Result<(), Failure> {
     } else {
         Which::Primary
     };
-    let string = ConnectionString {
-        relay_host: namespace.public_address.host.clone(),
-        relay_port: namespace.public_address.port.get(),
-        key: key(&directory, &definition.name, rule, which)?,
-        rule,
-        pins: vec![identity.pin],
-        target: (rule == Rule::Listen).then_some(definition.endpoint),
-        name: definition.name,
-    };
-    let mut line = string.emit();
+    let mut line = desk.connection_string(&args.name, rule, which)?;
     line.push('\n');
     match &args.out {
         Some(path) => disk::replace(path, line.as_bytes(), disk::SECRET).map_err(|error| {
@@ -267,82 +284,10 @@ fn string(args: &StringArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn key(
-    directory: &Directory,
-    name: &HycoName,
-    rule: Rule,
-    which: Which,
-) -> Result<underpass_proto::Key, Failure> {
-    let path = keys::find(directory, name)?;
-    if !path.exists() {
-        keys::make(&path, &mut rand::rng())?;
-    }
-    let file = directory.shown(&path);
-    let pair = keys::load(&file, &path)?.rule(rule).cloned();
-    let key = pair.as_ref().and_then(|pair| pair.which(which)).cloned();
-    key.ok_or_else(|| {
-        Fault::whole(
-            file,
-            format!(
-                "has no {which} key under [{}]; add one, made by `openssl rand -base64 32`",
-                rule.right()
-            ),
-        )
-        .into()
-    })
-}
-
-/// One definition as JSON. Stable.
-#[derive(Serialize)]
-struct Shown<'a> {
-    name: &'a str,
-    endpoint: Option<&'a Endpoint>,
-    bind: Option<SocketAddr>,
-    allow_from: &'a [IpNet],
-    listeners_max: Option<u32>,
-    flows_max: Option<u32>,
-    probe: Option<bool>,
-    faults: Vec<String>,
-}
-
-impl<'a> Shown<'a> {
-    fn new(name: &'a str, definition: &'a Result<Definition, Vec<Fault>>) -> Self {
-        let good = definition.as_ref().ok();
-        Self {
-            name,
-            endpoint: good.map(|good| &good.endpoint),
-            bind: good.and_then(|good| good.bind),
-            allow_from: good.map_or(&[], |good| &good.allow_from),
-            listeners_max: good.map(|good| good.limits.listeners_max),
-            flows_max: good.map(|good| good.limits.flows_max),
-            probe: good.map(|good| good.probe),
-            faults: definition
-                .as_ref()
-                .err()
-                .map(|faults| faults.iter().map(Fault::to_string).collect())
-                .unwrap_or_default(),
-        }
-    }
-
-    fn endpoint(&self) -> String {
-        self.endpoint
-            .map_or_else(|| "-".into(), Endpoint::to_string)
-    }
-
-    fn bind(&self) -> String {
-        self.bind
-            .map_or_else(|| "-".into(), |bind| bind.to_string())
-    }
-}
-
 fn list(args: &ListArgs) -> Result<(), Failure> {
-    let all = installation::definitions(&args.dir.directory())?;
-    let shown: Vec<Shown<'_>> = all
-        .iter()
-        .map(|found| Shown::new(&found.name, &found.definition))
-        .collect();
+    let all = Desk::open(&args.dir)?.list()?;
     if args.json {
-        return print(&json(&shown));
+        return print(&json(&all));
     }
     if all.is_empty() {
         let folder = args.dir.directory().connections();
@@ -353,13 +298,13 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let head = ["NAME", "ENDPOINT", "BINDING"].map(str::to_owned);
-    let rows = shown
+    let rows = all
         .iter()
-        .map(|shown| [shown.name.to_owned(), shown.endpoint(), shown.bind()]);
+        .map(|one| [one.name.clone(), endpoint_of(one), binding_of(one)]);
     print(&table(
         &std::iter::once(head).chain(rows).collect::<Vec<_>>(),
     ))?;
-    for fault in shown.iter().flat_map(|shown| &shown.faults) {
+    for fault in all.iter().flat_map(|one| &one.faults) {
         eprintln!("warning: {fault}");
     }
     Ok(())
@@ -367,49 +312,48 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
 
 fn show(args: &ShowArgs) -> Result<(), Failure> {
     let directory = args.dir.directory();
-    let definition = installation::definition(&directory, &args.name)?;
-    let name = definition.name.clone();
-    let definition = Ok(definition);
-    let shown = Shown::new(name.as_str(), &definition);
+    let shown = Desk::open(&args.dir)?.find(&args.name)?;
     if args.json {
         return print(&json(&shown));
     }
-    let allow_from: Vec<String> = shown.allow_from.iter().map(IpNet::to_string).collect();
-    let allow_from = if allow_from.is_empty() {
-        "this machine".into()
-    } else {
-        allow_from.join(", ")
+    let allow_from = match (&shown.bind, shown.allow_from.is_empty()) {
+        (None, _) => "-".into(),
+        (Some(_), true) => "this machine".into(),
+        (Some(_), false) => shown.allow_from.join(", "),
     };
     let row = |name: &str, value: String| [name.to_owned(), value];
     let count = |count: Option<u32>| count.map_or_else(String::new, |count| count.to_string());
+    let probe = if shown.probe == Some(true) {
+        "on"
+    } else {
+        "off"
+    };
+    // As it is spelled there.
+    let name = shown.name.parse().unwrap_or_else(|_| args.name.clone());
     print(&table(&[
         row("name", name.to_string()),
-        row("endpoint", shown.endpoint()),
-        row("binding", shown.bind()),
-        row(
-            "allowed from",
-            if shown.bind.is_some() {
-                allow_from
-            } else {
-                "-".into()
-            },
-        ),
+        row("endpoint", endpoint_of(&shown)),
+        row("binding", binding_of(&shown)),
+        row("allowed from", allow_from),
         row("listeners, most", count(shown.listeners_max)),
         row("flows, most", count(shown.flows_max)),
-        row(
-            "probe",
-            if shown.probe == Some(true) {
-                "on".into()
-            } else {
-                "off".into()
-            },
-        ),
+        row("probe", probe.into()),
         row(
             "definition",
             directory.definition(&name).display().to_string(),
         ),
         row("keys", directory.key_file(&name).display().to_string()),
     ]))
+}
+
+fn endpoint_of(shown: &Described) -> String {
+    shown.endpoint.clone().unwrap_or_else(|| "-".into())
+}
+
+fn binding_of(shown: &Described) -> String {
+    shown
+        .bind
+        .map_or_else(|| "-".into(), |bind| bind.to_string())
 }
 
 fn json(value: &impl Serialize) -> String {

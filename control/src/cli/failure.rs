@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use crate::files::{Fault, Unmade};
 use crate::publish;
+use crate::store::{Code, Refusal};
 
 /// Exit codes. Stable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,6 +99,25 @@ impl From<Unmade> for Failure {
     fn from(error: Unmade) -> Self {
         Self::configuration(error)
             .hint("the directory must be one that this user can write; `--dir DIR` names another")
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let exit = match refusal.code {
+            Code::Invalid => Exit::Usage,
+            Code::EditionLimit | Code::Changed | Code::Busy => Exit::Failed,
+            Code::UnknownName
+            | Code::Exists
+            | Code::BindingTaken
+            | Code::FaultyFile
+            | Code::Storage => Exit::Configuration,
+        };
+        Self {
+            exit,
+            errors: refusal.errors,
+            hint: refusal.hint,
+        }
     }
 }
 

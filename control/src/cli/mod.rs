@@ -6,11 +6,13 @@ mod allow;
 mod argv;
 mod connection;
 mod control;
+mod desk;
 mod dumps;
 mod environment;
 mod failure;
 mod generate;
 mod installation;
+mod key;
 mod options;
 mod probe;
 mod prompt;
@@ -81,9 +83,12 @@ enum Command {
     /// The on-premises side
     #[command(subcommand)]
     Agent(agent::Command),
-    /// Make and show hybrid connections, on the files alone
+    /// Make, change, show and delete hybrid connections
     #[command(subcommand)]
     Connection(connection::Command),
+    /// Make keys anew
+    #[command(subcommand)]
+    Key(key::Command),
     /// What control and relay know just now
     Status(status::Args),
     /// Dial an endpoint now, by every agent, and say hop by hop how far it came
@@ -132,6 +137,7 @@ fn run(arguments: Vec<OsString>) -> Result<(), Ended> {
         Command::Relay(args) => relay::run(&args)?,
         Command::Agent(command) => agent::run(command)?,
         Command::Connection(command) => connection::run(command)?,
+        Command::Key(command) => key::run(command)?,
         Command::Status(args) => status::run(&args)?,
         Command::Probe(args) => probe::run(&args)?,
         Command::Completions(args) => generate::completions(&args)?,

@@ -244,7 +244,9 @@ fn service_address(output: ChildStdout) -> Result<SocketAddr> {
 /// A UDP port that is free just now, for both the relay and what the connection string says of it.
 fn write_namespace(directory: &Path) -> Result<()> {
     let relay = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-    let text = format!("name = \"demo\"\nlisten = \"{relay}\"\npublic_address = \"{relay}\"\n");
+    let text = format!(
+        "name = \"demo\"\nlisten = \"{relay}\"\npublic_address = \"{relay}\"\n[control]\nlisten = \"127.0.0.1:0\"\n"
+    );
     Ok(fs::write(directory.join("namespace.toml"), text)?)
 }
 

@@ -14,8 +14,8 @@ mod fault;
 pub mod keys;
 mod lock;
 pub mod namespace;
-pub mod strings;
 pub mod quota;
+pub mod strings;
 pub mod tls;
 pub mod wording;
 

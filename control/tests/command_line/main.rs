@@ -4,6 +4,7 @@
 
 mod allow;
 mod cases;
+mod desk;
 mod reports;
 mod secrets;
 
