@@ -14,7 +14,7 @@ use crate::clock;
 use crate::files::Directory;
 use crate::files::definition::Definition;
 use crate::rest::model::{HybridConnection, HybridConnections, Keys, Regenerate, Wanted};
-use crate::rest::{Actor, Client, ClientError, record};
+use crate::rest::{Actor, Client, ClientError, note};
 use crate::store::{Code, Condition, Described, Refusal, Store};
 
 /// A change is made on what was read; when somebody was quicker it is read again this often.
@@ -208,7 +208,7 @@ fn audit(
         remote: format!("command line, uid {uid}"),
     };
     let key = format!("{} {which}", rule.right());
-    record(
+    note(
         directory,
         &clock::system(),
         &actor,
@@ -233,7 +233,7 @@ impl From<ClientError> for Failure {
         match error {
             ClientError::Problem(problem) => {
                 let code = serde_json::from_value(problem.code.clone().into());
-                let (errors, hint) = (problem.errors, problem.hint);
+                let (errors, hint) = (problem.errors.clone(), problem.hint.clone());
                 match code {
                     Ok(code) => Refusal { code, errors, hint }.into(),
                     Err(_) => Self {

@@ -36,11 +36,11 @@ struct Line<'a> {
     remote: &'a str,
 }
 
-/// Notes an action before it is done.
+/// Notes an action before it is done, in the log and in the file.
 ///
 /// # Errors
 /// It could not be noted: then it must not be done.
-pub fn record(
+pub(super) fn record(
     directory: &Directory,
     clock: &Clock,
     actor: &Actor,
@@ -50,6 +50,22 @@ pub fn record(
 ) -> io::Result<()> {
     let Actor { rule, remote } = actor;
     info!(target: "audit", action, hyco = %name, key, rule, remote);
+    note(directory, clock, actor, action, name, key)
+}
+
+/// Notes an action before it is done, in the file alone: for commands, whose log is what a person reads.
+///
+/// # Errors
+/// See [`record`].
+pub fn note(
+    directory: &Directory,
+    clock: &Clock,
+    actor: &Actor,
+    action: &str,
+    name: &HycoName,
+    key: Option<&str>,
+) -> io::Result<()> {
+    let Actor { rule, remote } = actor;
     let line = Line {
         time: shown(clock()),
         action,

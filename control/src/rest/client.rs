@@ -43,7 +43,7 @@ pub struct Client {
 pub enum ClientError {
     /// The API says no.
     #[error("{}", .0.detail)]
-    Problem(Box<Problem>),
+    Problem(Problem),
     /// There is no manage key to make a token of.
     #[error("no manage key")]
     Keys(Vec<Fault>),
@@ -153,7 +153,8 @@ impl Client {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let answered = runtime.block_on(timeout(ANSWER_WITHIN, self.exchange(request)));
+        let answered =
+            runtime.block_on(async { timeout(ANSWER_WITHIN, self.exchange(request)).await });
         answered.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
@@ -195,8 +196,8 @@ impl Client {
 }
 
 fn problem(status: StatusCode, body: &[u8]) -> ClientError {
-    match serde_json::from_slice::<Problem>(body) {
-        Ok(problem) if problem.status == status.as_u16() => ClientError::Problem(Box::new(problem)),
+    match serde_json::from_slice::<super::problem::Document>(body) {
+        Ok(problem) if problem.status == status.as_u16() => ClientError::Problem(problem.into()),
         _ => ClientError::NoAnswer,
     }
 }

@@ -95,9 +95,9 @@ pub(super) async fn get(
     responses(
         (status = 200, body = HybridConnection, description = "Changed", headers(("ETag" = String, description = "Names the content of its file"))),
         (status = 201, body = HybridConnection, description = "Made", headers(("ETag" = String, description = "Names the content of its file"), ("Location" = String, description = "Where it is"))),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`edition_limit`: the edition permits no more"),
-        (status = 412, body = Problem, content_type = "application/problem+json", description = "It is not what `If-Match` or `If-None-Match` says"),
-        (status = 507, body = Problem, content_type = "application/problem+json", description = "The disk did not take it; what was there still stands"),
+        (status = 403, body = super::problem::Document, content_type = "application/problem+json", description = "`edition_limit`: the edition permits no more"),
+        (status = 412, body = super::problem::Document, content_type = "application/problem+json", description = "It is not what `If-Match` or `If-None-Match` says"),
+        (status = 507, body = super::problem::Document, content_type = "application/problem+json", description = "The disk did not take it; what was there still stands"),
     )
 )]
 pub(super) async fn put(

@@ -8,12 +8,13 @@ use underpass_proto::key::Which;
 use underpass_proto::{HycoKeys, HycoName, Rule};
 use zeroize::Zeroizing;
 
+use super::audit::{Actor, record};
 use super::body::{Body, Name};
 use super::door::Remote;
 use super::model::{KeyWord, Keys, Regenerate, RuleKeys, RuleWord};
 use super::patterns::NamePath;
 use super::problem::{Kind, Problem};
-use super::{Actor, Api, Rest, blocking, record};
+use super::{Api, Rest, blocking};
 use crate::store::{Refusal, string_of};
 
 /// List its keys

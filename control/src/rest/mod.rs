@@ -38,7 +38,7 @@ use crate::store::{Refusal, Store};
 use failures::Failures;
 use problem::{Kind, Problem};
 
-pub use audit::{Actor, record};
+pub use audit::{Actor, note};
 pub use client::{Client, ClientError};
 pub use door::Remote;
 pub(crate) use serve::{check, serve};
@@ -86,7 +86,7 @@ impl Rest {
         title = "Underpass",
         description = "Manages hybrid connections. Every request but the probes carries a SAS token of a manage key (`keys/_manage.toml`, rule name `manage`) in `Authorization`."
     ),
-    components(schemas(Problem)),
+    components(schemas(problem::Document)),
     modifiers(&Everywhere),
     security(("sas" = []))
 )]

@@ -68,7 +68,7 @@ pub(super) async fn healthz() -> Json<Alive> {
     tag = "probes",
     operation_id = "readyz",
     security(()),
-    responses((status = 200, body = Alive), (status = 503, body = Problem, content_type = "application/problem+json"))
+    responses((status = 200, body = Alive), (status = 503, body = super::problem::Document, content_type = "application/problem+json"))
 )]
 pub(super) async fn readyz(State(rest): Api) -> Result<Json<Alive>, Problem> {
     if rest.live.is_ready() {

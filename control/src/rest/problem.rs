@@ -1,5 +1,7 @@
 //! What is wrong with a request, as a problem document (RFC 9457). Programs go by `code`, people by `detail`.
 
+use std::ops::Deref;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -10,9 +12,14 @@ use crate::store::Code;
 /// Of problem documents (RFC 9457, section 6.1).
 pub(super) const MEDIA_TYPE: &str = "application/problem+json";
 
+/// A problem. A pointer wide, because every result of the API carries room for one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem(Box<Document>);
+
 /// A problem document.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Problem {
+#[schema(as = Problem)]
+pub struct Document {
     /// Names the kind as an identifier: `urn:underpass:` and the code.
     #[serde(rename = "type")]
     pub kind: String,
@@ -163,7 +170,7 @@ impl Problem {
             Some(hint) => format!("{what}. {hint}"),
             None => what,
         };
-        Self {
+        Self(Box::new(Document {
             kind: format!("urn:underpass:{code}"),
             title: title.to_owned(),
             status: status.as_u16(),
@@ -172,19 +179,33 @@ impl Problem {
             errors,
             hint,
             retry_after_secs: None,
-        }
+        }))
     }
 
     pub(super) fn retry_after(mut self, secs: u64) -> Self {
-        self.retry_after_secs = Some(secs);
+        self.0.retry_after_secs = Some(secs);
         self
+    }
+}
+
+impl From<Document> for Problem {
+    fn from(document: Document) -> Self {
+        Self(Box::new(document))
+    }
+}
+
+impl Deref for Problem {
+    type Target = Document;
+
+    fn deref(&self) -> &Document {
+        &self.0
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let text = serde_json::to_vec(&self).unwrap_or_default();
+        let text = serde_json::to_vec(&self.0).unwrap_or_default();
         let mut response = (status, text).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));

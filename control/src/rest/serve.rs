@@ -269,9 +269,8 @@ async fn converse(
         .header_read_timeout(HEAD_WITHIN)
         .max_buf_size(HEAD_MAX)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-    match timeout(CONNECTION_WITHIN, conversation).await {
-        Ok(Err(error)) => debug!(%remote, %error, "connection to the API failed"),
-        Ok(Ok(())) | Err(_) => {}
+    if let Ok(Err(error)) = timeout(CONNECTION_WITHIN, conversation).await {
+        debug!(%remote, %error, "connection to the API failed");
     }
 }
 

@@ -48,7 +48,7 @@ fn a_change_leaves_the_old_definition_or_the_new() {
         |store| {
             store
                 .change(&name("payroll-sql"), |definition| {
-                    definition.endpoint.host = "sql02".parse().unwrap()
+                    definition.endpoint.host = "sql02".parse().unwrap();
                 })
                 .map(drop)
         },

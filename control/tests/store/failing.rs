@@ -128,7 +128,7 @@ impl FileSystem for Failing {
             Ok(())
         };
         self.step(act, || {
-            drop(System.write_new(path, &text[..text.len() / 2], mode))
+            drop(System.write_new(path, &text[..text.len() / 2], mode));
         })
     }
 

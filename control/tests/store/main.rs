@@ -37,7 +37,7 @@ fn a_definition_is_made_with_keys_listed_changed_in_place_and_deleted() {
     let changed = place
         .store
         .change(&name("PAYROLL-SQL"), |definition| {
-            definition.endpoint.host = "sql02".parse().unwrap()
+            definition.endpoint.host = "sql02".parse().unwrap();
         })
         .unwrap();
     assert_eq!(
@@ -243,7 +243,7 @@ fn what_would_be_a_fault_is_refused_with_its_reason() {
     let open = place
         .store
         .change(&name("payroll-sql"), |definition| {
-            definition.bind = "0.0.0.0:5000".parse().ok()
+            definition.bind = "0.0.0.0:5000".parse().ok();
         })
         .unwrap_err();
     assert_eq!(open.code, Code::Invalid);
