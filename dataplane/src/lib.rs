@@ -9,8 +9,10 @@ mod core;
 pub mod drain;
 mod flow;
 pub mod io;
+mod link;
 pub mod quic;
 pub mod relay;
+mod resolve;
 mod worker;
 
 /// Settings that every data plane process has.

@@ -68,7 +68,7 @@ fn serve(mut args: RunArgs) -> Result<(), Failure> {
     raise_file_limit();
     let requests = signals::drain_requests()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot take signals: {error}")))?;
-    agent::run(config, settings, requests).map_err(explain)
+    agent::run(config, settings, requests, agent::no_updates()).map_err(explain)
 }
 
 /// What the source says: `agent.toml`, or as much of one as a single string is, and that string where it is in no file.

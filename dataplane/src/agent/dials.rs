@@ -11,11 +11,11 @@ use underpass_proto::limits::DIAL_DEADLINE;
 use underpass_proto::wire::{Open, Probe};
 use underpass_proto::{AllowList, Endpoint, FlowCode};
 
-use super::dialler::{self, Found, Resolver};
 use super::role::{AgentFlow, Message};
 use crate::core::{Core, Owner};
 use crate::io::{Close, Io, SocketId};
 use crate::quic::SessionId;
+use crate::resolve::{self, Found, Resolver};
 use crate::worker::Handle;
 
 /// Connections that may be under way at once on one worker.
@@ -130,7 +130,7 @@ impl Dials {
         let endpoint = dial.endpoint().clone();
         self.by_number.insert(number, dial);
         self.deadlines.push_back((core.now + DIAL_DEADLINE, number));
-        if let Some(found) = dialler::literal(&endpoint) {
+        if let Some(found) = resolve::literal(&endpoint) {
             return self.found(core, allow, number, &found);
         }
         let handle = self.handle.clone();
@@ -153,7 +153,7 @@ impl Dials {
     ) -> Option<Done> {
         let dial = self.by_number.get_mut(&number)?;
         dial.resolve = core.now.saturating_duration_since(dial.since);
-        match dialler::permitted(allow, dial.endpoint(), found) {
+        match permitted(allow, dial.endpoint(), found) {
             Ok(addresses) => {
                 dial.candidates = addresses.into();
                 self.dial_next(core, number, FlowCode::EndpointUnreachable)
@@ -300,5 +300,64 @@ fn code_of(error: &std::io::Error) -> FlowCode {
         | Kind::AddrNotAvailable
         | Kind::PermissionDenied => FlowCode::EndpointUnreachable,
         _ => FlowCode::Overloaded, // No descriptor, no memory, no port.
+    }
+}
+
+/// The addresses that may be dialled, in order.
+///
+/// # Errors
+/// The name has no address, or none of its addresses is permitted.
+fn permitted(
+    allow: &AllowList,
+    endpoint: &Endpoint,
+    found: &[Found],
+) -> Result<Vec<SocketAddr>, FlowCode> {
+    if found.is_empty() {
+        return Err(FlowCode::NameNotFound);
+    }
+    let allowed = found
+        .iter()
+        .filter(|found| allow.permits_ip(endpoint, found.ip, found.from_hosts_file));
+    let addresses: Vec<_> = allowed
+        .map(|found| SocketAddr::new(found.ip, endpoint.port.get()))
+        .collect();
+    if addresses.is_empty() {
+        Err(FlowCode::NotAllowed)
+    } else {
+        Ok(addresses)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_without_an_address_is_told_from_one_that_may_not_be_dialled() {
+        let endpoint: Endpoint = "db.corp:1433".parse().expect("an endpoint");
+        let allow: AllowList = ["db.corp:1433".parse().expect("an entry")]
+            .into_iter()
+            .collect();
+        assert_eq!(
+            permitted(&allow, &endpoint, &[]),
+            Err(FlowCode::NameNotFound)
+        );
+        let metadata = Found {
+            ip: "169.254.169.254".parse().expect("an address"),
+            from_hosts_file: false,
+        };
+        assert_eq!(
+            permitted(&allow, &endpoint, &[metadata]),
+            Err(FlowCode::NotAllowed)
+        );
+        let fine = Found {
+            ip: "10.1.2.3".parse().expect("an address"),
+            from_hosts_file: false,
+        };
+        let only = "10.1.2.3:1433".parse().expect("an address");
+        assert_eq!(
+            permitted(&allow, &endpoint, &[metadata, fine]),
+            Ok(vec![only])
+        );
     }
 }

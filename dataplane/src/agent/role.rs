@@ -9,23 +9,27 @@ use crossbeam_channel::Sender;
 use quinn_proto::{ConnectionError, StreamId};
 use tracing::{debug, info, warn};
 use underpass_proto::wire::{Open, Opened, Probe, Probed, RefusedCode};
-use underpass_proto::{Ending, Endpoint, FlowCode, Frame, HycoName, SessionCode, Side};
+use underpass_proto::{Ending, FlowCode, Frame, HycoName, SessionCode, Side};
 
 use super::Plan;
-use super::dialler::{self, Found, Resolver};
 use super::dials::{Dials, Done, Errand};
-use super::link::{Heard, Link, words};
 use super::opens::{Asked, Opens};
 use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Datagrams, Io, SocketId};
+use crate::link::links::{Answer, Links};
+use crate::link::supervise::{Said, Told};
+use crate::link::{Heard, words};
 use crate::quic::SessionId;
+use crate::resolve::{Found, Resolver};
 use crate::worker::{Handle, Role};
 
 /// What the supervisor and the resolver tell a worker.
 pub(crate) enum Message {
-    /// Addresses of the plan's relay of this number.
-    RelayFound(usize, Vec<SocketAddr>),
+    /// Go by this from now on.
+    Plan(Arc<Plan>),
+    /// Addresses of the relay of the link of this number.
+    RelayFound(u64, Vec<SocketAddr>),
     /// Addresses of the endpoint that dial of this number waits for.
     EndpointFound(u64, Vec<Found>),
     /// Take no new flows; reset those that live at this time.
@@ -34,30 +38,20 @@ pub(crate) enum Message {
     Stop,
 }
 
-/// What a worker tells the supervisor.
-#[derive(Debug)]
-pub(crate) enum Said {
-    /// A listener is registered.
-    Registered {
-        /// For what.
-        hyco: HycoName,
-        /// What it leads to.
-        endpoint: Endpoint,
-        /// Round trip to the relay.
-        rtt: Duration,
-    },
-    /// A registration was refused because of its key or name.
-    Refused {
-        /// For what.
-        hyco: HycoName,
-    },
-    /// A session could not be had, or was lost.
-    Lost {
-        /// To which relay.
-        relay: Endpoint,
-        /// Why.
-        why: String,
-    },
+impl Told for Message {
+    type Plan = Plan;
+
+    fn plan(plan: Arc<Plan>) -> Self {
+        Self::Plan(plan)
+    }
+
+    fn drain(until: Instant) -> Self {
+        Self::Drain(until)
+    }
+
+    fn stop() -> Self {
+        Self::Stop
+    }
 }
 
 /// What an agent keeps with each flow.
@@ -70,8 +64,7 @@ pub(crate) struct AgentFlow {
 /// The role of an agent's worker.
 pub(crate) struct Agent {
     plan: Arc<Plan>,
-    links: Vec<Link>,
-    resolver: Resolver,
+    links: Links,
     handle: Handle<Message>,
     say: Sender<Said>,
     opens: Opens,
@@ -90,15 +83,12 @@ impl Agent {
         handle: Handle<Message>,
         say: Sender<Said>,
     ) -> Self {
-        let now = Instant::now();
-        let links = (0..plan.relays.len())
-            .map(|relay| Link::new(relay, worker, now))
-            .collect();
-        let dials = Dials::new(resolver.clone(), handle.clone());
+        let (relays, identity) = (&plan.relays, plan.identity);
+        let links = Links::new(relays, worker, identity, resolver.clone(), Instant::now());
+        let dials = Dials::new(resolver, handle.clone());
         Self {
             plan,
             links,
-            resolver,
             handle,
             say,
             opens: Opens::default(),
@@ -108,68 +98,34 @@ impl Agent {
         }
     }
 
-    fn link(&mut self, session: SessionId) -> Option<&mut Link> {
-        self.links.iter_mut().find(|link| link.has(session))
-    }
-
     fn keep_links<I: Io>(&mut self, core: &mut Core<I, AgentFlow>) {
-        let plan = Arc::clone(&self.plan);
-        for at in 0..self.links.len() {
-            let relay = &plan.relays[self.links[at].relay];
-            let stale =
-                self.links[at].stale(&core.quic, core.now, |id| core.flows.count_of_session(id));
-            for (session, why) in stale {
-                core.quic.close(core.now, session, SessionCode::Done);
-                self.lose(core, session, &why);
-            }
-            let link = &mut self.links[at];
-            link.ask_again(&mut core.quic, relay, core.now, &mut rand::rng());
-            if self.drain.is_some() || !link.wants_session(&core.quic, relay, core.now) {
-                continue;
-            }
-            if link.wants_address() {
-                link.resolving = true;
-                self.resolve_relay(at);
-            }
-            let link = &mut self.links[at];
-            if link.resolving {
-                continue; // The answer wakes this worker.
-            }
-            link.dial(&mut core.quic, relay, core.now, &mut rand::rng());
-        }
-    }
-
-    fn resolve_relay(&mut self, at: usize) {
-        let endpoint = self.plan.relays[at].endpoint.clone();
-        let port = endpoint.port.get();
-        let addresses = move |found: Vec<Found>| {
-            found
-                .into_iter()
-                .map(|found| SocketAddr::new(found.ip, port))
-                .collect()
-        };
-        if let Some(found) = dialler::literal(&endpoint) {
-            return self.links[at].found(addresses(found));
+        let flows = |id| core.flows.count_of_session(id);
+        for (session, why) in self.links.stale(&core.quic, core.now, flows) {
+            core.quic.close(core.now, session, SessionCode::Done);
+            self.lose(core, session, &why);
         }
         let handle = self.handle.clone();
-        let asked = self.resolver.ask(endpoint, move |found| {
-            let _ = handle.send(Message::RelayFound(at, addresses(found)));
-        });
-        self.links[at].resolving = asked.is_ok();
+        let answer = |number| -> Answer {
+            let handle = handle.clone();
+            Box::new(move |found| {
+                let _ = handle.send(Message::RelayFound(number, found));
+            })
+        };
+        let may_dial = self.drain.is_none();
+        self.links
+            .keep_up(&mut core.quic, core.now, may_dial, answer);
     }
 
     fn lose<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId, why: &str) {
         self.opens.session_gone(session);
         self.dials.session_gone(core, session);
         core.session_gone(session);
-        let plan = Arc::clone(&self.plan);
-        let Some(link) = self.link(session) else {
+        let Some(link) = self.links.of(session) else {
             return;
         };
-        let relay = &plan.relays[link.relay];
-        link.lost(relay, session, why, core.now);
+        link.lost(session, why, core.now);
         let _ = self.say.try_send(Said::Lost {
-            relay: relay.endpoint.clone(),
+            relay: link.relay.endpoint.clone(),
             why: why.to_string(),
         });
     }
@@ -195,24 +151,29 @@ impl Agent {
                 });
             }
             Heard::Refused(hyco, code) => {
-                for asked in self.opens.ready(session, &hyco) {
-                    refuse(
-                        core,
-                        session,
-                        asked.stream,
-                        &asked.open,
-                        FlowCode::RegistrationEnded,
-                    );
-                }
+                self.refuse_early(core, session, &hyco);
                 if code == RefusedCode::NotAuthorised {
                     let _ = self.say.try_send(Said::Refused { hyco });
                 }
             }
+            Heard::Ended(hyco) => self.refuse_early(core, session, &hyco),
             Heard::Probe(probe) => self.probe(core, session, probe),
             Heard::Broken(code, why) => {
                 core.quic.close(core.now, session, code);
                 self.lose(core, session, &why);
             }
+        }
+    }
+
+    fn refuse_early<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        session: SessionId,
+        hyco: &HycoName,
+    ) {
+        for asked in self.opens.ready(session, hyco) {
+            let (stream, code) = (asked.stream, FlowCode::RegistrationEnded);
+            refuse(core, session, stream, &asked.open, code);
         }
     }
 
@@ -226,9 +187,7 @@ impl Agent {
         let Some(asked) = self.opens.read(&mut core.quic, session, stream) else {
             return;
         };
-        let hyco = &asked.open.hyco;
-        let awaited = |link: &Link| link.is_awaited(session, hyco);
-        if !self.links.iter().any(awaited) {
+        if !self.links.is_awaited(session, &asked.open.hyco) {
             return self.open(core, asked);
         }
         if self.opens.is_full() {
@@ -257,10 +216,9 @@ impl Agent {
     }
 
     fn verdict(&self, session: SessionId, open: &Open) -> Result<(), FlowCode> {
-        let registered = |link: &Link| link.is_registered(session, &open.hyco);
-        if !self.links.iter().any(registered) {
+        if self.links.registered(session, &open.hyco).is_none() {
             Err(FlowCode::RegistrationEnded)
-        } else if self.drain.is_some() || self.plan.check_only {
+        } else if self.drain.is_some() || self.plan.identity.check_only {
             Err(FlowCode::Draining)
         } else if !self.plan.allow.permits(&open.endpoint) {
             Err(FlowCode::NotAllowed)
@@ -273,8 +231,7 @@ impl Agent {
 
     /// The relay wants to know whether the endpoint is there.
     fn probe<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId, probe: Probe) {
-        let registered = |link: &Link| link.is_registered(session, &probe.hyco);
-        let failed = if !self.links.iter().any(registered) {
+        let failed = if self.links.registered(session, &probe.hyco).is_none() {
             FlowCode::RegistrationEnded
         } else if !self.plan.allow.permits(&probe.endpoint) {
             FlowCode::NotAllowed
@@ -346,13 +303,13 @@ impl Agent {
         said: Probed,
     ) {
         debug!(hyco = %said.hyco, failed = ?said.failed, dialled = ?said.dialled, dial_us = said.dial_us, "probed");
-        if let Some(link) = self.link(session) {
+        if let Some(link) = self.links.of(session) {
             link.say(&mut core.quic, session, &Frame::Probed(said));
         }
     }
 
     fn end<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, code: SessionCode) {
-        for session in self.links.iter().flat_map(Link::all) {
+        for session in self.links.sessions() {
             core.quic.close(core.now, session, code);
         }
         self.done = true;
@@ -374,8 +331,13 @@ impl Role for Agent {
 
     fn message<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, message: Message) {
         match message {
-            Message::RelayFound(at, addresses) => {
-                self.links[at].found(addresses);
+            Message::Plan(plan) => {
+                self.links.adopt(&mut core.quic, &plan.relays, core.now);
+                self.plan = plan;
+                self.keep_links(core);
+            }
+            Message::RelayFound(number, addresses) => {
+                self.links.found(number, addresses);
                 self.keep_links(core);
             }
             Message::EndpointFound(number, found) => {
@@ -383,9 +345,9 @@ impl Role for Agent {
                 self.dialled(core, done);
             }
             Message::Drain(until) => {
-                self.links
-                    .iter_mut()
-                    .for_each(|link| link.say_draining(&mut core.quic));
+                for link in self.links.iter_mut() {
+                    link.say_to_all(&mut core.quic, &Frame::Draining);
+                }
                 self.drain = Some(until);
             }
             Message::Stop => {
@@ -416,9 +378,8 @@ impl Role for Agent {
     }
 
     fn session_up<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId) {
-        let plan = Arc::clone(&self.plan);
-        if let Some(link) = self.link(session) {
-            link.up(&mut core.quic, &plan, session);
+        if let Some(link) = self.links.of(session) {
+            link.up(&mut core.quic, session);
         }
     }
 
@@ -465,16 +426,15 @@ impl Role for Agent {
             }
             return;
         }
-        let plan = Arc::clone(&self.plan);
-        let now = core.now;
+        let (quic, now) = (&mut core.quic, core.now);
         let Some(link) = self
-            .link(session)
+            .links
+            .of(session)
             .filter(|link| link.is_control(session, stream))
         else {
             return;
         };
-        let relay = &plan.relays[link.relay];
-        for heard in link.readable(&mut core.quic, relay, session, now, &mut rand::rng()) {
+        for heard in link.readable(quic, session, now, &mut rand::rng()) {
             self.heard(core, session, heard);
         }
     }
@@ -485,7 +445,7 @@ impl Role for Agent {
         session: SessionId,
         _: StreamId,
     ) {
-        if let Some(link) = self.link(session) {
+        if let Some(link) = self.links.of(session) {
             link.writable(&mut core.quic, session);
         }
     }

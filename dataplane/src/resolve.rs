@@ -1,10 +1,9 @@
-//! From an Open to an address that may be dialled: allow-list, resolution, allow-list again on the address. Names are resolved on threads
-//! of their own, because the system's resolver blocks.
+//! From a name to its addresses, on threads of their own, because the system's resolver blocks. Decides nothing about them.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, ToSocketAddrs};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use underpass_proto::{AllowList, Endpoint, FlowCode, Host};
+use underpass_proto::{Endpoint, FlowCode, Host};
 
 /// Threads that resolve names: as many slow answers of a name server may be under way at once.
 const THREADS: usize = 4;
@@ -84,31 +83,6 @@ pub(crate) fn literal(endpoint: &Endpoint) -> Option<Vec<Found>> {
     })
 }
 
-/// The addresses that may be dialled, in order.
-///
-/// # Errors
-/// The name has no address, or none of its addresses is permitted.
-pub(crate) fn permitted(
-    allow: &AllowList,
-    endpoint: &Endpoint,
-    found: &[Found],
-) -> Result<Vec<SocketAddr>, FlowCode> {
-    if found.is_empty() {
-        return Err(FlowCode::NameNotFound);
-    }
-    let allowed = found
-        .iter()
-        .filter(|found| allow.permits_ip(endpoint, found.ip, found.from_hosts_file));
-    let addresses: Vec<_> = allowed
-        .map(|found| SocketAddr::new(found.ip, endpoint.port.get()))
-        .collect();
-    if addresses.is_empty() {
-        Err(FlowCode::NotAllowed)
-    } else {
-        Ok(addresses)
-    }
-}
-
 /// Resolves by the system: blocks.
 #[must_use]
 pub(crate) fn resolve(endpoint: &Endpoint) -> Vec<Found> {
@@ -177,34 +151,5 @@ mod tests {
         assert!(!says("db", "127.0.0.1"));
         assert!(!says("commented", "127.0.0.1"));
         assert!(!says("database", "127.0.1.1"));
-    }
-
-    #[test]
-    fn a_name_without_an_address_is_told_from_one_that_may_not_be_dialled() {
-        let endpoint: Endpoint = "db.corp:1433".parse().expect("an endpoint");
-        let allow: AllowList = ["db.corp:1433".parse().expect("an entry")]
-            .into_iter()
-            .collect();
-        assert_eq!(
-            permitted(&allow, &endpoint, &[]),
-            Err(FlowCode::NameNotFound)
-        );
-        let metadata = Found {
-            ip: "169.254.169.254".parse().expect("an address"),
-            from_hosts_file: false,
-        };
-        assert_eq!(
-            permitted(&allow, &endpoint, &[metadata]),
-            Err(FlowCode::NotAllowed)
-        );
-        let fine = Found {
-            ip: "10.1.2.3".parse().expect("an address"),
-            from_hosts_file: false,
-        };
-        let only = "10.1.2.3:1433".parse().expect("an address");
-        assert_eq!(
-            permitted(&allow, &endpoint, &[metadata, fine]),
-            Ok(vec![only])
-        );
     }
 }

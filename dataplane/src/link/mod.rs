@@ -1,0 +1,411 @@
+//! One worker's way to one worker of one relay: sessions are dialled, proven, watched, and renewed when they fall silent. Agents and senders dial
+//! alike; what flows on a session is theirs. Moves no byte of a flow.
+
+pub(crate) mod links;
+mod session;
+pub(crate) mod supervise;
+pub(crate) mod wants;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn_proto::{ConnectionError, StreamId};
+use rand::{Rng, RngExt};
+use tracing::warn;
+use underpass_proto::wire::{Hello, Probe, RefusedCode, VERSION};
+use underpass_proto::{Endpoint, Frame, HycoName, SessionCode};
+
+use self::session::{Session, State};
+use self::wants::{Identity, Relay};
+use crate::control_stream::ControlStream;
+use crate::quic::{Driver, SessionId, config};
+
+/// A new attempt is made beside one that got no answer for this long.
+const RENEW_AFTER: Duration = Duration::from_secs(1);
+
+/// An attempt that got no answer for this long is given up.
+const ATTEMPT_MAX: Duration = Duration::from_secs(5);
+
+/// For this long after a loss attempts are close together.
+const EAGER_FOR: Duration = Duration::from_secs(60);
+
+/// Longest pause between attempts: while eager, and after.
+const PAUSE_EAGER: Duration = Duration::from_secs(1);
+const PAUSE_LATER: Duration = Duration::from_secs(30);
+
+/// First pause; doubled with each attempt.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+
+/// How often one cause of a failure is told.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// The way to one worker of one relay.
+pub(crate) struct Link {
+    /// Names it on its worker; never reused.
+    pub(crate) number: u64,
+    /// The relay, and what is asked for there.
+    pub(crate) relay: Arc<Relay>,
+    /// The relay's worker that is asked for.
+    pub(crate) relay_worker: u8,
+    identity: Identity,
+    sessions: HashMap<SessionId, Session>,
+    addresses: Vec<SocketAddr>,
+    /// A resolution is under way.
+    pub(crate) resolving: bool,
+    /// A resolution ended, with or without an address, and no attempt was made since.
+    resolved: bool,
+    next_address: usize,
+    attempts: u32,
+    alone_since: Instant,
+    next_attempt: Instant,
+    told: Option<Instant>,
+}
+
+/// What a worker has to act on after a session was heard.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// Both proofs hold.
+    Registered(HycoName, Endpoint),
+    /// The relay refused, and nothing stands.
+    Refused(HycoName, RefusedCode),
+    /// A registration is over.
+    Ended(HycoName),
+    /// The relay wants to know whether an endpoint is there.
+    Probe(Probe),
+    /// The session is of no more use.
+    Broken(SessionCode, String),
+}
+
+impl Link {
+    /// To this worker of this relay.
+    #[must_use]
+    pub(crate) fn new(
+        number: u64,
+        relay: Arc<Relay>,
+        relay_worker: u8,
+        identity: Identity,
+        now: Instant,
+    ) -> Self {
+        Self {
+            number,
+            relay,
+            relay_worker,
+            identity,
+            sessions: HashMap::new(),
+            addresses: Vec::new(),
+            resolving: false,
+            resolved: false,
+            next_address: 0,
+            attempts: 0,
+            alone_since: now,
+            next_attempt: now,
+            told: None,
+        }
+    }
+
+    /// Whether this session is one of this link.
+    #[must_use]
+    pub(crate) fn has(&self, session: SessionId) -> bool {
+        self.sessions.contains_key(&session)
+    }
+
+    /// Whether it has no session and wants none.
+    #[must_use]
+    pub(crate) fn is_over(&self) -> bool {
+        self.relay.wants.is_empty() && self.sessions.is_empty()
+    }
+
+    /// What is wanted of the relay is another list now.
+    pub(crate) fn adopt(&mut self, quic: &mut Driver, relay: Arc<Relay>, rng: &mut impl Rng) {
+        self.relay = relay;
+        for (&id, session) in &mut self.sessions {
+            session.adopt(quic, &self.relay, id, rng);
+        }
+    }
+
+    /// The relay's addresses, newly resolved.
+    pub(crate) fn found(&mut self, addresses: Vec<SocketAddr>) {
+        self.resolving = false;
+        self.resolved = true;
+        if !addresses.is_empty() {
+            self.addresses = addresses;
+        }
+    }
+
+    /// Whether a session is to be dialled now: none is well, and the pause is over. A worker of the relay is dialled once the relay is known to have it.
+    #[must_use]
+    pub(crate) fn wants_session(&self, quic: &Driver, now: Instant) -> bool {
+        let wanted = self.relay_worker < self.relay.workers() && !self.relay.wants.is_empty();
+        let well = self
+            .sessions
+            .iter()
+            .any(|(&id, session)| session.is_well(quic, id, now));
+        wanted && !well && now >= self.next_attempt && !self.resolving
+    }
+
+    /// Whether the relay's name is to be resolved before the next attempt: at first, and after attempts without an answer.
+    #[must_use]
+    pub(crate) fn wants_address(&self) -> bool {
+        let unanswered =
+            self.attempts > 0 && self.attempts.is_multiple_of(4) && self.sessions.is_empty();
+        !self.resolved && (self.addresses.is_empty() || unanswered)
+    }
+
+    /// Dials.
+    pub(crate) fn dial(&mut self, quic: &mut Driver, now: Instant, rng: &mut impl Rng) {
+        self.next_attempt = now + self.pause(now, rng);
+        self.attempts += 1;
+        self.resolved = false;
+        let Some(&address) = self
+            .addresses
+            .get(self.next_address % self.addresses.len().max(1))
+        else {
+            return;
+        };
+        self.next_address += 1;
+        let mtu = quic.mtu_to(address);
+        let dialled =
+            config::client(&self.relay.trust, self.relay_worker, mtu).and_then(|client| {
+                let name = self.relay.endpoint.host.to_string();
+                let name = name.trim_start_matches('[').trim_end_matches(']');
+                quic.connect(now, client, address, name)
+                    .map_err(|error| error.to_string())
+            });
+        match dialled {
+            Ok(session) => {
+                self.sessions.insert(session, Session::new(now));
+            }
+            Err(why) => self.tell_failure(now, &why),
+        }
+    }
+
+    /// Exponential with full jitter; an attempt in flight is given its second first.
+    fn pause(&self, now: Instant, rng: &mut impl Rng) -> Duration {
+        let eager = now.saturating_duration_since(self.alone_since) < EAGER_FOR;
+        let longest = if eager { PAUSE_EAGER } else { PAUSE_LATER };
+        let grown = PAUSE_FIRST
+            .saturating_mul(1 << self.attempts.min(16))
+            .min(longest);
+        RENEW_AFTER.min(longest) + grown.mul_f64(rng.random::<f64>()) - PAUSE_FIRST.min(grown)
+    }
+
+    /// The handshake of a session is done: says Hello.
+    pub(crate) fn up(&mut self, quic: &mut Driver, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let (Some(exporter), Some(stream)) = (quic.exporter(id), quic.open(id)) else {
+            return;
+        };
+        session.state = State::Up {
+            exporter,
+            control: ControlStream::new(stream),
+            welcomed: false,
+        };
+        let hello = Hello {
+            version: VERSION,
+            role: self.identity.role,
+            agent_id: self.identity.agent_id,
+            instance: self.identity.instance,
+        };
+        session.say(quic, id, &Frame::Hello(hello));
+        if self.identity.check_only {
+            session.say(quic, id, &Frame::Draining);
+        }
+    }
+
+    /// A session is gone: the next one is dialled at once, the ones after it with pauses.
+    pub(crate) fn lost(&mut self, id: SessionId, why: &str, now: Instant) {
+        let Some(session) = self.sessions.remove(&id) else {
+            return;
+        };
+        if session.is_welcomed() {
+            self.alone_since = now;
+            self.attempts = 0;
+            self.next_attempt = now;
+            self.told = None;
+        }
+        if !self.relay.wants.is_empty() {
+            self.tell_failure(now, why);
+        }
+    }
+
+    fn tell_failure(&mut self, now: Instant, why: &str) {
+        let again = |told| now.saturating_duration_since(told) >= TELL_EVERY;
+        if self.told.is_none_or(again) {
+            self.told = Some(now);
+            warn!(relay = %self.relay.endpoint, %why, "no session; trying on");
+        }
+    }
+
+    /// The control stream may be written again.
+    pub(crate) fn writable(&mut self, quic: &mut Driver, id: SessionId) {
+        let session = self.sessions.get_mut(&id);
+        if let Some(State::Up { control, .. }) = session.map(|session| &mut session.state) {
+            control.write(quic, id);
+        }
+    }
+
+    /// Whether this is the session's control stream.
+    #[must_use]
+    pub(crate) fn is_control(&self, id: SessionId, stream: StreamId) -> bool {
+        let state = self.sessions.get(&id).map(|session| &session.state);
+        matches!(state, Some(State::Up { control, .. }) if control.stream == stream)
+    }
+
+    /// Reads and answers what the relay says.
+    pub(crate) fn readable(
+        &mut self,
+        quic: &mut Driver,
+        id: SessionId,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Vec<Heard> {
+        let relay = Arc::clone(&self.relay);
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return Vec::new();
+        };
+        let State::Up { control, .. } = &mut session.state else {
+            return Vec::new();
+        };
+        let frames = match control.read(quic, id) {
+            Ok(frames) => frames,
+            Err(why) => return vec![Heard::Broken(SessionCode::Protocol, why.to_string())],
+        };
+        let mut heard = Vec::new();
+        for frame in frames {
+            match frame {
+                Frame::Welcome(welcome) => {
+                    session.welcome(quic, &relay, id, welcome.workers, rng);
+                    self.attempts = 0;
+                    self.told = None;
+                }
+                Frame::Registered(said) => heard.extend(session.registered(&relay, said)),
+                Frame::Refused(said) => heard.extend(session.refused(&relay, said, now)),
+                Frame::Ended(said) => heard.extend(session.ended(&relay, said, now)),
+                Frame::Draining => session.draining = true,
+                Frame::Probe(probe) => heard.push(Heard::Probe(probe)),
+                _ => heard.push(Heard::Broken(
+                    SessionCode::Protocol,
+                    "an unexpected frame".into(),
+                )),
+            }
+        }
+        heard
+    }
+
+    /// Sessions that are given up: without an answer, no longer wanted, or spare ones that a later one took the place of.
+    pub(crate) fn stale(
+        &mut self,
+        quic: &Driver,
+        now: Instant,
+        flows: impl Fn(SessionId) -> usize,
+    ) -> Vec<(SessionId, String)> {
+        let newest_well = self
+            .sessions
+            .iter()
+            .filter(|(id, session)| session.is_well(quic, **id, now))
+            .max_by_key(|(_, session)| session.since)
+            .map(|(&id, session)| (id, session.since));
+        let unwanted = self.relay.wants.is_empty();
+        let stale = |(&id, session): (&SessionId, &Session)| {
+            let age = now.saturating_duration_since(session.since);
+            if !session.is_welcomed() && age > ATTEMPT_MAX {
+                return Some((id, format!("no answer in {} s", ATTEMPT_MAX.as_secs())));
+            }
+            if unwanted && flows(id) == 0 {
+                return Some((id, "nothing is asked for there any more".to_string()));
+            }
+            let (newest, since) = newest_well?;
+            let spare = id != newest && session.since < since && flows(id) == 0;
+            spare.then(|| (id, "a newer session took its place".to_string()))
+        };
+        self.sessions.iter().filter_map(stale).collect()
+    }
+
+    /// Asks again for registrations that were refused a while ago.
+    pub(crate) fn ask_again(&mut self, quic: &mut Driver, now: Instant, rng: &mut impl Rng) {
+        for (&id, session) in &mut self.sessions {
+            for name in session.due(now) {
+                if let Some(want) = self.relay.want(&name) {
+                    session.register(quic, id, want, rng);
+                }
+            }
+        }
+    }
+
+    /// Says something on every session.
+    pub(crate) fn say_to_all(&mut self, quic: &mut Driver, frame: &Frame) {
+        for (&id, session) in &mut self.sessions {
+            session.say(quic, id, frame);
+        }
+    }
+
+    /// Says something on one session.
+    pub(crate) fn say(&mut self, quic: &mut Driver, id: SessionId, frame: &Frame) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.say(quic, id, frame);
+        }
+    }
+
+    /// What this hybrid connection leads to, where both proofs hold on this session.
+    #[must_use]
+    pub(crate) fn registered(&self, id: SessionId, hyco: &HycoName) -> Option<&Endpoint> {
+        self.sessions.get(&id)?.endpoint(hyco)
+    }
+
+    /// Whether this hybrid connection was asked for on this session, nothing stands, and the relay has not answered yet.
+    #[must_use]
+    pub(crate) fn is_awaited(&self, id: SessionId, hyco: &HycoName) -> bool {
+        self.sessions
+            .get(&id)
+            .is_some_and(|session| session.is_awaited(hyco))
+    }
+
+    /// The best session for a new flow: one that is well and newest, else the newest; registered in any case.
+    #[expect(dead_code, reason = "for the sender")]
+    #[must_use]
+    pub(crate) fn session_for(
+        &self,
+        quic: &Driver,
+        now: Instant,
+        hyco: &HycoName,
+    ) -> Option<(SessionId, &Endpoint)> {
+        let registered = self.sessions.iter().filter_map(|(&id, session)| {
+            let endpoint = session.endpoint(hyco)?;
+            Some((session.is_well(quic, id, now), session.since, id, endpoint))
+        });
+        registered
+            .max_by_key(|(well, since, ..)| (*well, *since))
+            .map(|(_, _, id, endpoint)| (id, endpoint))
+    }
+
+    /// All sessions.
+    #[must_use]
+    pub(crate) fn all(&self) -> Vec<SessionId> {
+        self.sessions.keys().copied().collect()
+    }
+}
+
+/// What a lost session means to a person.
+#[must_use]
+pub(crate) fn words(why: &ConnectionError) -> String {
+    match why {
+        ConnectionError::TimedOut => "no answer".into(),
+        ConnectionError::Reset => {
+            "the relay does not know the session any more (it was restarted)".into()
+        }
+        ConnectionError::ApplicationClosed(close) => {
+            match SessionCode::from_u64(close.error_code.into_inner()) {
+                Some(code) => format!("the relay closed the session: {code}"),
+                None => "the relay closed the session".into(),
+            }
+        }
+        ConnectionError::TransportError(error) if error.to_string().contains("certificate") => {
+            format!("the relay's certificate is not the pinned or trusted one ({error})")
+        }
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,272 @@
+//! One session of a process that dials: Hello, Welcome, and what it is registered for. Knows how both proofs are made and checked; dials nothing.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use tracing::{info, warn};
+use underpass_proto::limits::{PING_AFTER, SUSPECT_AFTER};
+use underpass_proto::proof::{relay_proof, verify};
+use underpass_proto::wire::{Deregister, Ended, Refused, Registered};
+use underpass_proto::{
+    Endpoint, Exporter, Frame, HycoName, Key, Nonce, Register, Rule, SessionCode,
+};
+
+use super::Heard;
+use super::wants::{Relay, Want};
+use crate::control_stream::ControlStream;
+use crate::quic::{Driver, SessionId};
+
+/// Longest pause before a refused registration is asked for again.
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(30);
+
+/// A session, from its dial on.
+pub(super) struct Session {
+    pub(super) since: Instant,
+    pub(super) state: State,
+    pub(super) draining: bool,
+    registrations: HashMap<HycoName, Registration>,
+}
+
+pub(super) enum State {
+    Dialling,
+    Up {
+        exporter: Exporter,
+        control: ControlStream,
+        welcomed: bool,
+    },
+}
+
+/// What became of one Register after the other.
+#[derive(Default)]
+struct Registration {
+    /// Said, and not answered yet.
+    asked: Option<Proven>,
+    /// Both proofs hold. Stands while a later one is asked for, and when that is refused.
+    stands: Option<(Proven, Endpoint)>,
+    refusals: u32,
+    ask_again: Option<Instant>,
+}
+
+/// A Register and what it was made of.
+struct Proven {
+    register: Register,
+    key: Key,
+}
+
+impl Session {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            state: State::Dialling,
+            draining: false,
+            registrations: HashMap::new(),
+        }
+    }
+
+    pub(super) fn is_welcomed(&self) -> bool {
+        matches!(self.state, State::Up { welcomed: true, .. })
+    }
+
+    /// Whether it answers and takes flows.
+    pub(super) fn is_well(&self, quic: &Driver, id: SessionId, now: Instant) -> bool {
+        let silence = quic.silence(now, id).unwrap_or(Duration::MAX);
+        self.is_welcomed() && !self.draining && silence <= PING_AFTER + SUSPECT_AFTER
+    }
+
+    pub(super) fn say(&mut self, quic: &mut Driver, id: SessionId, frame: &Frame) {
+        if let State::Up { control, .. } = &mut self.state {
+            // A stream that cannot take it is broken, and is noticed when it is read.
+            let _ = control.say(quic, id, frame);
+        }
+    }
+
+    /// The relay knows who this is: asks for all that is wanted of it.
+    pub(super) fn welcome(
+        &mut self,
+        quic: &mut Driver,
+        relay: &Relay,
+        id: SessionId,
+        workers: u8,
+        rng: &mut impl Rng,
+    ) {
+        if let State::Up { welcomed, .. } = &mut self.state {
+            *welcomed = true;
+        }
+        relay.has_workers(workers);
+        for want in &relay.wants {
+            self.register(quic, id, want, rng);
+        }
+    }
+
+    /// What is wanted is another list now: asks for what is new, proves keys that changed, gives back what is no longer there.
+    pub(super) fn adopt(
+        &mut self,
+        quic: &mut Driver,
+        relay: &Relay,
+        id: SessionId,
+        rng: &mut impl Rng,
+    ) {
+        if !self.is_welcomed() {
+            return;
+        }
+        for want in &relay.wants {
+            let registration = self.registrations.get(&want.string.name);
+            if !registration.is_some_and(|registration| registration.is_for(want)) {
+                self.register(quic, id, want, rng);
+            }
+        }
+        let unwanted: Vec<_> = self
+            .registrations
+            .keys()
+            .filter(|name| relay.want(name).is_none())
+            .cloned()
+            .collect();
+        for hyco in unwanted {
+            info!(%hyco, relay = %relay.endpoint, "registration given back");
+            self.registrations.remove(&hyco);
+            self.say(quic, id, &Frame::Deregister(Deregister { hyco }));
+        }
+    }
+
+    pub(super) fn register(
+        &mut self,
+        quic: &mut Driver,
+        id: SessionId,
+        want: &Want,
+        rng: &mut impl Rng,
+    ) {
+        let State::Up { exporter, .. } = &self.state else {
+            return;
+        };
+        let mut nonce = Nonce([0; 16]);
+        rng.fill_bytes(&mut nonce.0);
+        let string = &want.string;
+        let register = Register::new(
+            &string.key,
+            string.name.clone(),
+            string.rule,
+            nonce,
+            want.weight,
+            want.priority,
+            exporter,
+        );
+        self.say(quic, id, &Frame::Register(register.clone()));
+        let registration = self.registrations.entry(string.name.clone()).or_default();
+        registration.ask_again = None;
+        registration.asked = Some(Proven {
+            register,
+            key: string.key.clone(),
+        });
+    }
+
+    /// Names whose registration is to be asked for again now.
+    pub(super) fn due(&self, now: Instant) -> Vec<HycoName> {
+        let due = |(name, registration): (&HycoName, &Registration)| {
+            let due = registration.ask_again.is_some_and(|at| at <= now);
+            due.then(|| name.clone())
+        };
+        self.registrations.iter().filter_map(due).collect()
+    }
+
+    /// The relay's proof is checked before anything is served.
+    pub(super) fn registered(&mut self, relay: &Relay, said: Registered) -> Option<Heard> {
+        let State::Up { exporter, .. } = &self.state else {
+            return None;
+        };
+        let registration = self.registrations.get_mut(&said.hyco)?;
+        let holds = |proven: &Proven| {
+            let expected = relay_proof(&proven.key, &proven.register, &said.endpoint, exporter);
+            verify(&expected, &said.relay_proof)
+        };
+        if registration.asked.as_ref().is_some_and(holds) {
+            let proven = registration.asked.take()?;
+            registration.tell(relay, &proven.register, &said.endpoint);
+            registration.stands = Some((proven, said.endpoint.clone()));
+            registration.refusals = 0;
+        } else if let Some((proven, endpoint)) = &mut registration.stands
+            && holds(proven)
+        {
+            info!(hyco = %said.hyco, from = %endpoint, to = %said.endpoint, "endpoint changed");
+            *endpoint = said.endpoint.clone();
+        } else {
+            let why = format!("the relay does not know the key of {}", said.hyco);
+            return Some(Heard::Broken(SessionCode::NotAuthorised, why));
+        }
+        Some(Heard::Registered(said.hyco, said.endpoint))
+    }
+
+    /// Not granted. What stood before stands on.
+    pub(super) fn refused(&mut self, relay: &Relay, said: Refused, now: Instant) -> Option<Heard> {
+        let Refused { hyco, code } = said;
+        let registration = self.registrations.get_mut(&hyco)?;
+        registration.asked = None;
+        registration.ask_later(now);
+        if registration.stands.is_some() {
+            warn!(%hyco, relay = %relay.endpoint, why = %code, "the new key is refused; the one before still stands");
+            return None;
+        }
+        warn!(%hyco, relay = %relay.endpoint, why = %code, "registration refused");
+        Some(Heard::Refused(hyco, code))
+    }
+
+    /// Over. Its flows are ended by the relay.
+    pub(super) fn ended(&mut self, relay: &Relay, said: Ended, now: Instant) -> Option<Heard> {
+        let Ended { hyco, code } = said;
+        warn!(%hyco, relay = %relay.endpoint, why = %code, "registration ended");
+        let registration = self.registrations.get_mut(&hyco)?;
+        registration.stands = None;
+        if registration.asked.is_none() {
+            registration.ask_later(now);
+        }
+        Some(Heard::Ended(hyco))
+    }
+
+    pub(super) fn endpoint(&self, hyco: &HycoName) -> Option<&Endpoint> {
+        let (_, endpoint) = self.registrations.get(hyco)?.stands.as_ref()?;
+        Some(endpoint)
+    }
+
+    /// Whether it was asked for, nothing stands, and the relay has not answered.
+    pub(super) fn is_awaited(&self, hyco: &HycoName) -> bool {
+        self.registrations.get(hyco).is_some_and(|registration| {
+            registration.stands.is_none() && registration.asked.is_some()
+        })
+    }
+}
+
+impl Registration {
+    /// Whether this is what was asked for last.
+    fn is_for(&self, want: &Want) -> bool {
+        let stands = self.stands.as_ref().map(|(proven, _)| proven);
+        self.asked.as_ref().or(stands).is_some_and(|proven| {
+            let said = &proven.register;
+            proven.key == want.string.key
+                && said.weight == want.weight
+                && said.priority == want.priority
+        })
+    }
+
+    fn ask_later(&mut self, now: Instant) {
+        let pause = Duration::from_secs(1 << self.refusals.min(8)).min(ASK_AGAIN_MAX);
+        self.refusals += 1;
+        self.ask_again = Some(now + pause);
+    }
+
+    fn tell(&self, relay: &Relay, register: &Register, endpoint: &Endpoint) {
+        let (hyco, key, relay) = (&register.hyco, register.key_id, &relay.endpoint);
+        match &self.stands {
+            Some((before, _)) if before.register.key_id != key => {
+                info!(%hyco, from = %before.register.key_id, to = %key, %relay, "key changed");
+            }
+            Some((_, was)) if was != endpoint => {
+                info!(%hyco, from = %was, to = %endpoint, "endpoint changed");
+            }
+            Some(_) => {}
+            None if register.rule == Rule::Listen => {
+                info!(%hyco, %endpoint, %relay, %key, "listener registered");
+            }
+            None => info!(%hyco, %endpoint, %relay, %key, "sender registered"),
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! The supervisor of a process that dials: starts one worker per core, follows what they say, hands out new configurations, and ends them.
+//! Agents and senders are supervised alike; what they register for and what their workers do is theirs.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick};
+use tracing::{info, warn};
+use underpass_proto::{Endpoint, HycoName, Rule};
+
+use super::wants::Relay;
+use crate::io::{Kind, udp};
+use crate::quic::{Driver, config};
+use crate::resolve::{self, Resolver};
+use crate::worker::{self, Handle, Parts, Role, Running};
+use crate::{Settings, drain, io};
+
+/// Workers that such a process has at most: sessions beyond bring a relay no more.
+const WORKERS_MAX: u16 = 64;
+
+/// How often the supervisor looks whether its workers live.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Between two attempts to resolve the relays' names at the start.
+const RESOLVE_EVERY: Duration = Duration::from_secs(1);
+
+/// What workers say that the supervisor may not have read yet.
+const SAID_MAX: usize = 4096;
+
+/// What ends an agent or a sender early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The chosen io backend cannot be had.
+    #[error("{0}")]
+    Io(String),
+    /// Nothing to register for, or a string of the wrong rule.
+    #[error("{0}")]
+    Config(String),
+    /// A sender's binding cannot be opened.
+    #[error("cannot listen on {address} (tcp): {source}")]
+    Bind {
+        /// What was tried.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// No registration was ever accepted and all were refused.
+    #[error("{0}")]
+    NotAuthorised(String),
+    /// `check` only: no relay answered.
+    #[error("{0}")]
+    Unreachable(String),
+    /// A worker ended by itself.
+    #[error("a worker failed: {0}")]
+    Worker(String),
+}
+
+/// One line of what `check` found.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The hybrid connection.
+    pub hyco: HycoName,
+    /// Its endpoint, as the relay says it.
+    pub endpoint: Endpoint,
+    /// Smoothed round-trip time to the relay, microseconds.
+    pub rtt_us: u64,
+}
+
+/// What a worker tells the supervisor.
+#[derive(Debug)]
+pub(crate) enum Said {
+    /// A registration stands.
+    Registered {
+        /// For what.
+        hyco: HycoName,
+        /// What it leads to.
+        endpoint: Endpoint,
+        /// Round trip to the relay.
+        rtt: Duration,
+    },
+    /// A registration was refused because of its key or name.
+    Refused {
+        /// For what.
+        hyco: HycoName,
+    },
+    /// A session could not be had, or was lost.
+    Lost {
+        /// To which relay.
+        relay: Endpoint,
+        /// Why.
+        why: String,
+    },
+}
+
+/// What the workers of such a process can be told.
+pub(crate) trait Told: Send + 'static {
+    /// What they go by.
+    type Plan: Send + Sync + 'static;
+    /// Go by this from now on.
+    fn plan(plan: Arc<Self::Plan>) -> Self;
+    /// Take no new flows; reset those that live at this time.
+    fn drain(until: Instant) -> Self;
+    /// End now.
+    fn stop() -> Self;
+}
+
+/// What a process goes by, as far as its supervisor must know it.
+pub(crate) trait Plan {
+    /// The relays, and what is asked for at each.
+    fn relays(&self) -> &[Arc<Relay>];
+
+    /// The right that is asked for.
+    fn rule(&self) -> Rule;
+
+    /// All that is asked for.
+    fn names(&self) -> Vec<HycoName> {
+        let wants = self.relays().iter().flat_map(|relay| &relay.wants);
+        wants.map(|want| want.string.name.clone()).collect()
+    }
+}
+
+/// All that is there before the workers are.
+pub(crate) struct Ground {
+    kind: Kind,
+    family: IpAddr,
+    count: u8,
+    mtu_max: Option<u16>,
+    /// Names are resolved here.
+    pub(crate) resolver: Resolver,
+}
+
+impl Ground {
+    /// Looks at the machine, the trust and the relays' names. `None` when the process was asked to end before.
+    ///
+    /// # Errors
+    /// No backend, no thread, wrong CA certificates; with `give_up`, a relay whose name is not found by then.
+    pub(crate) fn find(
+        relays: &[Arc<Relay>],
+        settings: &Settings,
+        requests: &drain::Requests,
+        give_up: Option<Instant>,
+    ) -> Result<Option<Self>, Error> {
+        let (kind, why) = io::choose(settings.io).map_err(|why| Error::Io(why.to_string()))?;
+        info!(io = %kind, %why, "io backend");
+        check_trust(relays)?;
+        let Some(family) = first_address(relays, requests, give_up)? else {
+            return Ok(None);
+        };
+        let cores = std::thread::available_parallelism()
+            .map_or(1, |cores| u16::try_from(cores.get()).unwrap_or(u16::MAX));
+        let count = settings.workers.unwrap_or(cores).clamp(1, WORKERS_MAX);
+        Ok(Some(Self {
+            kind,
+            family,
+            count: u8::try_from(count).unwrap_or(u8::MAX),
+            mtu_max: settings.mtu_max,
+            resolver: Resolver::start().map_err(|error| Error::Worker(error.to_string()))?,
+        }))
+    }
+
+    /// How many workers there will be.
+    #[expect(dead_code, reason = "for the sender")]
+    #[must_use]
+    pub(crate) fn count(&self) -> u8 {
+        self.count
+    }
+
+    /// Starts the workers; `make` makes each one's role.
+    ///
+    /// # Errors
+    /// [`Error::Worker`].
+    pub(crate) fn start<R, F>(&self, make: F) -> Result<Workers<R::Message>, Error>
+    where
+        R: Role,
+        F: Fn(u8, Handle<R::Message>, Sender<Said>) -> R + Clone + Send + 'static,
+    {
+        let (say, said) = bounded(SAID_MAX);
+        let start = |worker| self.start_one(worker, make.clone(), say.clone());
+        let running: std::io::Result<_> = (0..self.count).map(start).collect();
+        Ok(Workers {
+            running: running.map_err(|error| Error::Worker(error.to_string()))?,
+            said,
+        })
+    }
+
+    fn start_one<R, F>(
+        &self,
+        worker: u8,
+        make: F,
+        say: Sender<Said>,
+    ) -> std::io::Result<Running<R::Message>>
+    where
+        R: Role,
+        F: Fn(u8, Handle<R::Message>, Sender<Said>) -> R + Send + 'static,
+    {
+        let any = if self.family.is_ipv4() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        } else {
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        };
+        let keys = config::EndpointKeys::ephemeral();
+        // Its own socket: nothing is steered.
+        let parts = Parts {
+            worker,
+            workers: 1,
+            udp: udp::bind(SocketAddr::new(any, 0), false)?,
+            kind: self.kind,
+            quic: Driver::new(worker, &keys, None, self.mtu_max),
+        };
+        worker::spawn(parts, move |handle| make(worker, handle.clone(), say))
+    }
+}
+
+/// Wrong CA certificates are a fault of the configuration, told at once.
+///
+/// # Errors
+/// [`Error::Config`].
+pub(crate) fn check_trust(relays: &[Arc<Relay>]) -> Result<(), Error> {
+    for relay in relays {
+        config::client(&relay.trust, 0, config::MTU_MIN).map_err(Error::Config)?;
+    }
+    Ok(())
+}
+
+/// The address family of the relays: of the first one whose name can be resolved, tried until then.
+fn first_address(
+    relays: &[Arc<Relay>],
+    requests: &drain::Requests,
+    give_up: Option<Instant>,
+) -> Result<Option<IpAddr>, Error> {
+    let mut said = false;
+    loop {
+        let found = |relay: &Arc<Relay>| resolve::resolve(&relay.endpoint).first().copied();
+        if let Some(found) = relays.iter().find_map(found) {
+            return Ok(Some(found.ip));
+        }
+        let relay = &relays[0].endpoint;
+        if give_up.is_some_and(|give_up| Instant::now() + RESOLVE_EVERY > give_up) {
+            return Err(Error::Unreachable(format!(
+                "cannot reach {relay} (udp): its name is not found"
+            )));
+        }
+        if !std::mem::replace(&mut said, true) {
+            warn!(%relay, "the relay's name is not found; trying on");
+        }
+        if requests.0.recv_timeout(RESOLVE_EVERY).is_ok() {
+            return Ok(None);
+        }
+    }
+}
+
+/// The workers of an agent or a sender.
+pub(crate) struct Workers<M> {
+    /// Each of them.
+    pub(crate) running: Vec<Running<M>>,
+    said: Receiver<Said>,
+}
+
+impl<M: Told> Workers<M>
+where
+    M::Plan: Plan,
+{
+    /// Tells all of them.
+    pub(crate) fn tell(&self, message: impl Fn() -> M) {
+        for worker in &self.running {
+            // One that ended is noticed by the next look.
+            let _ = worker.handle.send(message());
+        }
+    }
+
+    /// Follows them until all is over. `update` makes a plan of a new configuration, or says why not; `heard` is told what they say.
+    ///
+    /// # Errors
+    /// [`Error::NotAuthorised`] when nothing was ever registered and all was refused; [`Error::Worker`].
+    pub(crate) fn supervise<C>(
+        &mut self,
+        mut plan: Arc<M::Plan>,
+        settings: &Settings,
+        requests: &drain::Requests,
+        updates: Receiver<C>,
+        mut update: impl FnMut(C, &M::Plan) -> Result<M::Plan, Error>,
+        mut heard: impl FnMut(&Said),
+    ) -> Result<(), Error> {
+        let look = tick(LOOK_EVERY);
+        let mut updates = updates;
+        let mut refused: Vec<HycoName> = Vec::new();
+        let mut registered = false;
+        let mut draining = false;
+        loop {
+            select! {
+                recv(self.said) -> said => if let Ok(said) = said {
+                    heard(&said);
+                    match said {
+                        Said::Registered { .. } => registered = true,
+                        Said::Refused { hyco } if !refused.contains(&hyco) => refused.push(hyco),
+                        Said::Refused { .. } | Said::Lost { .. } => {}
+                    }
+                },
+                recv(updates) -> config => match config.map(|config| update(config, &plan)) {
+                    Ok(Ok(new)) => {
+                        plan = Arc::new(new);
+                        refused.clear();
+                        self.tell(|| M::plan(Arc::clone(&plan)));
+                    }
+                    Ok(Err(why)) => warn!(%why, "the new configuration is of no use; the one before stands"),
+                    Err(_) => updates = never(),
+                },
+                recv(requests.0) -> request => {
+                    info!(grace = ?settings.grace, "draining");
+                    draining = true;
+                    match request.unwrap_or(drain::Request::Drain) {
+                        drain::Request::Drain => self.tell(|| M::drain(Instant::now() + settings.grace)),
+                        drain::Request::Stop => self.tell(M::stop),
+                    }
+                }
+                recv(look) -> _ => if self.look(draining)? { return Ok(()) },
+            }
+            if !registered && plan.names().iter().all(|name| refused.contains(name)) {
+                self.tell(M::stop);
+                return Err(not_authorised(&refused, plan.rule()));
+            }
+        }
+    }
+
+    /// Whether all is over; an error when a worker ended by itself.
+    fn look(&mut self, draining: bool) -> Result<bool, Error> {
+        let mut finished = self
+            .running
+            .iter()
+            .map(|worker| worker.thread.is_finished());
+        if draining {
+            return Ok(finished.all(|finished| finished));
+        }
+        let Some(ended) = finished.position(|finished| finished) else {
+            return Ok(false);
+        };
+        let why = match self.running.remove(ended).thread.join() {
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it panicked".into(),
+            Ok(Ok(())) => "it ended".into(),
+        };
+        Err(Error::Worker(why))
+    }
+
+    /// Waits until every registration was answered once.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] when not all were by `give_up`; [`Error::NotAuthorised`] when any was refused.
+    pub(crate) fn check(
+        &self,
+        plan: &M::Plan,
+        give_up: Instant,
+        deadline: Duration,
+    ) -> Result<Vec<Checked>, Error> {
+        let mut checked: Vec<Checked> = Vec::new();
+        let mut refused = Vec::new();
+        let mut lost = None;
+        while checked.len() + refused.len() < plan.names().len() {
+            match self.said.recv_deadline(give_up) {
+                Ok(Said::Registered {
+                    hyco,
+                    endpoint,
+                    rtt,
+                }) => checked.push(Checked {
+                    hyco,
+                    endpoint,
+                    rtt_us: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
+                }),
+                Ok(Said::Refused { hyco }) => refused.push(hyco),
+                Ok(Said::Lost { relay, why }) => lost = Some((relay, why)),
+                Err(_) => return Err(unreachable(plan.relays(), lost, deadline)),
+            }
+        }
+        if refused.is_empty() {
+            Ok(checked)
+        } else {
+            Err(not_authorised(&refused, plan.rule()))
+        }
+    }
+}
+
+fn unreachable(
+    relays: &[Arc<Relay>],
+    lost: Option<(Endpoint, String)>,
+    deadline: Duration,
+) -> Error {
+    let (relay, why) = lost.unwrap_or_else(|| {
+        let none = format!("no answer in {} s", deadline.as_secs());
+        (relays[0].endpoint.clone(), none)
+    });
+    Error::Unreachable(format!("cannot reach {relay} (udp): {why}"))
+}
+
+fn not_authorised(refused: &[HycoName], rule: Rule) -> Error {
+    let names: Vec<_> = refused.iter().map(ToString::to_string).collect();
+    Error::NotAuthorised(format!(
+        "the relay refused to register {}: unknown name, or a key that is not one of its {} keys",
+        names.join(", "),
+        rule.right()
+    ))
+}

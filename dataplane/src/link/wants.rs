@@ -1,0 +1,175 @@
+//! Which relays a process dials, and what it asks for at each. Values only; made anew when connection strings change.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use underpass_proto::{AgentId, ConnectionString, Endpoint, HycoName, Instance, Role, Rule};
+
+use crate::quic::config::Trust;
+
+/// Who dials.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    /// As what.
+    pub(crate) role: Role,
+    /// Which installation.
+    pub(crate) agent_id: AgentId,
+    /// Which process of it.
+    pub(crate) instance: Instance,
+    /// Registers, but asks for no flows.
+    pub(crate) check_only: bool,
+}
+
+/// One hybrid connection that is asked for, and how a listener wants to be picked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Want {
+    /// Name, right and key.
+    pub(crate) string: ConnectionString,
+    /// Share of new flows relative to other listeners.
+    pub(crate) weight: u16,
+    /// Lower is preferred.
+    pub(crate) priority: u8,
+}
+
+/// One relay and what is asked for there.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    /// Its address.
+    pub(crate) endpoint: Endpoint,
+    /// How it is known.
+    pub(crate) trust: Trust,
+    /// What is asked for.
+    pub(crate) wants: Vec<Want>,
+    /// How many workers it has, once it said so; 1 before.
+    workers: Arc<AtomicU8>,
+}
+
+impl Relay {
+    /// How many workers it has, as far as is known.
+    #[must_use]
+    pub(crate) fn workers(&self) -> u8 {
+        self.workers.load(Ordering::Relaxed)
+    }
+
+    /// It said how many.
+    pub(crate) fn has_workers(&self, count: u8) {
+        self.workers.store(count.max(1), Ordering::Relaxed);
+    }
+
+    /// What is asked for under this name.
+    #[must_use]
+    pub(crate) fn want(&self, hyco: &HycoName) -> Option<&Want> {
+        self.wants.iter().find(|want| want.string.name == *hyco)
+    }
+
+    /// The same relay, of which nothing is wanted any more.
+    #[must_use]
+    pub(crate) fn without_wants(&self) -> Self {
+        Self {
+            endpoint: self.endpoint.clone(),
+            trust: self.trust.clone(),
+            wants: Vec::new(),
+            workers: Arc::clone(&self.workers),
+        }
+    }
+
+    /// Whether it is the same relay, whatever is asked for there.
+    #[must_use]
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.endpoint == other.endpoint && self.trust == other.trust
+    }
+}
+
+/// Why connection strings are of no use.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum WantsError {
+    /// None at all.
+    #[error("no connection string: there is nothing to register for")]
+    None,
+    /// A key of the other rule.
+    #[error(
+        "the connection string for {name} has a {has} key, and this process needs a {needs} key; give it the {string} string"
+    )]
+    Rule {
+        /// Whose.
+        name: HycoName,
+        /// The right that it gives.
+        has: &'static str,
+        /// The right that is needed.
+        needs: &'static str,
+        /// The role to ask for when the right string is made.
+        string: &'static str,
+    },
+    /// A port that nothing can listen on.
+    #[error("the connection string for {0} has port 0")]
+    Port(HycoName),
+}
+
+/// Strings of one relay share sessions. What `before` is known of a relay stays known.
+///
+/// # Errors
+/// See [`WantsError`].
+pub(crate) fn by_relay(
+    wants: Vec<Want>,
+    rule: Rule,
+    ca: &[Vec<u8>],
+    before: &[Arc<Relay>],
+) -> Result<Vec<Arc<Relay>>, WantsError> {
+    if wants.is_empty() {
+        return Err(WantsError::None);
+    }
+    let mut relays: Vec<Relay> = Vec::new();
+    for want in wants {
+        let fresh = relay_of(&want.string, rule, ca)?;
+        match relays.iter_mut().find(|relay| relay.is_same(&fresh)) {
+            Some(relay) => relay.wants.push(want),
+            None => relays.push(Relay {
+                wants: vec![want],
+                ..fresh
+            }),
+        }
+    }
+    for relay in &mut relays {
+        if let Some(known) = before.iter().find(|known| known.is_same(relay)) {
+            relay.workers = Arc::clone(&known.workers);
+        }
+    }
+    Ok(relays.into_iter().map(Arc::new).collect())
+}
+
+fn relay_of(string: &ConnectionString, rule: Rule, ca: &[Vec<u8>]) -> Result<Relay, WantsError> {
+    if string.rule != rule {
+        return Err(WantsError::Rule {
+            name: string.name.clone(),
+            has: string.rule.right(),
+            needs: rule.right(),
+            string: match rule {
+                Rule::Listen => "on-premises",
+                Rule::Send => "application",
+            },
+        });
+    }
+    let port = string
+        .relay_port
+        .try_into()
+        .map_err(|_| WantsError::Port(string.name.clone()))?;
+    Ok(Relay {
+        endpoint: Endpoint {
+            host: string.relay_host.clone(),
+            port,
+        },
+        trust: trust(string, ca),
+        wants: Vec::new(),
+        workers: Arc::new(AtomicU8::new(1)),
+    })
+}
+
+fn trust(string: &ConnectionString, ca: &[Vec<u8>]) -> Trust {
+    if !string.pins.is_empty() {
+        Trust::Pins(string.pins.clone())
+    } else if !ca.is_empty() {
+        Trust::Authorities(ca.to_vec())
+    } else {
+        Trust::System
+    }
+}
