@@ -7,6 +7,7 @@ use quinn_proto::StreamId;
 
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Io, SocketId};
+use crate::join::{Join, JoinEnd, Joins};
 use crate::quic::{Driver, SessionId};
 
 /// All of a worker but its role.
@@ -23,6 +24,10 @@ pub(crate) struct Core<I: Io, D> {
     pub(crate) flows: Flows<D>,
     /// Flows that ended since the role was last told.
     pub(crate) ended: Vec<(Flow<D>, End)>,
+    /// The live joins of two streams.
+    pub(crate) joins: Joins<D>,
+    /// Joins that ended since the role was last told.
+    pub(crate) ended_joins: Vec<(Join<D>, JoinEnd)>,
     /// Flows whose sockets are not being read and not yet watched.
     pub(crate) paused: Vec<FlowKey>,
     owners: Vec<(u32, Owner)>,
@@ -49,6 +54,8 @@ impl<I: Io, D> Core<I, D> {
             now,
             flows: Flows::default(),
             ended: Vec::new(),
+            joins: Joins::default(),
+            ended_joins: Vec::new(),
             paused: Vec::new(),
             owners: Vec::new(),
         }
@@ -80,6 +87,19 @@ impl<I: Io, D> Core<I, D> {
         for key in self.flows.of_session(session) {
             self.fail(key, End::Lost);
         }
+        self.join_session_gone(session);
+    }
+
+    /// How many flows and joins a session carries.
+    #[must_use]
+    pub(crate) fn load(&self, session: SessionId) -> usize {
+        self.flows.count_of_session(session) + self.joins.count_of_session(session)
+    }
+
+    /// Whether nothing is under way.
+    #[must_use]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.flows.is_empty() && self.joins.is_empty()
     }
 }
 

@@ -4,11 +4,13 @@
 //! the only part that talks to the operating system, and `quic`, the sessions.
 
 pub mod agent;
+mod bindings;
 mod control_stream;
 mod core;
 pub mod drain;
 mod flow;
 pub mod io;
+mod join;
 mod link;
 pub mod quic;
 pub mod relay;

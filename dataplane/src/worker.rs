@@ -15,6 +15,7 @@ use crate::flow::{End, Flow, FlowKey};
 use crate::io::Ring;
 use crate::io::udp::Udp;
 use crate::io::{Completion, Io, Kind, Poll, SocketId, Waker as _};
+use crate::join::{Join, JoinEnd, JoinKey, Toward};
 use crate::quic::{Driver, Event, SessionId, cid};
 
 /// How often a role looks after deadlines of its own.
@@ -93,6 +94,17 @@ pub(crate) trait Role: Sized {
 
     /// An unopened flow's stream may be read, or was reset.
     fn unopened_readable<I: Io>(&mut self, core: &mut Core<I, Self::Flow>, key: FlowKey);
+
+    /// A join's agent may have answered, or was reset.
+    fn join_answered<I: Io>(&mut self, core: &mut Core<I, Self::Flow>, key: JoinKey);
+
+    /// A join ended.
+    fn join_ended<I: Io>(
+        &mut self,
+        core: &mut Core<I, Self::Flow>,
+        join: Join<Self::Flow>,
+        end: JoinEnd,
+    );
 
     /// A flow ended.
     fn flow_ended<I: Io>(
@@ -385,6 +397,11 @@ impl<I: Io, R: Role> Worker<I, R> {
     }
 
     fn event(&mut self, session: SessionId, event: Event) {
+        if let Some(stream) = event.stream()
+            && let Some((key, of)) = self.core.joins.of_stream(session, stream)
+        {
+            return self.join_event(key, of, &event);
+        }
         let core = &mut self.core;
         match event {
             Event::Readable(stream) => match core.flows.of_stream(session, stream) {
@@ -420,7 +437,25 @@ impl<I: Io, R: Role> Worker<I, R> {
         }
     }
 
+    fn join_event(&mut self, key: JoinKey, of: Toward, event: &Event) {
+        let core = &mut self.core;
+        let unopened = core.joins.get(key).is_some_and(Join::is_unopened) && of == Toward::Agent;
+        match event {
+            Event::Readable(_) if unopened => self.role.join_answered(core, key),
+            Event::Readable(_) => core.join_readable(key, of),
+            Event::Writable(_) => core.join_writable(key, of),
+            Event::Finished(_) => core.join_delivered(key, of),
+            // Its reset says the same, and the role may have another way.
+            Event::Stopped(..) if unopened => {}
+            Event::Stopped(_, code) => core.fail_join(key, JoinEnd::Said(of, *code)),
+            Event::Opened(_) | Event::Connected | Event::Lost(_) | Event::Available => {}
+        }
+    }
+
     fn tell_endings(&mut self) {
+        for (join, end) in std::mem::take(&mut self.core.ended_joins) {
+            self.role.join_ended(&mut self.core, join, end);
+        }
         let mut ended = std::mem::take(&mut self.core.ended);
         for (flow, end) in ended.drain(..) {
             self.role.flow_ended(&mut self.core, flow, end);

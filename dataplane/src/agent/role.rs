@@ -17,6 +17,7 @@ use super::opens::{Asked, Opens};
 use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Datagrams, Io, SocketId};
+use crate::join::{Join, JoinEnd, JoinKey};
 use crate::link::links::{Answer, Links};
 use crate::link::supervise::{Said, Told};
 use crate::link::{Heard, words};
@@ -452,6 +453,14 @@ impl Role for Agent {
 
     fn unopened_readable<I: Io>(&mut self, _: &mut Core<I, AgentFlow>, _: FlowKey) {
         // An agent's flows are opened from their first moment.
+    }
+
+    fn join_answered<I: Io>(&mut self, _: &mut Core<I, AgentFlow>, _: JoinKey) {
+        // An agent joins no streams.
+    }
+
+    fn join_ended<I: Io>(&mut self, _: &mut Core<I, AgentFlow>, _: Join<AgentFlow>, _: JoinEnd) {
+        // As above.
     }
 
     fn flow_ended<I: Io>(

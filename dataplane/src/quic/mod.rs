@@ -58,6 +58,21 @@ pub enum Event {
     Available,
 }
 
+impl Event {
+    /// The stream that it is about.
+    #[must_use]
+    pub fn stream(&self) -> Option<StreamId> {
+        match self {
+            Self::Opened(stream)
+            | Self::Readable(stream)
+            | Self::Writable(stream)
+            | Self::Finished(stream)
+            | Self::Stopped(stream, _) => Some(*stream),
+            Self::Connected | Self::Lost(_) | Self::Available => None,
+        }
+    }
+}
+
 /// All sessions of one worker.
 pub struct Driver {
     endpoint: Endpoint,
@@ -490,6 +505,14 @@ impl Driver {
         }
         if let Some(mut receiving) = self.recv_stream(id, stream) {
             let _ = receiving.stop(code);
+        }
+    }
+
+    /// Wants no more of a stream.
+    pub fn stop(&mut self, id: SessionId, stream: StreamId, code: FlowCode) {
+        self.mark(id);
+        if let Some(mut receiving) = self.recv_stream(id, stream) {
+            let _ = receiving.stop(VarInt::from_u32(code.to_u32()));
         }
     }
 

@@ -3,12 +3,12 @@
 //! [`run`] is its supervisor: it takes snapshots from the feed, opens sockets, starts one worker per core and tells them. The workers'
 //! own decisions are in `role`.
 
-mod bindings;
 mod feed;
 mod peers;
 mod plan;
 mod role;
 mod roster;
+mod senders;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,12 +19,14 @@ use crossbeam_channel::{Receiver, bounded, select, tick};
 use tracing::{info, warn};
 use underpass_proto::limits::{REPORT_EVERY, WORKERS_MAX};
 use underpass_proto::snapshot::{Health, HycoReport};
-use underpass_proto::{Fault, FeedMessage, Generation, Instance, Report, Snapshot};
+use underpass_proto::{
+    Fault, FeedMessage, Generation, HybridConnection, Instance, Report, Snapshot,
+};
 
-use self::bindings::{Bindings, Step};
 use self::feed::{Answers, Brought};
 use self::plan::{Directory, Plan};
 use self::role::{Message, Relay, WorkerReport};
+use crate::bindings::{Bindings, Step};
 use crate::io::{Kind, udp};
 use crate::quic::{Driver, config};
 use crate::worker::{self, Parts, Running};
@@ -228,7 +230,7 @@ impl Supervisor {
             }
         }
         self.open_bindings();
-        faults.extend(self.bindings.faults());
+        faults.extend(self.faults());
         Ok(faults)
     }
 
@@ -284,10 +286,10 @@ impl Supervisor {
             return;
         }
         let Some(running) = &self.running else { return };
-        for step in self
-            .bindings
-            .apply(&running.plan.snapshot, running.workers.len())
-        {
+        let hycos = running.plan.snapshot.hycos.iter();
+        let sound = hycos.filter(|hyco| hyco.fault().is_none());
+        let wanted = sound.filter_map(|hyco| Some((&hyco.name, hyco.bind?)));
+        for step in self.bindings.apply(wanted, running.workers.len()) {
             match step {
                 Step::Unbind(number) => running.tell(|| Message::Unbind(number)),
                 Step::Bind {
@@ -308,6 +310,16 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// What of the definitions does not work just now.
+    fn faults(&self) -> Vec<Fault> {
+        let hycos = self
+            .running
+            .iter()
+            .flat_map(|running| &running.plan.snapshot.hycos);
+        let unsound = hycos.filter_map(HybridConnection::fault);
+        unsound.chain(self.bindings.faults()).collect()
     }
 
     fn say(&mut self, message: FeedMessage) {
@@ -363,7 +375,7 @@ impl Supervisor {
             io_why: self.why.clone(),
             workers: u16::try_from(running.workers.len()).unwrap_or(u16::MAX),
             sessions: whole.sessions,
-            faults: self.bindings.faults(),
+            faults: self.faults(),
             truncated,
             unix_ms: peers::unix_ms(),
         }

@@ -58,6 +58,17 @@ pub(crate) enum Verdict {
     Close(SessionCode),
 }
 
+/// What a stream that a peer opened is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Opened {
+    /// The control stream.
+    Control,
+    /// A sender's flow.
+    Flow,
+    /// None that this peer may open.
+    Misplaced,
+}
+
 /// A registration that is over, and whose flows are to end.
 #[derive(Debug)]
 pub(crate) struct Over {
@@ -111,16 +122,28 @@ impl Peers {
         }
     }
 
-    /// The first stream of a session is its control stream; agents open no other.
-    pub(crate) fn stream_opened(&mut self, session: SessionId, stream: StreamId) -> Verdict {
-        match self.sessions.get_mut(&session) {
-            Some(peer) if peer.control.is_none() => {
-                peer.control = Some(ControlStream::new(stream));
-                Verdict::Fine
-            }
-            Some(_) => Verdict::Close(SessionCode::Protocol),
-            None => Verdict::Fine,
+    /// The first stream of a session is its control stream; the others of a sender are flows, and an agent opens no others.
+    pub(crate) fn stream_opened(&mut self, session: SessionId, stream: StreamId) -> Opened {
+        let Some(peer) = self.sessions.get_mut(&session) else {
+            return Opened::Control;
+        };
+        if peer.control.is_none() {
+            peer.control = Some(ControlStream::new(stream));
+            return Opened::Control;
         }
+        match &peer.hello {
+            Some(hello) if hello.role == Role::Sender => Opened::Flow,
+            // Its Hello may be behind: streams have no order among each other. A flow without a registration is of no use anyway.
+            _ => Opened::Misplaced,
+        }
+    }
+
+    /// Whether this session has proven a send key of this hybrid connection.
+    #[must_use]
+    pub(crate) fn may_send(&self, session: SessionId, hyco: &HycoName) -> bool {
+        let peer = self.sessions.get(&session);
+        let registration = peer.and_then(|peer| peer.registrations.get(hyco));
+        registration.is_some_and(|registration| registration.register.rule == Rule::Send)
     }
 
     /// The control stream may be written again.
@@ -238,7 +261,10 @@ impl Peers {
         let name = register.hyco.clone();
         let definition = plan.hyco(&name);
         let checked = check_register(&register, definition.map(|hyco| &hyco.keys), &peer.exporter);
-        let role_fits = matches!((hello.role, register.rule), (Role::Agent, Rule::Listen));
+        let role_fits = matches!(
+            (hello.role, register.rule),
+            (Role::Agent, Rule::Listen) | (Role::Sender, Rule::Send)
+        );
         let (Ok(checked), Some(definition), true) = (&checked, definition, role_fits) else {
             let why = checked.err().map_or_else(
                 || "wrong rule for its role".to_string(),
@@ -252,9 +278,10 @@ impl Peers {
                 return peer.refuse(quic, session, name, RefusedCode::Overloaded);
             }
             let most = definition.limits.listeners_max;
-            if !self
-                .directory
-                .listen(&name, hello.instance, self.worker, most)
+            if register.rule == Rule::Listen
+                && !self
+                    .directory
+                    .listen(&name, hello.instance, self.worker, most)
             {
                 warn!(hyco = %name, agent = %hello.agent_id, most, "registration refused: too many listeners");
                 return peer.refuse(quic, session, name, RefusedCode::TooManyListeners);
@@ -271,13 +298,13 @@ impl Peers {
             endpoint: definition.endpoint.clone(),
             relay_proof,
         };
-        let entry = Entry {
+        let entry = (register.rule == Rule::Listen).then(|| Entry {
             session,
             instance: hello.instance,
             weight: register.weight,
             priority: register.priority,
-        };
-        info!(hyco = %name, key = %register.key_id, which = %checked.which, agent = %hello.agent_id, "listener registered");
+        });
+        info!(hyco = %name, key = %register.key_id, which = %checked.which, role = %hello.role, agent = %hello.agent_id, "registered");
         peer.registrations.insert(
             name.clone(),
             Registration {
@@ -285,7 +312,9 @@ impl Peers {
                 which: checked.which,
             },
         );
-        self.rosters.entry(name).or_default().add(entry);
+        if let Some(entry) = entry {
+            self.rosters.entry(name).or_default().add(entry);
+        }
         peer.say(quic, session, &Frame::Registered(answer))
     }
 

@@ -11,17 +11,19 @@ use quinn_proto::{ConnectionError, StreamId};
 use tracing::{debug, info, warn};
 use underpass_proto::limits::OPEN_DEADLINE;
 use underpass_proto::snapshot::SessionReport;
-use underpass_proto::wire::Open;
+use underpass_proto::wire::{Elsewhere, Open};
 use underpass_proto::{
     AgentId, Ending, Endpoint, FlowCode, FlowId, Frame, FrameReader, HycoName, Instance,
     SessionCode, Side,
 };
 
-use super::peers::{Over, Peers, Verdict};
+use super::peers::{Opened, Over, Peers, Verdict};
 use super::plan::{Directory, Place, Plan};
+use super::senders::{self, Senders};
 use crate::core::{Core, Owner};
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Datagrams, Io, SocketId};
+use crate::join::{Answer, Join, JoinEnd, JoinKey, Toward};
 use crate::quic::{Read, SessionId, config};
 use crate::worker::{Handle, Role};
 
@@ -114,14 +116,22 @@ pub(crate) struct Relay {
     plan: Arc<Plan>,
     directory: Arc<Directory>,
     peers: Peers,
+    senders: Senders,
     bindings: HashMap<u64, Binding>,
     others: Vec<Handle<Message>>,
     counts: HashMap<HycoName, Counts>,
     /// Flows without Opened yet, by their deadline.
-    opening: VecDeque<(Instant, FlowKey)>,
+    opening: VecDeque<(Instant, Key)>,
     next_flow: u64,
     drain: Option<Drain>,
     done: bool,
+}
+
+/// A flow of an application that is here, or of one that is beside a sender.
+#[derive(Clone, Copy, Debug)]
+enum Key {
+    Flow(FlowKey),
+    Join(JoinKey),
 }
 
 struct Binding {
@@ -143,6 +153,7 @@ impl Relay {
             plan,
             peers: Peers::new(worker, workers, Arc::clone(&directory)),
             directory,
+            senders: Senders::default(),
             bindings: HashMap::new(),
             others: Vec::new(),
             counts: HashMap::new(),
@@ -166,6 +177,15 @@ impl Relay {
                     .is_some_and(|flow| flow.data.hyco == hyco)
                 {
                     core.fail(key, End::Here(FlowCode::RegistrationEnded));
+                }
+            }
+            for key in core.joins.of_session(session) {
+                if core
+                    .joins
+                    .get(key)
+                    .is_some_and(|join| join.data.hyco == hyco)
+                {
+                    core.fail_join(key, JoinEnd::Here(FlowCode::RegistrationEnded));
                 }
             }
         }
@@ -242,7 +262,92 @@ impl Relay {
         self.counts.entry(name.clone()).or_default().total += 1;
         let open = data.open_frame();
         let key = core.start_unopened(data, socket, session, stream, open);
-        self.opening.push_back((core.now + OPEN_DEADLINE, key));
+        self.opening
+            .push_back((core.now + OPEN_DEADLINE, Key::Flow(key)));
+    }
+
+    /// A sender asks for a flow: it is joined to a listener here, or sent to the worker that has one.
+    fn begin_joined<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, asked: senders::Asked) {
+        let senders::Asked {
+            session,
+            stream,
+            open,
+            first,
+        } = asked;
+        let plan = Arc::clone(&self.plan);
+        let refuse = |core: &mut Core<I, RelayFlow>, code| core.quic.abort(session, stream, code);
+        let hyco = plan.hyco(&open.hyco);
+        let Some(hyco) = hyco.filter(|_| self.peers.may_send(session, &open.hyco)) else {
+            return refuse(core, FlowCode::RegistrationEnded);
+        };
+        if self.drain.is_some() {
+            return refuse(core, FlowCode::Draining);
+        }
+        let limits = &plan.snapshot.limits;
+        let place = self
+            .directory
+            .place(&hyco.name, hyco.limits.flows_max, limits.flows_max);
+        let Some(place) = place else {
+            self.note_refusal(&hyco.name, open.application, FlowCode::TooManyFlows);
+            return refuse(core, FlowCode::TooManyFlows);
+        };
+        let Some((agent, to_agent)) = self.choose(core, &hyco.name, None) else {
+            if let Some(worker) = self.directory.worker_with(&hyco.name, core.worker) {
+                return say_elsewhere(core, session, stream, worker);
+            }
+            self.note_refusal(&hyco.name, open.application, FlowCode::NoListener);
+            return refuse(core, FlowCode::NoListener);
+        };
+        let opening = Opening {
+            asked: self.peers.instance(agent),
+            ..Opening::default()
+        };
+        let data = RelayFlow {
+            id: open.flow,
+            hyco: hyco.name.clone(),
+            application: open.application,
+            endpoint: hyco.endpoint.clone(),
+            since: core.now,
+            opening: Some(Box::new(opening)),
+            _place: place,
+        };
+        self.counts.entry(hyco.name.clone()).or_default().total += 1;
+        let frame = data.open_frame();
+        let key = core.join(data, (session, stream), (agent, to_agent), frame, first);
+        self.opening
+            .push_back((core.now + OPEN_DEADLINE, Key::Join(key)));
+    }
+
+    /// An agent refused a join: tried once elsewhere, then the sender is told.
+    fn join_refused<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: JoinKey, code: FlowCode) {
+        let Some(join) = core.joins.get(key) else {
+            return;
+        };
+        let opening = join.data.opening.as_deref();
+        let first_time = opening.filter(|opening| opening.refused_by.is_none());
+        let Some(refused_by) = first_time.and_then(|opening| opening.asked) else {
+            return core.fail_join(key, JoinEnd::Said(Toward::Agent, code));
+        };
+        let name = join.data.hyco.clone();
+        let other = code
+            .is_refusal()
+            .then(|| self.choose(core, &name, Some(refused_by)))
+            .flatten();
+        let Some((session, stream)) = other else {
+            return core.fail_join(key, JoinEnd::Said(Toward::Agent, code));
+        };
+        let asked = self.peers.instance(session);
+        let Some(join) = core.joins.get_mut(key) else {
+            return;
+        };
+        join.data.opening = Some(Box::new(Opening {
+            reader: FrameReader::new(),
+            refused_by: Some(refused_by),
+            asked,
+        }));
+        debug!(hyco = %name, flow = join.data.id.0, "tried elsewhere");
+        let open = join.data.open_frame();
+        core.rejoin(key, (session, stream), open);
     }
 
     /// A listener's session with a stream on it, or none.
@@ -253,12 +358,10 @@ impl Relay {
         without: Option<Instance>,
     ) -> Option<(SessionId, StreamId)> {
         let session = {
-            let load = |session| core.flows.count_of_session(session);
+            let load = |session| core.load(session);
             self.peers.pick(&core.quic, core.now, hyco, without, load)?
         };
-        if core.flows.count_of_session(session)
-            >= self.plan.snapshot.limits.flows_per_session_max as usize
-        {
+        if core.load(session) >= self.plan.snapshot.limits.flows_per_session_max as usize {
             return None;
         }
         core.quic.open(session).map(|stream| (session, stream))
@@ -298,6 +401,10 @@ impl Relay {
         code: FlowCode,
     ) {
         core.io.close(socket, Close::Reset);
+        self.note_refusal(hyco, application, code);
+    }
+
+    fn note_refusal(&mut self, hyco: &HycoName, application: SocketAddr, code: FlowCode) {
         let ending = Ending::said(code, Side::Relay);
         let counts = self.counts.entry(hyco.clone()).or_default();
         counts.total += 1;
@@ -348,6 +455,28 @@ impl Relay {
         true
     }
 
+    /// Ends flows that no listener answered in time, and forgets those that were answered.
+    fn expire_opening<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
+        while let Some(&(deadline, key)) = self.opening.front() {
+            let unopened = match key {
+                Key::Flow(key) => core.flows.get(key).is_some_and(Flow::is_unopened),
+                Key::Join(key) => core.joins.get(key).is_some_and(Join::is_unopened),
+            };
+            if unopened && deadline > core.now {
+                return;
+            }
+            self.opening.pop_front();
+            if !unopened {
+                continue;
+            }
+            let code = FlowCode::EndpointTimedOut;
+            match key {
+                Key::Flow(key) => core.fail(key, End::There(code)),
+                Key::Join(key) => core.fail_join(key, JoinEnd::Said(Toward::Agent, code)),
+            }
+        }
+    }
+
     /// Flows that sent nothing yet lose nothing by another listener; all others end with their session.
     fn rescue<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
         for key in core.flows.of_session(session) {
@@ -376,6 +505,7 @@ impl Relay {
         let remote = core.quic.path(session).map(|path| path.remote);
         info!(?remote, why = %code, "session closed");
         self.peers.gone(session);
+        self.senders.session_gone(session);
         self.rescue(core, session);
         core.session_gone(session);
         core.quic.close(core.now, session, code);
@@ -393,7 +523,7 @@ impl Relay {
         if over {
             self.cut_flows(core);
         }
-        if core.flows.is_empty() {
+        if core.is_idle() {
             self.end(core);
         }
     }
@@ -401,6 +531,9 @@ impl Relay {
     fn cut_flows<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
         for key in core.flows.iter().map(|(key, _)| key).collect::<Vec<_>>() {
             core.fail(key, End::Here(FlowCode::GraceOver));
+        }
+        for key in core.joins.iter().map(|(key, _)| key).collect::<Vec<_>>() {
+            core.fail_join(key, JoinEnd::Here(FlowCode::GraceOver));
         }
     }
 
@@ -411,6 +544,22 @@ impl Relay {
         self.done = true;
     }
 
+    /// `moved`: bytes to the endpoint, and to the application.
+    fn note_end(&mut self, now: Instant, data: &RelayFlow, ending: Ending, moved: (u64, u64)) {
+        let counts = self.counts.entry(data.hyco.clone()).or_default();
+        counts.to_endpoint += moved.0;
+        counts.to_application += moved.1;
+        if !ending.is_clean() {
+            counts.failed += 1;
+            counts.last_ending = Some(ending.to_string());
+        }
+        debug!(
+            hyco = %data.hyco, flow = data.id.0, application = %data.application, endpoint = %data.endpoint, %ending,
+            to_endpoint = moved.0, to_application = moved.1,
+            ms = now.saturating_duration_since(data.since).as_millis(), "flow ended"
+        );
+    }
+
     fn report<I: Io>(&self, core: &Core<I, RelayFlow>) -> WorkerReport {
         let mut counts = self.counts.clone();
         for (_, flow) in core.flows.iter() {
@@ -418,6 +567,12 @@ impl Relay {
             counts.live += 1;
             counts.to_endpoint += flow.bytes_from_socket;
             counts.to_application += flow.bytes_to_socket;
+        }
+        for (_, join) in core.joins.iter() {
+            let counts = counts.entry(join.data.hyco.clone()).or_default();
+            counts.live += 1;
+            counts.to_endpoint += join.bytes_to_agent();
+            counts.to_application += join.bytes_to_sender();
         }
         WorkerReport {
             sessions: self.peers.report(&core.quic, core.now),
@@ -528,6 +683,7 @@ impl Role for Relay {
             .map_or_else(|| "unknown".to_owned(), |path| path.remote.to_string());
         info!(remote, %why, "session lost");
         self.peers.gone(session);
+        self.senders.session_gone(session);
         self.rescue(core, session);
     }
 
@@ -537,8 +693,15 @@ impl Role for Relay {
         session: SessionId,
         stream: StreamId,
     ) {
-        let verdict = self.peers.stream_opened(session, stream);
-        self.heed(core, session, verdict);
+        match self.peers.stream_opened(session, stream) {
+            Opened::Control => {}
+            Opened::Flow => self
+                .senders
+                .stream_opened(&mut core.quic, core.now, session, stream),
+            Opened::Misplaced => {
+                self.heed(core, session, Verdict::Close(SessionCode::Protocol));
+            }
+        }
         self.stream_readable(core, session, stream);
     }
 
@@ -548,6 +711,9 @@ impl Role for Relay {
         session: SessionId,
         stream: StreamId,
     ) {
+        if let Some(asked) = self.senders.read(&mut core.quic, session, stream) {
+            return self.begin_joined(core, asked);
+        }
         let mut hello = None;
         let plan = Arc::clone(&self.plan);
         let verdict =
@@ -605,51 +771,45 @@ impl Role for Relay {
         }
     }
 
+    fn join_answered<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: JoinKey) {
+        match core.read_answer(key) {
+            None => {}
+            Some(Answer::Opened(frame, first)) => {
+                if let Some(join) = core.joins.get_mut(key) {
+                    join.data.opening = None;
+                }
+                core.joined(key, Bytes::from(frame.to_vec()), first);
+            }
+            Some(Answer::Refused(code)) => self.join_refused(core, key, code),
+        }
+    }
+
+    fn join_ended<I: Io>(
+        &mut self,
+        core: &mut Core<I, RelayFlow>,
+        join: Join<RelayFlow>,
+        end: JoinEnd,
+    ) {
+        let moved = (join.bytes_to_agent(), join.bytes_to_sender());
+        self.note_end(core.now, &join.data, joined_ending(end), moved);
+    }
+
     fn flow_ended<I: Io>(
         &mut self,
         core: &mut Core<I, RelayFlow>,
         flow: Flow<RelayFlow>,
         end: End,
     ) {
-        let ending = ending(end);
-        let data = &flow.data;
-        let counts = self.counts.entry(data.hyco.clone()).or_default();
-        counts.to_endpoint += flow.bytes_from_socket;
-        counts.to_application += flow.bytes_to_socket;
-        if !ending.is_clean() {
-            counts.failed += 1;
-            counts.last_ending = Some(ending.to_string());
-        }
-        debug!(
-            hyco = %data.hyco, flow = data.id.0, application = %data.application, endpoint = %data.endpoint, %ending,
-            to_endpoint = flow.bytes_from_socket, to_application = flow.bytes_to_socket,
-            ms = core.now.saturating_duration_since(data.since).as_millis(), "flow ended"
-        );
+        let moved = (flow.bytes_from_socket, flow.bytes_to_socket);
+        self.note_end(core.now, &flow.data, ending(end), moved);
     }
 
     fn tick<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
         for (session, code) in self.peers.overdue(&core.quic, core.now) {
             self.close(core, session, code);
         }
-        while self
-            .opening
-            .front()
-            .is_some_and(|(deadline, _)| *deadline <= core.now)
-        {
-            let Some((_, key)) = self.opening.pop_front() else {
-                break;
-            };
-            if core.flows.get(key).is_some_and(Flow::is_unopened) {
-                core.fail(key, End::There(FlowCode::EndpointTimedOut));
-            }
-        }
-        while self
-            .opening
-            .front()
-            .is_some_and(|(_, key)| !core.flows.get(*key).is_some_and(Flow::is_unopened))
-        {
-            self.opening.pop_front();
-        }
+        self.senders.expire(&mut core.quic, core.now);
+        self.expire_opening(core);
         self.drain_on(core);
     }
 
@@ -688,4 +848,35 @@ fn ending(end: End) -> Ending {
         End::There(code) => Ending::said(code, Side::Agent),
         End::Lost => Ending::said(FlowCode::SessionLost, Side::Network),
     }
+}
+
+/// The same for a join.
+fn joined_ending(end: JoinEnd) -> Ending {
+    let side = |toward| match toward {
+        Toward::Sender => Side::Sender,
+        Toward::Agent => Side::Agent,
+    };
+    match end {
+        JoinEnd::Clean(Toward::Sender) => Ending::clean(Side::Application),
+        JoinEnd::Clean(Toward::Agent) => Ending::clean(Side::Endpoint),
+        JoinEnd::Said(toward, code) => Ending::said(code, side(toward)),
+        JoinEnd::Here(code) => Ending::said(code, Side::Relay),
+        JoinEnd::Lost(_) => Ending::said(FlowCode::SessionLost, Side::Network),
+    }
+}
+
+/// That worker has a listener's session, this one has none.
+fn say_elsewhere<I: Io>(
+    core: &mut Core<I, RelayFlow>,
+    session: SessionId,
+    stream: StreamId,
+    worker: u8,
+) {
+    let frame = Frame::Elsewhere(Elsewhere { worker });
+    // A stream that was just opened has credit for four bytes.
+    let _ = core
+        .quic
+        .write(session, stream, &mut [Bytes::from(frame.to_vec())]);
+    core.quic.finish(session, stream);
+    core.quic.stop(session, stream, FlowCode::Aborted);
 }

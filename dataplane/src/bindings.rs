@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 
 use tracing::info;
-use underpass_proto::{Fault, HycoName, Snapshot};
+use underpass_proto::{Fault, HycoName};
 
 use crate::io::socket;
 
-/// All bindings of a relay.
+/// All bindings of a relay or a sender.
 #[derive(Debug, Default)]
 pub(crate) struct Bindings {
     open: HashMap<HycoName, Open>,
@@ -40,14 +40,13 @@ pub(crate) enum Step {
 }
 
 impl Bindings {
-    /// Compares what is open with what the snapshot wants; what could not be opened is a fault, and tried again at the next call.
-    pub(crate) fn apply(&mut self, snapshot: &Snapshot, workers: usize) -> Vec<Step> {
-        let wanted: HashMap<&HycoName, SocketAddr> = snapshot
-            .hycos
-            .iter()
-            .filter(|hyco| hyco.fault().is_none())
-            .filter_map(|hyco| hyco.bind.map(|bind| (&hyco.name, bind)))
-            .collect();
+    /// Compares what is open with what is wanted; what could not be opened is a fault, and tried again at the next call.
+    pub(crate) fn apply<'a>(
+        &mut self,
+        wanted: impl Iterator<Item = (&'a HycoName, SocketAddr)>,
+        workers: usize,
+    ) -> Vec<Step> {
+        let wanted: HashMap<&HycoName, SocketAddr> = wanted.collect();
         let mut steps = Vec::new();
         self.open.retain(|name, open| {
             let stays = wanted.get(name) == Some(&open.wanted);
@@ -58,11 +57,6 @@ impl Bindings {
             stays
         });
         self.faults.clear();
-        for hyco in &snapshot.hycos {
-            if let Some(fault) = hyco.fault() {
-                self.faults.insert(hyco.name.clone(), fault);
-            }
-        }
         for (name, wanted) in wanted {
             if !self.open.contains_key(name) {
                 steps.extend(self.bind(name, wanted, workers));
