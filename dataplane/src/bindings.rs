@@ -12,7 +12,7 @@ use crate::io::socket;
 #[derive(Debug, Default)]
 pub(crate) struct Bindings {
     open: HashMap<HycoName, Open>,
-    faults: HashMap<HycoName, Fault>,
+    failed: HashMap<HycoName, (SocketAddr, std::io::Error)>,
     next_number: u64,
 }
 
@@ -56,7 +56,7 @@ impl Bindings {
             }
             stays
         });
-        self.faults.clear();
+        self.failed.clear();
         for (name, wanted) in wanted {
             if !self.open.contains_key(name) {
                 steps.extend(self.bind(name, wanted, workers));
@@ -92,25 +92,28 @@ impl Bindings {
                 })
             }
             Err(error) => {
-                let what = format!(
-                    "cannot open bind = \"{wanted}\": {error}; write another address, or end what holds this one"
-                );
-                self.faults.insert(
-                    name.clone(),
-                    Fault {
-                        hyco: Some(name.clone()),
-                        what,
-                    },
-                );
+                self.failed.insert(name.clone(), (wanted, error));
                 None
             }
         }
     }
 
-    /// What could not be opened.
+    /// What could not be opened, and what to do about it.
     #[must_use]
     pub(crate) fn faults(&self) -> Vec<Fault> {
-        self.faults.values().cloned().collect()
+        let fault = |(name, (wanted, error)): (&HycoName, &(SocketAddr, std::io::Error))| Fault {
+            hyco: Some(name.clone()),
+            what: format!(
+                "cannot open bind = \"{wanted}\": {error}; write another address, or end what holds this one"
+            ),
+        };
+        self.failed.iter().map(fault).collect()
+    }
+
+    /// Why this one could not be opened, if so.
+    #[must_use]
+    pub(crate) fn error(&self, name: &HycoName) -> Option<&std::io::Error> {
+        self.failed.get(name).map(|(_, error)| error)
     }
 
     /// The real address of a binding; port 0 is resolved.

@@ -15,6 +15,7 @@ mod link;
 pub mod quic;
 pub mod relay;
 mod resolve;
+pub mod sender;
 mod worker;
 
 /// Settings that every data plane process has.

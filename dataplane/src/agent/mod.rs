@@ -16,7 +16,7 @@ use underpass_proto::{
 };
 
 use self::role::{Agent, Message};
-use crate::link::supervise::{self, Ground, Workers};
+use crate::link::supervise::{self, Ground, Steward, Workers};
 pub use crate::link::supervise::{Checked, Error};
 use crate::link::wants::{self, Identity, Relay, Want};
 use crate::{Settings, drain};
@@ -70,8 +70,7 @@ pub fn run(
     let Some(mut workers) = start(&plan, &settings, &requests, None)? else {
         return Ok(());
     };
-    let update = |config, before: &Plan| Plan::new(config, identity, &before.relays);
-    workers.supervise(plan, &settings, &requests, updates, update, |_| {})
+    workers.supervise(&mut Keeper(plan), &settings, &requests, updates)
 }
 
 /// Connects and registers once, takes no flows, and says what it found.
@@ -155,6 +154,24 @@ impl supervise::Plan for Plan {
 
     fn rule(&self) -> Rule {
         Rule::Listen
+    }
+}
+
+/// What an agent's supervisor keeps.
+struct Keeper(Arc<Plan>);
+
+impl Steward for Keeper {
+    type Config = Config;
+    type Message = Message;
+
+    fn plan(&self) -> &Arc<Plan> {
+        &self.0
+    }
+
+    fn update(&mut self, config: Config) -> Result<(), Error> {
+        let (identity, before) = (self.0.identity, &self.0.relays);
+        self.0 = Arc::new(Plan::new(config, identity, before)?);
+        Ok(())
     }
 }
 

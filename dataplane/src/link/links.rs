@@ -75,7 +75,6 @@ impl Links {
     }
 
     /// The link to another worker of the relay where this hybrid connection is asked for; made if need be.
-    #[expect(dead_code, reason = "for the sender")]
     pub(crate) fn at_worker(
         &mut self,
         hyco: &HycoName,
@@ -93,7 +92,6 @@ impl Links {
     }
 
     /// Every link.
-    #[expect(dead_code, reason = "for the sender")]
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Link> {
         self.links.iter()
     }

@@ -15,7 +15,7 @@ use quinn_proto::{ConnectionError, StreamId};
 use rand::{Rng, RngExt};
 use tracing::warn;
 use underpass_proto::wire::{Hello, Probe, RefusedCode, VERSION};
-use underpass_proto::{Endpoint, Frame, HycoName, SessionCode};
+use underpass_proto::{Endpoint, Frame, HycoName, Role, SessionCode};
 
 use self::session::{Session, State};
 use self::wants::{Identity, Relay};
@@ -134,10 +134,13 @@ impl Link {
         }
     }
 
-    /// Whether a session is to be dialled now: none is well, and the pause is over. A worker of the relay is dialled once the relay is known to have it.
+    /// Whether a session is to be dialled now: none is well, and the pause is over. A worker of the relay is dialled once the relay is known to have it;
+    /// a sender, each of whose workers takes applications in, dials another one where it has not.
     #[must_use]
     pub(crate) fn wants_session(&self, quic: &Driver, now: Instant) -> bool {
-        let wanted = self.relay_worker < self.relay.workers() && !self.relay.wants.is_empty();
+        let there = self.relay_worker < self.relay.workers();
+        let any = self.identity.role == Role::Sender && self.relay.is_known();
+        let wanted = (there || any) && !self.relay.wants.is_empty();
         let well = self
             .sessions
             .iter()
@@ -158,6 +161,7 @@ impl Link {
         self.next_attempt = now + self.pause(now, rng);
         self.attempts += 1;
         self.resolved = false;
+        self.relay_worker %= self.relay.workers();
         let Some(&address) = self
             .addresses
             .get(self.next_address % self.addresses.len().max(1))
@@ -365,7 +369,6 @@ impl Link {
     }
 
     /// The best session for a new flow: one that is well and newest, else the newest; registered in any case.
-    #[expect(dead_code, reason = "for the sender")]
     #[must_use]
     pub(crate) fn session_for(
         &self,

@@ -120,6 +120,29 @@ pub(crate) trait Plan {
     }
 }
 
+/// What an agent's or a sender's own supervisor does beside following its workers.
+pub(crate) trait Steward {
+    /// What a new configuration is made of.
+    type Config;
+    /// What its workers are told.
+    type Message: Told;
+
+    /// What the workers go by.
+    fn plan(&self) -> &Arc<<Self::Message as Told>::Plan>;
+
+    /// Goes by a new configuration.
+    ///
+    /// # Errors
+    /// It is of no use; the one before stands.
+    fn update(&mut self, config: Self::Config) -> Result<(), Error>;
+
+    /// A worker said something.
+    fn heard(&mut self, _: &Said) {}
+
+    /// Called every [`LOOK_EVERY`].
+    fn look(&mut self, _: &Workers<Self::Message>, _draining: bool) {}
+}
+
 /// All that is there before the workers are.
 pub(crate) struct Ground {
     kind: Kind,
@@ -160,7 +183,6 @@ impl Ground {
     }
 
     /// How many workers there will be.
-    #[expect(dead_code, reason = "for the sender")]
     #[must_use]
     pub(crate) fn count(&self) -> u8 {
         self.count
@@ -269,18 +291,16 @@ where
         }
     }
 
-    /// Follows them until all is over. `update` makes a plan of a new configuration, or says why not; `heard` is told what they say.
+    /// Follows them until all is over.
     ///
     /// # Errors
     /// [`Error::NotAuthorised`] when nothing was ever registered and all was refused; [`Error::Worker`].
-    pub(crate) fn supervise<C>(
+    pub(crate) fn supervise<S: Steward<Message = M>>(
         &mut self,
-        mut plan: Arc<M::Plan>,
+        steward: &mut S,
         settings: &Settings,
         requests: &drain::Requests,
-        updates: Receiver<C>,
-        mut update: impl FnMut(C, &M::Plan) -> Result<M::Plan, Error>,
-        mut heard: impl FnMut(&Said),
+        updates: Receiver<S::Config>,
     ) -> Result<(), Error> {
         let look = tick(LOOK_EVERY);
         let mut updates = updates;
@@ -290,18 +310,17 @@ where
         loop {
             select! {
                 recv(self.said) -> said => if let Ok(said) = said {
-                    heard(&said);
+                    steward.heard(&said);
                     match said {
                         Said::Registered { .. } => registered = true,
                         Said::Refused { hyco } if !refused.contains(&hyco) => refused.push(hyco),
                         Said::Refused { .. } | Said::Lost { .. } => {}
                     }
                 },
-                recv(updates) -> config => match config.map(|config| update(config, &plan)) {
-                    Ok(Ok(new)) => {
-                        plan = Arc::new(new);
+                recv(updates) -> config => match config.map(|config| steward.update(config)) {
+                    Ok(Ok(())) => {
                         refused.clear();
-                        self.tell(|| M::plan(Arc::clone(&plan)));
+                        self.tell(|| M::plan(Arc::clone(steward.plan())));
                     }
                     Ok(Err(why)) => warn!(%why, "the new configuration is of no use; the one before stands"),
                     Err(_) => updates = never(),
@@ -314,8 +333,14 @@ where
                         drain::Request::Stop => self.tell(M::stop),
                     }
                 }
-                recv(look) -> _ => if self.look(draining)? { return Ok(()) },
+                recv(look) -> _ => {
+                    if self.look(draining)? {
+                        return Ok(());
+                    }
+                    steward.look(self, draining);
+                }
             }
+            let plan = steward.plan();
             if !registered && plan.names().iter().all(|name| refused.contains(name)) {
                 self.tell(M::stop);
                 return Err(not_authorised(&refused, plan.rule()));

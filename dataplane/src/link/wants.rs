@@ -40,15 +40,21 @@ pub(crate) struct Relay {
     pub(crate) trust: Trust,
     /// What is asked for.
     pub(crate) wants: Vec<Want>,
-    /// How many workers it has, once it said so; 1 before.
+    /// How many workers it has; 0 before it said so.
     workers: Arc<AtomicU8>,
 }
 
 impl Relay {
-    /// How many workers it has, as far as is known.
+    /// How many workers it has; 1 as long as that is not known.
     #[must_use]
     pub(crate) fn workers(&self) -> u8 {
-        self.workers.load(Ordering::Relaxed)
+        self.workers.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Whether it has said how many workers it has.
+    #[must_use]
+    pub(crate) fn is_known(&self) -> bool {
+        self.workers.load(Ordering::Relaxed) > 0
     }
 
     /// It said how many.
@@ -160,7 +166,7 @@ fn relay_of(string: &ConnectionString, rule: Rule, ca: &[Vec<u8>]) -> Result<Rel
         },
         trust: trust(string, ca),
         wants: Vec::new(),
-        workers: Arc::new(AtomicU8::new(1)),
+        workers: Arc::new(AtomicU8::new(0)),
     })
 }
 

@@ -414,6 +414,17 @@ impl Driver {
         lookup(&mut self.sessions, id)
     }
 
+    /// Lets the peer have this many streams open at once. Each costs memory from now on, whether it is used or not.
+    pub fn allow_streams(&mut self, id: SessionId, count: u32) {
+        self.mark(id);
+        if let Some(session) = self.session(id) {
+            let count = VarInt::from_u32(count);
+            session
+                .connection
+                .set_max_concurrent_streams(Dir::Bi, count);
+        }
+    }
+
     /// Opens a stream to the peer, or `None` while it allows no more or the session is gone.
     pub fn open(&mut self, id: SessionId) -> Option<StreamId> {
         let session = self.session(id)?;

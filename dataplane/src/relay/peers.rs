@@ -20,6 +20,7 @@ use underpass_proto::{
 
 use super::plan::{Directory, Plan};
 use super::roster::{Entry, Health, Roster};
+use super::senders;
 use crate::control_stream::{Broken, ControlStream};
 use crate::quic::{Driver, SessionId};
 
@@ -40,6 +41,8 @@ struct Peer {
     hello: Option<Hello>,
     registrations: HashMap<HycoName, Registration>,
     draining: bool,
+    /// Flows that it may open, beside its control stream: none before it proved a send key.
+    flows_allowed: u32,
     /// When a newer process of the same agent said Hello.
     replaced: Option<Instant>,
 }
@@ -104,6 +107,7 @@ impl Peers {
             hello: None,
             registrations: HashMap::new(),
             draining: false,
+            flows_allowed: 0,
             replaced: None,
         };
         self.sessions.insert(session, peer);
@@ -135,6 +139,21 @@ impl Peers {
             Some(hello) if hello.role == Role::Sender => Opened::Flow,
             // Its Hello may be behind: streams have no order among each other. A flow without a registration is of no use anyway.
             _ => Opened::Misplaced,
+        }
+    }
+
+    /// A sender has `live` flows now: it may open more, up to `most`, before it has used what it was allowed.
+    pub(crate) fn make_room(
+        &mut self,
+        quic: &mut Driver,
+        session: SessionId,
+        live: usize,
+        most: u32,
+    ) {
+        if let Some(peer) = self.sessions.get_mut(&session)
+            && let Some(more) = senders::more_flows(peer.flows_allowed, live, most)
+        {
+            peer.allow_flows(quic, session, more);
         }
     }
 
@@ -298,7 +317,10 @@ impl Peers {
             endpoint: definition.endpoint.clone(),
             relay_proof,
         };
-        let entry = (register.rule == Rule::Listen).then(|| Entry {
+        if register.rule == Rule::Send && peer.flows_allowed == 0 {
+            peer.allow_flows(quic, session, senders::FLOWS_FIRST);
+        }
+        let entry = (register.rule == Rule::Listen).then_some(Entry {
             session,
             instance: hello.instance,
             weight: register.weight,
@@ -531,6 +553,11 @@ impl Peers {
 }
 
 impl Peer {
+    fn allow_flows(&mut self, quic: &mut Driver, session: SessionId, count: u32) {
+        self.flows_allowed = count;
+        quic.allow_streams(session, count + 1);
+    }
+
     fn say(&mut self, quic: &mut Driver, session: SessionId, frame: &Frame) -> Verdict {
         let Some(control) = &mut self.control else {
             return Verdict::Fine;

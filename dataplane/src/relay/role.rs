@@ -314,6 +314,9 @@ impl Relay {
         self.counts.entry(hyco.name.clone()).or_default().total += 1;
         let frame = data.open_frame();
         let key = core.join(data, (session, stream), (agent, to_agent), frame, first);
+        let live = core.joins.count_of_session(session);
+        let most = limits.flows_per_session_max;
+        self.peers.make_room(&mut core.quic, session, live, most);
         self.opening
             .push_back((core.now + OPEN_DEADLINE, Key::Join(key)));
     }
