@@ -211,6 +211,6 @@ fn explain(error: agent::Error) -> Failure {
         // The data plane's own words.
         agent::Error::Unreachable(ref why) if why.contains("certificate is not") => Failure::new(Exit::Unreachable, error).hint("another relay is at that address, or its certificate was replaced: take a new string from the relay's machine, by `underpass connection string NAME --role on-premises`"),
         agent::Error::Unreachable(_) => Failure::new(Exit::Unreachable, error).hint("check the address in the connection string, that the relay runs, and that UDP to its port is let through on the way"),
-        agent::Error::Worker(_) => Failure::new(Exit::Failed, error),
+        agent::Error::Worker(_) | agent::Error::Bind { .. } => Failure::new(Exit::Failed, error),
     }
 }
