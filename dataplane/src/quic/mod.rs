@@ -5,6 +5,8 @@
 
 pub mod cid;
 pub mod config;
+mod event;
+mod streams;
 pub mod verify;
 
 use std::cmp::Reverse;
@@ -16,12 +18,15 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{
-    ClientConfig, ConnectError, Connection, ConnectionError, ConnectionHandle, DatagramEvent, Dir,
-    Endpoint, Incoming, RecvStream, SendStream, StreamEvent, StreamId, VarInt,
+    ClientConfig, ConnectError, Connection, ConnectionHandle, DatagramEvent, Endpoint, Incoming,
+    VarInt,
 };
 use underpass_proto::proof::EXPORTER_LABEL;
-use underpass_proto::{Exporter, FlowCode, SessionCode};
+use underpass_proto::{Exporter, SessionCode};
 
+pub use self::event::Event;
+use self::event::translate;
+pub use self::streams::{Read, WriteError};
 use crate::io::{self, DATAGRAMS_SIZE, Io};
 
 /// GSO sends that one session may make before the next one has its turn.
@@ -35,42 +40,6 @@ const SESSIONS_MAX: usize = 16_384;
 pub struct SessionId {
     index: u32,
     generation: u32,
-}
-
-/// What happened to a session or to one of its streams.
-#[derive(Debug)]
-pub enum Event {
-    /// The TLS handshake is done; nobody is authorised yet.
-    Connected,
-    /// The session is over; its streams are gone.
-    Lost(ConnectionError),
-    /// The peer opened this stream.
-    Opened(StreamId),
-    /// A stream may have data, its end or a reset.
-    Readable(StreamId),
-    /// A stream that was blocked may be written.
-    Writable(StreamId),
-    /// All of a finished stream was acknowledged.
-    Finished(StreamId),
-    /// The peer wants no more of this stream.
-    Stopped(StreamId, FlowCode),
-    /// The peer allows more streams.
-    Available,
-}
-
-impl Event {
-    /// The stream that it is about.
-    #[must_use]
-    pub fn stream(&self) -> Option<StreamId> {
-        match self {
-            Self::Opened(stream)
-            | Self::Readable(stream)
-            | Self::Writable(stream)
-            | Self::Finished(stream)
-            | Self::Stopped(stream, _) => Some(*stream),
-            Self::Connected | Self::Lost(_) | Self::Available => None,
-        }
-    }
 }
 
 /// All sessions of one worker.
@@ -414,146 +383,6 @@ impl Driver {
         lookup(&mut self.sessions, id)
     }
 
-    /// Lets the peer have this many streams open at once. Each costs memory from now on, whether it is used or not.
-    pub fn allow_streams(&mut self, id: SessionId, count: u32) {
-        self.mark(id);
-        if let Some(session) = self.session(id) {
-            let count = VarInt::from_u32(count);
-            session
-                .connection
-                .set_max_concurrent_streams(Dir::Bi, count);
-        }
-    }
-
-    /// Opens a stream to the peer, or `None` while it allows no more or the session is gone.
-    pub fn open(&mut self, id: SessionId) -> Option<StreamId> {
-        let session = self.session(id)?;
-        if session.lost {
-            return None;
-        }
-        session.connection.streams().open(Dir::Bi)
-    }
-
-    /// Writes chunks without a copy; returns the bytes that were taken. What was not taken stays in `chunks`, advanced.
-    /// Taken in part means: call again; only `Blocked` is followed by [`Event::Writable`].
-    ///
-    /// # Errors
-    /// [`WriteError`]
-    pub fn write(
-        &mut self,
-        id: SessionId,
-        stream: StreamId,
-        chunks: &mut [Bytes],
-    ) -> Result<usize, WriteError> {
-        self.mark(id);
-        let Some(mut sending) = self.send_stream(id, stream) else {
-            return Err(WriteError::Closed);
-        };
-        match sending.write_chunks(chunks) {
-            Ok(written) => Ok(written.bytes),
-            Err(quinn_proto::WriteError::Blocked) => Err(WriteError::Blocked),
-            Err(quinn_proto::WriteError::Stopped(_) | quinn_proto::WriteError::ClosedStream) => {
-                Err(WriteError::Closed)
-            }
-        }
-    }
-
-    /// Reads at most `chunks_max` chunks and `bytes_max` bytes, in order, as slices of the received datagrams.
-    ///
-    /// # Errors
-    /// The peer's reset code; [`FlowCode::SessionLost`] where there is no such stream any more.
-    pub fn read(
-        &mut self,
-        id: SessionId,
-        stream: StreamId,
-        chunks_max: usize,
-        bytes_max: usize,
-        into: &mut Vec<Bytes>,
-    ) -> Result<Read, FlowCode> {
-        let Some(mut receiving) = self.recv_stream(id, stream) else {
-            return Err(FlowCode::SessionLost);
-        };
-        let Ok(mut chunks) = receiving.read(true) else {
-            return Err(FlowCode::SessionLost);
-        };
-        let mut bytes = 0;
-        let read = loop {
-            if into.len() >= chunks_max || bytes >= bytes_max {
-                break Ok(Read::More);
-            }
-            match chunks.next(bytes_max - bytes) {
-                Ok(Some(chunk)) => {
-                    bytes += chunk.bytes.len();
-                    into.push(chunk.bytes);
-                }
-                Ok(None) => break Ok(Read::End),
-                Err(quinn_proto::ReadError::Blocked) => break Ok(Read::Empty),
-                Err(quinn_proto::ReadError::Reset(code)) => break Err(flow_code(code)),
-            }
-        };
-        let credit = chunks.finalize();
-        if credit.should_transmit() || read.is_err() || matches!(read, Ok(Read::End)) {
-            self.mark(id);
-        }
-        read
-    }
-
-    /// Ends this direction: the peer reads all that was written, then the end.
-    pub fn finish(&mut self, id: SessionId, stream: StreamId) {
-        self.mark(id);
-        if let Some(mut sending) = self.send_stream(id, stream) {
-            // Fails only where the peer stopped the stream, which its event tells.
-            let _ = sending.finish();
-        }
-    }
-
-    /// Ends both directions with a code: what is not delivered yet is discarded.
-    pub fn abort(&mut self, id: SessionId, stream: StreamId, code: FlowCode) {
-        self.mark(id);
-        let code = VarInt::from_u32(code.to_u32());
-        if let Some(mut sending) = self.send_stream(id, stream) {
-            let _ = sending.reset(code);
-        }
-        if let Some(mut receiving) = self.recv_stream(id, stream) {
-            let _ = receiving.stop(code);
-        }
-    }
-
-    /// Wants no more of a stream.
-    pub fn stop(&mut self, id: SessionId, stream: StreamId, code: FlowCode) {
-        self.mark(id);
-        if let Some(mut receiving) = self.recv_stream(id, stream) {
-            let _ = receiving.stop(VarInt::from_u32(code.to_u32()));
-        }
-    }
-
-    /// The code by which the peer reset a stream that is not being read, if it did.
-    #[must_use]
-    pub fn reset_of(&mut self, id: SessionId, stream: StreamId) -> Option<FlowCode> {
-        let mut receiving = self.recv_stream(id, stream)?;
-        match receiving.received_reset() {
-            Ok(code) => code.map(flow_code),
-            Err(_) => Some(FlowCode::Aborted),
-        }
-    }
-
-    /// Sends this stream's bytes before those of streams with a lower priority.
-    pub fn prioritise(&mut self, id: SessionId, stream: StreamId, priority: i32) {
-        if let Some(mut sending) = self.send_stream(id, stream) {
-            let _ = sending.set_priority(priority);
-        }
-    }
-
-    fn send_stream(&mut self, id: SessionId, stream: StreamId) -> Option<SendStream<'_>> {
-        self.session(id)
-            .map(|session| session.connection.send_stream(stream))
-    }
-
-    fn recv_stream(&mut self, id: SessionId, stream: StreamId) -> Option<RecvStream<'_>> {
-        self.session(id)
-            .map(|session| session.connection.recv_stream(stream))
-    }
-
     /// Ends a session. [`Event::Lost`] does not follow.
     pub fn close(&mut self, now: Instant, id: SessionId, code: SessionCode) {
         let Some(session) = self.session(id) else {
@@ -643,26 +472,6 @@ pub struct Path {
     pub since: Instant,
 }
 
-/// How a read ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Read {
-    /// The caller's measure was full.
-    More,
-    /// Nothing more for now; [`Event::Readable`] follows.
-    Empty,
-    /// The peer finished; all was read.
-    End,
-}
-
-/// Why nothing was written.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum WriteError {
-    /// No credit; [`Event::Writable`] follows.
-    Blocked,
-    /// The stream or its session is gone, which an event tells too.
-    Closed,
-}
-
 enum Flushed {
     All,
     Part,
@@ -698,45 +507,6 @@ fn lookup(sessions: &mut [Option<Session>], id: SessionId) -> Option<&mut Sessio
         .filter(|session| session.generation == id.generation)
 }
 
-fn translate(
-    session: &mut Session,
-    id: SessionId,
-    event: quinn_proto::Event,
-    events: &mut VecDeque<(SessionId, Event)>,
-) {
-    use quinn_proto::Event as Core;
-    match event {
-        Core::Connected => events.push_back((id, Event::Connected)),
-        Core::ConnectionLost { reason } => {
-            if !std::mem::replace(&mut session.lost, true) {
-                events.push_back((id, Event::Lost(reason)));
-            }
-        }
-        Core::Stream(StreamEvent::Opened { dir }) => {
-            while let Some(stream) = session.connection.streams().accept(dir) {
-                events.push_back((id, Event::Opened(stream)));
-            }
-        }
-        Core::Stream(StreamEvent::Readable { id: stream }) => {
-            events.push_back((id, Event::Readable(stream)));
-        }
-        Core::Stream(StreamEvent::Writable { id: stream }) => {
-            events.push_back((id, Event::Writable(stream)));
-        }
-        Core::Stream(StreamEvent::Finished { id: stream }) => {
-            events.push_back((id, Event::Finished(stream)));
-        }
-        Core::Stream(StreamEvent::Stopped {
-            id: stream,
-            error_code,
-        }) => {
-            events.push_back((id, Event::Stopped(stream, flow_code(error_code))));
-        }
-        Core::Stream(StreamEvent::Available { .. }) => events.push_back((id, Event::Available)),
-        Core::HandshakeDataReady | Core::DatagramReceived | Core::DatagramsUnblocked => {}
-    }
-}
-
 fn outgoing(transmit: &quinn_proto::Transmit) -> io::Transmit {
     io::Transmit {
         destination: transmit.destination,
@@ -748,9 +518,4 @@ fn outgoing(transmit: &quinn_proto::Transmit) -> io::Transmit {
 
 fn index_of(handle: ConnectionHandle) -> u32 {
     u32::try_from(handle.0).expect("session slots are bounded")
-}
-
-/// A code that this version does not know still ends the flow.
-fn flow_code(code: VarInt) -> FlowCode {
-    FlowCode::from_u64(code.into_inner()).unwrap_or(FlowCode::Aborted)
 }
