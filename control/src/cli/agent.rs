@@ -5,18 +5,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use underpass_dataplane::agent::{self, Checked, Config, Connect};
-use underpass_proto::{AllowList, ConnectionString, Rule};
+use underpass_proto::{AgentId, ConnectionString, Rule};
 
 use super::allow;
 use super::relay::raise_file_limit;
-use super::source::{Source, SourceArgs};
+use super::reload::{self, Loaded, Loader, RoleFile};
+use super::source::SourceArgs;
 use super::table::table;
-use super::{DataPlaneArgs, Exit, Failure, IoChoice, print};
+use super::{DataPlaneArgs, Exit, Failure, print};
+use crate::files::Fault;
 use crate::files::agent::{AgentFile, ConnectEntry, agent_id};
-use crate::files::{Fault, disk, strings, unreadable};
+use crate::files::data_plane::DataPlane;
 use crate::quantity::millis;
 use crate::signals;
 
@@ -57,9 +57,10 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
 fn serve(mut args: RunArgs) -> Result<(), Failure> {
     args.data_plane.settle();
     let source = args.from.find(Rule::Listen)?;
-    let file = read(&source)?;
-    args.take_from(&file);
-    let config = args.config(&file, &source)?;
+    let loader = Loader::<AgentFile>::start(source, args.ca_file.take())?;
+    args.data_plane.fill_from(&loader.loaded().file.data_plane);
+    let id = agent_id(&loader.source().identity());
+    let config = config(loader.loaded(), id)?;
     let settings = args.data_plane.settings();
     if args.check {
         let checked = agent::check(config, settings, CHECK_DEADLINE).map_err(explain)?;
@@ -68,126 +69,81 @@ fn serve(mut args: RunArgs) -> Result<(), Failure> {
     raise_file_limit();
     let requests = signals::drain_requests()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot take signals: {error}")))?;
-    agent::run(config, settings, requests, agent::no_updates()).map_err(explain)
+
+    let updates = reload::watch(
+        loader,
+        || false,
+        move |loaded| self::config(loaded, id).map(Some),
+    )
+    .map_err(|error| Failure::new(Exit::Failed, format!("cannot watch files: {error}")))?;
+    agent::run(config, settings, requests, updates).map_err(explain)
 }
 
-/// What the source says: `agent.toml`, or as much of one as a single string is, and that string where it is in no file.
-fn read(source: &Source) -> Result<AgentFile, Failure> {
-    let string_file = match source {
-        Source::Config(path) => return Ok(AgentFile::load(path)?),
-        Source::File(path) => path.clone(),
-        Source::Text(_) => PathBuf::new(),
-    };
-    Ok(AgentFile::of_one(string_file))
-}
+impl RoleFile for AgentFile {
+    type Entry = ConnectEntry;
+    const RULE: Rule = Rule::Listen;
 
-impl RunArgs {
-    /// What the command line does not say is taken from the file.
-    fn take_from(&mut self, file: &AgentFile) {
-        let io = file.io.map(|io| match io {
-            "ring" => IoChoice::Ring,
-            "poll" => IoChoice::Poll,
-            _ => IoChoice::Auto,
-        });
-        self.data_plane.io = self.data_plane.io.or(io);
-        self.data_plane.workers = self.data_plane.workers.or(file.workers);
-        self.data_plane.mtu_max = self.data_plane.mtu_max.or(file.mtu_max);
-        self.ca_file = self.ca_file.take().or_else(|| file.ca_file.clone());
+    fn load(path: &Path) -> Result<Self, Vec<Fault>> {
+        Self::load(path)
     }
 
-    fn config(&self, file: &AgentFile, source: &Source) -> Result<Config, Failure> {
-        let mut connects = Vec::new();
-        let mut faults = Vec::new();
-        for entry in &file.connects {
-            match connect(entry, source) {
-                Ok(connect) => connects.push(connect),
-                Err(fault) => faults.push(fault),
-            }
-        }
-        if !faults.is_empty() {
-            return Err(faults.into());
-        }
-        check_once_each(&connects)?;
-        check_allows_something(&connects, &file.allow)?;
-        let ca = self
-            .ca_file
-            .as_deref()
-            .map(load_ca)
-            .transpose()?
-            .unwrap_or_default();
-        Ok(Config {
-            connects,
-            allow: file.allow.clone(),
-            ca,
-            agent_id: agent_id(&source.identity()),
-        })
+    fn of_one(string_file: PathBuf) -> Self {
+        Self::of_one(string_file)
+    }
+
+    fn entries(&self) -> &[ConnectEntry] {
+        &self.connects
+    }
+
+    fn string_file(entry: &ConnectEntry) -> &Path {
+        &entry.string_file
+    }
+
+    fn data_plane(&self) -> &DataPlane {
+        &self.data_plane
     }
 }
 
-fn connect(entry: &ConnectEntry, source: &Source) -> Result<Connect, Fault> {
-    let (string_file, string) = match source {
-        Source::Text(string) => (None, ConnectionString::clone(string)),
-        _ => (
-            Some(entry.string_file.clone()),
-            strings::load(&entry.string_file, Rule::Listen)?,
-        ),
-    };
-    Ok(Connect {
-        string_file,
-        string,
+fn config(loaded: &Loaded<AgentFile>, agent_id: AgentId) -> Result<Config, Failure> {
+    check_once_each(loaded.connects.iter().map(|(_, string)| string))?;
+    check_allows_something(loaded)?;
+    let connects = loaded.connects.iter().map(|(entry, string)| Connect {
+        string_file: Some(entry.string_file.clone()).filter(|path| !path.as_os_str().is_empty()),
+        string: string.clone(),
         weight: entry.weight,
         priority: entry.priority,
+    });
+    Ok(Config {
+        connects: connects.collect(),
+        allow: loaded.file.allow.clone(),
+        ca: loaded.ca.clone(),
+        agent_id,
     })
 }
 
-fn check_once_each(connects: &[Connect]) -> Result<(), Failure> {
+/// One hybrid connection of one relay stands on one string.
+pub(super) fn check_once_each<'a>(
+    mut strings: impl Iterator<Item = &'a ConnectionString>,
+) -> Result<(), Failure> {
     let mut seen = HashSet::new();
-    let twice = connects
-        .iter()
-        .find(|connect| !seen.insert((connect.string.relay(), connect.string.name.clone())));
+    let twice = strings.find(|string| !seen.insert((string.relay(), string.name.clone())));
     let Some(twice) = twice else { return Ok(()) };
-    let ConnectionString { name, .. } = &twice.string;
     Err(Failure::configuration(format!(
-        "{name} on {} stands in two connection string files",
-        twice.string.relay()
+        "{} on {} stands in two connection string files",
+        twice.name,
+        twice.relay()
     ))
     .hint("leave one [[connect]] out"))
 }
 
 /// An agent dials nothing but what its own list permits.
-fn check_allows_something(connects: &[Connect], allow: &AllowList) -> Result<(), Failure> {
-    if !allow.0.is_empty()
-        || connects
-            .iter()
-            .any(|connect| connect.string.target.is_some())
-    {
+fn check_allows_something(loaded: &Loaded<AgentFile>) -> Result<(), Failure> {
+    let mut strings = loaded.connects.iter().map(|(_, string)| string);
+    if !loaded.file.allow.0.is_empty() || strings.any(|string| string.target.is_some()) {
         return Ok(());
     }
     Err(Failure::configuration("this agent may dial nothing: the connection string names no Target, and there is no allow-list")
         .hint("write `allow = [\"host:port\"]` into agent.toml and start with `--config agent.toml`, or take a string with Target"))
-}
-
-fn load_ca(path: &Path) -> Result<Vec<Vec<u8>>, Failure> {
-    let file = path.display().to_string();
-    let pem = disk::read(path).map_err(|error| unreadable(&file, &error))?;
-    let certificates: Result<Vec<_>, _> =
-        CertificateDer::pem_slice_iter(pem.text.as_bytes()).collect();
-    match certificates {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates
-            .iter()
-            .map(|certificate| certificate.to_vec())
-            .collect()),
-        Ok(_) => Err(Fault::whole(
-            file,
-            "holds no certificate; put one there in PEM form (`BEGIN CERTIFICATE`)",
-        )
-        .into()),
-        Err(error) => Err(Fault::whole(
-            file,
-            format!("cannot be used: {error}; put certificates there in PEM form"),
-        )
-        .into()),
-    }
 }
 
 fn report(checked: &[Checked]) -> String {

@@ -17,6 +17,7 @@ mod options;
 mod probe;
 mod prompt;
 mod relay;
+mod reload;
 mod source;
 mod status;
 mod table;
@@ -101,7 +102,7 @@ enum Command {
 
 impl Command {
     fn takes_connection_string(&self) -> bool {
-        matches!(self, Self::Agent(agent::Command::Run(_)))
+        matches!(self, Self::Agent(agent::Command::Run(_)) | Self::Sender(_))
     }
 }
 

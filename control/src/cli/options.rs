@@ -11,7 +11,7 @@ use underpass_proto::limits::GRACE_DEFAULT;
 
 use super::DumpArgs;
 use crate::files::Directory;
-use crate::files::agent::MTU_MAX_BOUNDS;
+use crate::files::data_plane::{DataPlane, MTU_MAX_BOUNDS};
 
 /// Where the installation's files are.
 #[derive(Args, Clone, Debug)]
@@ -69,6 +69,18 @@ impl DataPlaneArgs {
     /// Settles what the whole process is bound to: called before the first key is read.
     pub(super) fn settle(&self) {
         self.dumps.settle();
+    }
+
+    /// What the command line does not say is taken from the file.
+    pub(super) fn fill_from(&mut self, file: &DataPlane) {
+        let io = file.io.map(|io| match io {
+            "ring" => IoChoice::Ring,
+            "poll" => IoChoice::Poll,
+            _ => IoChoice::Auto,
+        });
+        self.io = self.io.or(io);
+        self.workers = self.workers.or(file.workers);
+        self.mtu_max = self.mtu_max.or(file.mtu_max);
     }
 
     /// As the data plane takes them.

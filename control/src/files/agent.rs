@@ -4,14 +4,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use underpass_proto::limits::WORKERS_MAX;
 use underpass_proto::{AgentId, AllowEntry, AllowList};
 
+use super::data_plane::DataPlane;
 use super::document::{Document, Placed, Section};
 use super::{Fault, disk, unreadable};
-
-/// The smallest and largest `mtu_max`: QUIC's floor, and what a UDP datagram over IPv4 can carry.
-pub const MTU_MAX_BOUNDS: std::ops::RangeInclusive<u16> = 1200..=65_507;
 
 /// The share of new flows that a listener asks for, unless it says otherwise.
 pub const WEIGHT_DEFAULT: u16 = 100;
@@ -26,14 +23,8 @@ pub struct AgentFile {
     pub connects: Vec<ConnectEntry>,
     /// Entries beyond the targets of the strings.
     pub allow: AllowList,
-    /// CA certificates to trust where a string has no pin.
-    pub ca_file: Option<PathBuf>,
-    /// Number of workers.
-    pub workers: Option<u16>,
-    /// `auto`, `ring` or `poll`.
-    pub io: Option<&'static str>,
-    /// Largest UDP payload.
-    pub mtu_max: Option<u16>,
+    /// How the process works.
+    pub data_plane: DataPlane,
 }
 
 /// One `[[connect]]`.
@@ -58,10 +49,7 @@ impl AgentFile {
                 priority: 0,
             }],
             allow: AllowList::default(),
-            ca_file: None,
-            workers: None,
-            io: None,
-            mtu_max: None,
+            data_plane: DataPlane::default(),
         }
     }
 
@@ -83,14 +71,7 @@ impl AgentFile {
         let (mut document, mut root) = Document::parse(file, text)?;
         let connects = document.tables(&mut root, "connect");
         let allow = document.list::<AllowEntry>(&mut root, "allow", "sql01.corp.example:1433", 0);
-        let ca_file = document.string(&mut root, "ca_file", "ca.pem");
-        let workers = document.integer(&mut root, "workers", 1..=WORKERS_MAX, 2);
-        let io = document.word(
-            &mut root,
-            "io",
-            &[("auto", "auto"), ("ring", "ring"), ("poll", "poll")],
-        );
-        let mtu_max = document.integer(&mut root, "mtu_max", MTU_MAX_BOUNDS, 1452);
+        let data_plane = DataPlane::read(&mut document, &mut root, folder);
         document.missing_section(&root, "connect", "[[connect]]", "with `string_file = \"payroll-sql.connection\"` under it, once for each hybrid connection");
         document.end(root);
 
@@ -105,10 +86,7 @@ impl AgentFile {
                 .map(|connects| Self {
                     connects,
                     allow: AllowList(allow.map(|list| list.value).unwrap_or_default()),
-                    ca_file: ca_file.map(|file| folder.join(file.value)),
-                    workers: workers.map(|workers| workers.value),
-                    io: io.map(|io| io.value),
-                    mtu_max: mtu_max.map(|mtu| mtu.value),
+                    data_plane,
                 }),
         )
     }
@@ -188,11 +166,15 @@ mod tests {
                 priority: 1
             }
         );
+        let data_plane = file.data_plane;
         assert_eq!(
-            (file.workers, file.io, file.mtu_max),
+            (data_plane.workers, data_plane.io, data_plane.mtu_max),
             (Some(3), Some("poll"), Some(1452))
         );
-        assert_eq!(file.ca_file.unwrap(), Path::new("/etc/underpass/ca.pem"));
+        assert_eq!(
+            data_plane.ca_file.unwrap(),
+            Path::new("/etc/underpass/ca.pem")
+        );
         assert_eq!(file.allow.0[0].to_string(), "10.0.0.0/8:443");
     }
 

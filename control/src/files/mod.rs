@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod allow;
 pub mod control_section;
+pub mod data_plane;
 pub mod definition;
 pub mod disk;
 pub mod document;
@@ -15,6 +16,7 @@ pub mod keys;
 mod lock;
 pub mod namespace;
 pub mod quota;
+pub mod sender;
 pub mod strings;
 pub mod tls;
 pub mod wording;

@@ -10,11 +10,11 @@ use crate::files::{Fault, disk};
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
 /// A file that vanished is gone only after this: some editors save by removing and writing anew.
-pub(super) const GONE_AFTER: Duration = Duration::from_millis(200);
+pub(crate) const GONE_AFTER: Duration = Duration::from_millis(200);
 
 /// One file, or a few that belong together.
 #[derive(Debug)]
-pub(super) struct Cached<T> {
+pub(crate) struct Cached<T> {
     seen: Option<Seen>,
     missing_since: Option<Instant>,
     good: Option<T>,
@@ -29,7 +29,7 @@ struct Seen {
 
 /// Whether a file is there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Presence {
+pub(crate) enum Presence {
     /// It is.
     Here,
     /// It was a moment ago: to be looked at again soon.
@@ -39,7 +39,7 @@ pub(super) enum Presence {
 }
 
 impl<T> Cached<T> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             seen: None,
             missing_since: None,
@@ -49,7 +49,7 @@ impl<T> Cached<T> {
     }
 
     /// Looks at the files, and reads them with `read` if one changed.
-    pub(super) fn look(
+    pub(crate) fn look(
         &mut self,
         paths: &[&Path],
         now: Instant,
@@ -92,17 +92,17 @@ impl<T> Cached<T> {
     }
 
     /// The last good content.
-    pub(super) fn good(&self) -> Option<&T> {
+    pub(crate) fn good(&self) -> Option<&T> {
         self.good.as_ref()
     }
 
     /// The present content, if it is good.
-    pub(super) fn present(&self) -> Option<&T> {
+    pub(crate) fn present(&self) -> Option<&T> {
         self.good.as_ref().filter(|_| self.faults.is_empty())
     }
 
     /// What is wrong with the present content.
-    pub(super) fn faults(&self) -> &[Fault] {
+    pub(crate) fn faults(&self) -> &[Fault] {
         &self.faults
     }
 }

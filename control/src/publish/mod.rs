@@ -3,7 +3,7 @@
 //! [`Source`] is where a snapshot comes from: [`Folder`] today. The publisher numbers what it gives, the feed serves it on
 //! `run/control.sock`. Control may end at any moment: the relay goes on with what it has.
 
-mod cache;
+pub(crate) mod cache;
 mod dial;
 mod feed;
 mod folder;
@@ -11,7 +11,7 @@ mod limit;
 mod live;
 mod publisher;
 mod resolve;
-mod watch;
+pub(crate) mod watch;
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;

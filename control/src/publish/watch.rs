@@ -17,7 +17,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const GATHER: Duration = Duration::from_millis(50);
 
 /// Watches a few folders, not what is below them.
-pub(super) struct FolderWatch {
+pub(crate) struct FolderWatch {
     folders: Vec<PathBuf>,
     watcher: Option<notify::RecommendedWatcher>,
     heard: Receiver<()>,
@@ -26,7 +26,7 @@ pub(super) struct FolderWatch {
 
 impl FolderWatch {
     /// Starts to watch. Where the kernel's notice cannot be had, looks each second.
-    pub(super) fn new(folders: Vec<PathBuf>) -> Self {
+    pub(crate) fn new(folders: Vec<PathBuf>) -> Self {
         // One word is enough: it says that something changed, not what.
         let (tell, heard) = bounded(1);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -50,7 +50,7 @@ impl FolderWatch {
     }
 
     /// Waits for a change, at most until `until` or the next look.
-    pub(super) fn wait(&mut self, until: Option<Instant>) {
+    pub(crate) fn wait(&mut self, until: Option<Instant>) {
         self.renew();
         let next_look = Instant::now() + LOOK_EVERY;
         let until = until.map_or(next_look, |until| until.min(next_look));
