@@ -12,6 +12,7 @@ pub mod disk;
 pub mod document;
 mod edit;
 mod fault;
+pub mod hosts;
 pub mod keys;
 mod lock;
 pub mod namespace;
