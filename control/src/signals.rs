@@ -4,6 +4,7 @@ use std::io;
 use std::process::exit;
 use std::thread;
 
+use crossbeam_channel::{Receiver, bounded};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use underpass_dataplane::drain;
@@ -29,13 +30,20 @@ pub(crate) fn on_each(mut on: impl FnMut(u32) + Send + 'static) -> io::Result<()
 
 /// Signals as the data plane understands them.
 pub(crate) fn drain_requests() -> io::Result<drain::Requests> {
+    drain_requests_and_word().map(|(requests, _)| requests)
+}
+
+/// The same, and a word at the first one, for what is done before the data plane runs.
+pub(crate) fn drain_requests_and_word() -> io::Result<(drain::Requests, Receiver<()>)> {
     let (asker, requests) = drain::pair();
+    let (tell, told) = bounded(1);
     on_each(move |nth| {
+        let _ = tell.try_send(());
         asker.ask(if nth == 1 {
             drain::Request::Drain
         } else {
             drain::Request::Stop
         });
     })?;
-    Ok(requests)
+    Ok((requests, told))
 }

@@ -18,6 +18,7 @@ mod probe;
 mod prompt;
 mod relay;
 mod reload;
+mod sender;
 mod source;
 mod status;
 mod table;
@@ -84,6 +85,9 @@ enum Command {
     /// The on-premises side
     #[command(subcommand)]
     Agent(agent::Command),
+    /// The application's side, where that is not beside the relay
+    #[command(subcommand)]
+    Sender(sender::Command),
     /// Make, change, show and delete hybrid connections
     #[command(subcommand)]
     Connection(connection::Command),
@@ -137,6 +141,7 @@ fn run(arguments: Vec<OsString>) -> Result<(), Ended> {
         Command::Control(args) => control::run(&args)?,
         Command::Relay(args) => relay::run(&args)?,
         Command::Agent(command) => agent::run(command)?,
+        Command::Sender(command) => sender::run(command)?,
         Command::Connection(command) => connection::run(command)?,
         Command::Key(command) => key::run(command)?,
         Command::Status(args) => status::run(&args)?,

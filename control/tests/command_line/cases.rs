@@ -85,6 +85,70 @@ pub(crate) fn cases() -> Vec<Case> {
              hint: write the name that the unit's `LoadCredential=NAME:FILE` gives it\n",
         ),
         case(
+            &["sender", "run"],
+            2,
+            "error: this sender is given no connection string\n\
+             hint: make one on the relay's machine (`underpass connection string NAME --role application --out FILE`) and name its file: `--connection-string-file FILE`, or several in `--config sender.toml`\n",
+        ),
+        case(
+            &[
+                "sender",
+                "run",
+                "--connection-string-file",
+                "DIR/a.connection",
+                "--bind",
+                "0.0.0.0:1433",
+            ],
+            2,
+            "error: --bind 0.0.0.0:1433 is open to other machines, and a sender serves the applications of its own; bind to a loopback address, like 127.0.0.2:1433\n",
+        ),
+        with(
+            case(
+                &[
+                    "sender",
+                    "run",
+                    "--connection-string-file",
+                    "DIR/a.connection",
+                ],
+                3,
+                "error: DIR/a.connection: is an on-premises string (defaultListener); a sender needs the one that `underpass connection string payroll-sql --role application` prints\n",
+            ),
+            "a.connection",
+            0o600,
+            &string,
+        ),
+        with(
+            case(
+                &[
+                    "sender",
+                    "run",
+                    "--connection-string-file",
+                    "DIR/a.connection",
+                    "--hosts",
+                    "write",
+                    "--hosts-file",
+                    "DIR/hosts",
+                ],
+                3,
+                "error: cannot write DIR/hosts: No such file or directory (os error 2)\n\
+                 hint: run the sender as a user that can write there, or take `--hosts print` and put the lines there by hand\n",
+            ),
+            "a.connection",
+            0o600,
+            &string.replace("defaultListener", "defaultSender"),
+        ),
+        with(
+            case(
+                &["sender", "run", "--config", "DIR/sender.toml"],
+                3,
+                "error: DIR/sender.toml:3: bind in [[connect]] cannot be \"sql01:1433\": invalid socket address syntax; write, for example, `bind = \"127.0.0.1:14330\"`\n\
+                 error: DIR/sender.toml:4: unknown field \"weight\" in [[connect]]; known here are `string_file`, `bind`\n",
+            ),
+            "sender.toml",
+            0o644,
+            "[[connect]]\nstring_file = \"a.connection\"\nbind = \"sql01:1433\"\nweight = 5\n",
+        ),
+        case(
             &["agent", "allow", "sql01.corp:1433"],
             2,
             &no_file("`--config FILE` is missing: the allow-list stands in the agent's file"),

@@ -50,6 +50,15 @@ fn usage_errors_exit_with_2_and_help_with_0() {
             "b",
         ],
         &["agent", "allow", "--config", "a"],
+        &["sender", "run", "--config", "a", "--bind", "127.0.0.1:1"],
+        &[
+            "sender",
+            "run",
+            "--connection-string-file",
+            "a",
+            "--hosts-file",
+            "b",
+        ],
         &["agent", "allow", "sql01", "--config", "a"],
         &["nonsense"],
     ] {
