@@ -271,6 +271,30 @@ mod tests {
     }
 
     #[test]
+    fn whatever_stands_there_comes_out_as_it_was() {
+        use rand::{RngExt, SeedableRng};
+        let seed = rand::random();
+        let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+        let pieces: [&[u8]; 6] = [b"\n", b"\r\n", b"127.0.0.1 a", b"# x", b"\xff", b" "];
+        let one = entries(&[("127.0.0.2", "sql01.corp")]);
+        let two = entries(&[("127.0.0.3", "sql02.corp"), ("127.0.0.4", "web.corp")]);
+        for _ in 0..2_000 {
+            let mut others = Vec::new();
+            for _ in 0..rng.random_range(0..8) {
+                others.extend_from_slice(pieces[rng.random_range(0..pieces.len())]);
+            }
+            let mut text = others.clone();
+            for _ in 0..rng.random_range(0..8) {
+                let (sender, own) = [("a", &one), ("b", &two)][rng.random_range(0..2)];
+                text = with(&without(&text, sender), sender, own);
+            }
+            let (first, then) = [("a", "b"), ("b", "a")][rng.random_range(0..2)];
+            let text = without(&without(&text, first), then);
+            assert_eq!(text, others, "seed {seed}");
+        }
+    }
+
+    #[test]
     fn what_others_wrote_into_our_section_stays() {
         let text = b"# underpass begin (a)\n127.0.0.2 sql01.corp # by underpass\n10.0.0.7 theirs\n";
         assert_eq!(without(text, "a"), b"10.0.0.7 theirs\n");
