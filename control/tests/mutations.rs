@@ -11,7 +11,9 @@ use rand::{Rng, RngExt, SeedableRng};
 use underpass::files::agent::AgentFile;
 use underpass::files::definition::Definition;
 use underpass::files::namespace::{Namespace, TEMPLATE};
-use underpass::files::{Fault, keys};
+use underpass::files::sender::SenderFile;
+use underpass::files::{Fault, allow, keys};
+use underpass_proto::AllowEntry;
 
 /// Enough to meet every branch many times in a second or two; the full figure is 100,000.
 const MUTATIONS_DEFAULT: u64 = 20_000;
@@ -74,7 +76,48 @@ fn read_all(text: &str) -> Vec<(&'static str, Vec<Fault>)> {
             "agent.toml",
             AgentFile::parse("agent.toml", text, Path::new("")).map(drop),
         ),
+        faults(
+            "sender.toml",
+            SenderFile::parse("sender.toml", text, Path::new("")).map(drop),
+        ),
     ]
+}
+
+#[test]
+fn an_edited_allow_list_can_be_read_and_is_what_was_asked_for() {
+    let seed = number("UNDERPASS_SEED").unwrap_or_else(rand::random);
+    println!("UNDERPASS_SEED={seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let texts = [
+        "allow = [\"a:1\"]\nworkers = 2\n[[connect]]\nstring_file = \"a\"\nweight = 3\n",
+        "allow = [ # all\n  \"a:1\", # one\n\n  \"b:2\" # two\n  , \"c:3\",\n  # end\n]\n[[connect]]\nstring_file = \"a\"\n",
+    ];
+    let new: AllowEntry = "new.corp:443".parse().unwrap();
+    let read = |text: &str| AgentFile::parse("agent.toml", text, Path::new(""));
+    let mut edited = 0;
+    for _ in 0..number("UNDERPASS_MUTATIONS").unwrap_or(MUTATIONS_DEFAULT) {
+        let text = damage(texts[rng.random_range(0..texts.len())], &mut rng);
+        let Ok(before) = read(&text) else { continue };
+        edited += 1;
+        let added = allow::add(&text, std::slice::from_ref(&new)).unwrap();
+        let after = read(&added.text);
+        let after = after.unwrap_or_else(|faults| panic!("seed {seed}: {faults:?} in {text:?}"));
+        let mut expected = before.allow.0.clone();
+        expected.push(new.clone());
+        assert_eq!(after.allow.0, expected, "seed {seed}: {text:?}");
+        assert_eq!(after.connects, before.connects, "seed {seed}: {text:?}");
+        let comments = |text: &str| text.matches('#').count();
+        assert_eq!(
+            comments(&added.text),
+            comments(&text),
+            "seed {seed}: {text:?}"
+        );
+        let removed = allow::remove(&added.text, std::slice::from_ref(&new)).unwrap();
+        let after = read(&removed.text);
+        let after = after.unwrap_or_else(|faults| panic!("seed {seed}: {faults:?} in {text:?}"));
+        assert_eq!(after, before, "seed {seed}: {text:?}");
+    }
+    assert!(edited > 0, "seed {seed}");
 }
 
 fn texts() -> Vec<String> {
@@ -84,6 +127,7 @@ fn texts() -> Vec<String> {
         format!("[listen]\nprimary = \"{KEY}\"\nsecondary = \"{KEY}\"\n[send]\nprimary = \"{OTHER_KEY}\"\n"),
         format!("reset = \"{KEY}\"\ntoken = \"{KEY}\"\nconnection_id = \"{OTHER_KEY}\"\n"),
         "allow = [\"a:1\"]\nworkers = 2\n[[connect]]\nstring_file = \"a\"\nweight = 3\n".into(),
+        "io = \"ring\"\n[[connect]]\nstring_file = \"a\"\nbind = \"127.0.0.1:1433\"\n[[connect]]\nstring_file = \"b\"\n".into(),
     ]
 }
 
