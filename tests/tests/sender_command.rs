@@ -1,0 +1,215 @@
+//! `underpass sender run` and the files of agents and senders, in a whole installation: addresses, hosts entries, keys and allow-lists that change while flows live.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+use underpass_tests::deadline::{MOMENT, wait_for};
+use underpass_tests::installation::{
+    Agent, Installation, Io, Setup, run_underpass, terminate, underpass, write_secret,
+};
+use underpass_tests::process::{Process, run_ok};
+use underpass_tests::service::{Service, Talk};
+use underpass_tests::turn;
+
+const NAME: &str = "payroll-sql";
+
+const HOSTS: &str = "127.0.0.1 localhost\n# the last line has no end";
+
+#[test]
+fn applications_keep_host_name_and_port_and_a_key_is_rotated_under_their_flows() {
+    let _turn = turn::shared();
+    let scene = Scene::open();
+    let mut sender = scene.start_sender(&["--hosts", "write"]);
+    let (name, place) = scene.wait_for_entry(&sender);
+    assert_eq!(name, "localhost");
+    assert_eq!(place.port(), scene.service.address.port());
+    assert!(place.ip().is_loopback() && place.ip() != Ipv4Addr::LOCALHOST);
+    let log = sender.stderr();
+    assert!(
+        log.contains("localhost leads to 127.0.0.1 by line 1 of"),
+        "an entry of others counts first: {log}"
+    );
+
+    let mut live = Talk::start(place).unwrap();
+    scene.write_string("application", &["--secondary"], &scene.string_file());
+    let agent_file = scene
+        .agent
+        .config()
+        .with_file_name(format!("{NAME}.connection"));
+    scene.write_string("on-premises", &["--secondary"], &agent_file);
+    wait_for("both to prove the secondary key", MOMENT, || {
+        let sessions = scene.detail()["sessions"].as_array()?.clone();
+        let secondary = sessions
+            .iter()
+            .filter(|session| session["key"] == "secondary");
+        (secondary.count() == sessions.len() && sessions.len() >= 2).then_some(())
+    })
+    .unwrap();
+    live.exchange().unwrap();
+    Talk::start(place).unwrap().finish().unwrap();
+    live.finish().unwrap();
+
+    assert_eq!(terminate(&mut sender, MOMENT).unwrap(), 0);
+    assert_eq!(fs::read_to_string(scene.hosts()).unwrap(), HOSTS);
+}
+
+#[test]
+fn a_changed_endpoint_moves_the_address_once_the_agent_may_dial_it() {
+    let _turn = turn::shared();
+    let scene = Scene::open();
+    let sender = scene.start_sender(&["--hosts", "write"]);
+    let (_, before) = scene.wait_for_entry(&sender);
+    let other = Service::start(b'o').unwrap();
+    let endpoint = format!("localhost:{}", other.address.port());
+    scene.installation.define(NAME, &endpoint).unwrap();
+    let config = scene.agent.config();
+    let allowed = run_ok(
+        underpass()
+            .unwrap()
+            .args(["agent", "allow", &endpoint, "--config"])
+            .arg(&config),
+        MOMENT,
+    );
+    allowed.unwrap();
+    let after = SocketAddr::new(before.ip(), other.address.port());
+    wait_for("the other service to be reached", MOMENT, || {
+        let mut talk = Talk::start(after).ok()?;
+        talk.exchange().ok()?;
+        talk.finish().ok()
+    })
+    .unwrap();
+    assert!(other.accepted() > 0);
+}
+
+#[test]
+fn a_sender_says_what_is_in_its_way() {
+    let _turn = turn::shared();
+    let scene = Scene::open();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let string_file = scene.string_file().display().to_string();
+    let run = |options: &[&str]| {
+        let arguments = [
+            &["sender", "run", "--connection-string-file", &string_file],
+            options,
+        ]
+        .concat();
+        let ran = run_underpass(&arguments).unwrap();
+        (ran.status.code(), ran.stderr)
+    };
+    let address = taken.local_addr().unwrap();
+    let (exit, told) = run(&["--bind", &address.to_string()]);
+    assert_eq!(exit, Some(3), "{told}");
+    let hint = format!(
+        "hint: `ss -ltnp 'sport = :{}'` shows who has it",
+        address.port()
+    );
+    assert!(
+        told.contains(&address.to_string()) && told.contains(&hint),
+        "{told}"
+    );
+
+    let checked = run_ok(
+        underpass()
+            .unwrap()
+            .args(["sender", "run", "--check", "--connection-string-file"])
+            .arg(scene.string_file()),
+        MOMENT,
+    )
+    .unwrap();
+    let endpoint = format!("localhost:{}", scene.service.address.port());
+    assert!(
+        checked.contains(NAME) && checked.contains(&endpoint),
+        "{checked}"
+    );
+
+    let string = fs::read_to_string(scene.string_file()).unwrap();
+    let wrong = string.replace("SharedAccessKey=", "SharedAccessKey=x");
+    write_secret(&scene.string_file(), &wrong).unwrap();
+    for options in [&["--check"][..], &[]] {
+        let (exit, told) = run(options);
+        assert_eq!(exit, Some(4), "{told}");
+        assert!(told.contains("--role application"), "{told}");
+    }
+}
+
+/// A service, an agent beside it, and what a sender needs.
+struct Scene {
+    service: Service,
+    installation: Installation,
+    agent: Agent,
+    folder: TempDir,
+}
+
+impl Scene {
+    fn open() -> Self {
+        let service = Service::start(b's').unwrap();
+        let endpoint = format!("localhost:{}", service.address.port());
+        let installation = Installation::start(Setup::new(Io::Poll), &[(NAME, &endpoint)]).unwrap();
+        let agent = installation.start_agent(&[NAME], &[]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let scene = Self {
+            service,
+            installation,
+            agent,
+            folder,
+        };
+        fs::write(scene.hosts(), HOSTS).unwrap();
+        scene.write_string("application", &[], &scene.string_file());
+        scene
+    }
+
+    fn string_file(&self) -> PathBuf {
+        self.folder.path().join("sender.connection")
+    }
+
+    fn hosts(&self) -> PathBuf {
+        self.folder.path().join("hosts")
+    }
+
+    fn write_string(&self, role: &str, options: &[&str], path: &std::path::Path) {
+        let mut command = underpass().unwrap();
+        command
+            .args(["connection", "string", NAME, "--role", role])
+            .args(options)
+            .arg("--dir")
+            .arg(self.installation.directory());
+        write_secret(path, &run_ok(&mut command, MOMENT).unwrap()).unwrap();
+    }
+
+    fn start_sender(&self, options: &[&str]) -> Process {
+        let mut command = underpass().unwrap();
+        command
+            .args(["sender", "run", "--io", "poll", "--connection-string-file"])
+            .arg(self.string_file())
+            .arg("--hosts-file")
+            .arg(self.hosts())
+            .args(options);
+        Process::start("sender", &mut command).unwrap()
+    }
+
+    /// The name and the place that the sender's entry in the hosts file stands for.
+    fn wait_for_entry(&self, sender: &Process) -> (String, SocketAddr) {
+        let entry = wait_for("the hosts entry", MOMENT, || {
+            let text = fs::read_to_string(self.hosts()).ok()?;
+            let line = text.lines().find(|line| line.ends_with("# by underpass"))?;
+            let mut words = line.split_whitespace();
+            let ip: Ipv4Addr = words.next()?.parse().ok()?;
+            Some((words.next()?.to_owned(), ip))
+        });
+        let (name, ip) = entry.unwrap_or_else(|error| panic!("{error}\n{}", sender.log_end()));
+        (name, SocketAddr::from((ip, self.service.address.port())))
+    }
+
+    fn detail(&self) -> serde_json::Value {
+        let mut command = underpass().unwrap();
+        command
+            .args(["status", NAME, "--json", "--dir"])
+            .arg(self.installation.directory());
+        let text = run_ok(&mut command, MOMENT).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+}
