@@ -62,7 +62,8 @@ struct Cli {
         global = true,
         env = "UNDERPASS_LOG",
         value_name = "FILTER",
-        default_value = "info"
+        default_value = "info",
+        display_order = 1000
     )]
     log: String,
     #[command(subcommand)]

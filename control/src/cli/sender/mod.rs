@@ -60,7 +60,13 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "ADDR", value_parser = binding, conflicts_with = "config")]
     bind: Option<SocketAddr>,
     /// Let applications use the original host names: print the hosts entries for that, or keep them in the hosts file while the sender runs
-    #[arg(long, value_enum, conflicts_with = "check")]
+    #[arg(
+        long,
+        value_enum,
+        conflicts_with = "check",
+        long_help = "Let applications use the original host names: print the hosts entries for that, or keep them in the hosts file while the sender runs.\n\n\
+        The entries stand between two marker lines; nothing else of the file is changed. They are taken out at the end, and those of a sender that was killed at its next start"
+    )]
     hosts: Option<Mode>,
     /// The hosts file
     #[arg(
