@@ -5,9 +5,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use underpass_tests::deadline::MOMENT;
+use tempfile::TempDir;
+use underpass_tests::deadline::{MOMENT, wait_for};
 use underpass_tests::installation::{Agent, Installation, Io, Setup, underpass, write_secret};
 use underpass_tests::process::{Process, run};
 use underpass_tests::service::{Service, Talk};
@@ -29,10 +31,15 @@ fn keys_are_in_nothing_that_is_said() {
     let service = Service::start(b's').unwrap();
     let installation = installation(&service);
     let agent = installation.start_agent(&[NAME], &[]).unwrap();
-    Talk::start(installation.binding(NAME).unwrap())
-        .unwrap()
-        .finish()
-        .unwrap();
+    let (sender, folder) = start_sender(&installation);
+    let bound = wait_for("the sender's entry", MOMENT, || {
+        let ip: IpAddr = sender.stdout().split_whitespace().next()?.parse().ok()?;
+        Some(SocketAddr::new(ip, service.address.port()))
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", sender.log_end()));
+    for place in [installation.binding(NAME).unwrap(), bound] {
+        Talk::start(place).unwrap().finish().unwrap();
+    }
 
     rotate(&installation, &agent);
     for command in [
@@ -62,6 +69,8 @@ fn keys_are_in_nothing_that_is_said() {
     ] {
         heard(process.as_ref().unwrap());
     }
+    heard(&sender);
+    drop(folder);
     for folder in ["connections", "run"] {
         files(&installation.directory().join(folder));
     }
@@ -73,7 +82,7 @@ fn installation(service: &Service) -> Installation {
     setup.environment.push(("UNDERPASS_LOG", "trace".into()));
     let installation = Installation::new(setup).unwrap();
     installation
-        .define(NAME, &service.address.to_string())
+        .define(NAME, &format!("localhost:{}", service.address.port()))
         .unwrap();
     let keys = installation.directory().join("keys");
     fs::create_dir_all(&keys).unwrap();
@@ -88,6 +97,27 @@ fn installation(service: &Service) -> Installation {
     let string = installation.connection_string(NAME).unwrap();
     assert!(string.contains(listen), "these are the keys in use");
     installation
+}
+
+/// A sender, as loud as can be, with the folder of its file. It prints its hosts entry.
+fn start_sender(installation: &Installation) -> (Process, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sender.connection");
+    let mut string = underpass().unwrap();
+    string
+        .args(["connection", "string", NAME, "--role", "application"])
+        .arg("--dir")
+        .arg(installation.directory());
+    let string = run(&mut string, MOMENT).unwrap().stdout;
+    assert!(string.contains(KEYS[2]), "these are the keys in use");
+    write_secret(&file, &string).unwrap();
+    let mut command = underpass().unwrap();
+    command
+        .env("UNDERPASS_LOG", "trace")
+        .args(["sender", "run", "--io", "poll", "--hosts", "print"])
+        .arg("--connection-string-file")
+        .arg(file);
+    (Process::start("sender", &mut command).unwrap(), folder)
 }
 
 /// A new key in the file of a running agent.
@@ -109,8 +139,7 @@ fn damage(installation: &Installation) {
         let status = installation.status().ok()?;
         (status.faults.len() >= 2).then_some(status)
     };
-    let status =
-        underpass_tests::deadline::wait_for("both mistakes to be told", MOMENT, told).unwrap();
+    let status = wait_for("both mistakes to be told", MOMENT, told).unwrap();
     silent("faults", format!("{:?}", status.faults).as_bytes());
     fs::remove_file(installation.definition("wrong-one")).unwrap();
 }

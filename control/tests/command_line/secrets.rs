@@ -36,7 +36,10 @@ const DOORS: [Door; 6] = [
 ];
 
 /// One side: its command, its rule, the name of its file.
-const SIDES: [(&str, &str, &str); 1] = [("agent", "defaultListener", "agent.toml")];
+const SIDES: [(&str, &str, &str); 2] = [
+    ("agent", "defaultListener", "agent.toml"),
+    ("sender", "defaultSender", "sender.toml"),
+];
 
 #[test]
 fn a_key_comes_out_nowhere() {
