@@ -16,6 +16,9 @@ readonly BUILD_WITHIN=1200 RUN_WITHIN=1200
 readonly PROGRAMS=(cc:gcc curl:curl nginx:nginx wrk:wrk iperf3:iperf3 redis-server:redis-server redis-cli:redis-tools
     sshd:openssh-server ssh:openssh-client psql:postgresql-client pgbench:postgresql-contrib)
 
+# Python packages that try the REST API.
+readonly SCHEMATHESIS=(schemathesis==4.32.5 openapi-spec-validator==0.9.0)
+
 # What cargo said.
 log=
 
@@ -24,6 +27,7 @@ main() {
     local started=$SECONDS
     command -v cargo >/dev/null || die "cargo is not installed: see https://rustup.rs"
     install_missing
+    install_schemathesis
     say "building (profile $PROFILE)"
     # Builds the binary too: tests of its crate need it, and all others find it beside them.
     within "$BUILD_WITHIN" cargo test --quiet --profile "$PROFILE" --workspace --no-run
@@ -59,6 +63,17 @@ install_missing() {
     say "installing ${missing[*]}"
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+# Tries the REST API by its own document. Its test skips itself where this cannot be had.
+install_schemathesis() {
+    local place="${CARGO_TARGET_DIR:-$PWD/target}/schemathesis"
+    [ -x "$place/bin/st" ] && [ -x "$place/bin/openapi-spec-validator" ] && return
+    say "installing schemathesis"
+    if ! python3 -m venv "$place" || ! timeout 300 "$place/bin/pip" install --quiet --disable-pip-version-check "${SCHEMATHESIS[@]}"; then
+        rm -rf "$place"
+        echo "skipped: schemathesis_finds_nothing_and_the_document_is_valid (needs python3 with venv, and: pip install ${SCHEMATHESIS[*]})"
+    fi
 }
 
 # Servers live in folders that a user's path may not have.

@@ -91,24 +91,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 }
 
 /// What must be true for a change to be made, by `If-Match` and `If-None-Match`.
-///
-/// # Errors
-/// Both are there, or `If-None-Match` is not `*`.
-pub(super) fn condition(headers: &HeaderMap) -> Result<Condition, Problem> {
+pub(super) fn condition(headers: &HeaderMap) -> Condition {
     let value = |name| {
         headers
             .get(name)
             .map(|value: &header::HeaderValue| value.to_str().unwrap_or_default())
     };
-    match (value(header::IF_MATCH), value(header::IF_NONE_MATCH)) {
-        (None, None) => Ok(Condition::Any),
-        (Some(tags), None) => Ok(Condition::if_match(tags)),
-        (None, Some(any)) if any.trim() == "*" => Ok(Condition::Absent),
-        (None, Some(_)) => Err(malformed(
-            "If-None-Match on a change can be * only: make it if it is not there".into(),
-        )),
-        (Some(_), Some(_)) => Err(malformed(
-            "If-Match and If-None-Match contradict each other".into(),
-        )),
+    let is = value(header::IF_MATCH).map(Condition::if_match);
+    let is_not = value(header::IF_NONE_MATCH).map(Condition::if_none_match);
+    match (is, is_not) {
+        (Some(is), Some(is_not)) => is.and(is_not),
+        (one, other) => one.or(other).unwrap_or_default(),
     }
 }

@@ -25,7 +25,7 @@ use crate::store::{Condition, Described, Put, Stored};
     path = "/v1/hybridconnections",
     tag = "hybrid connections",
     operation_id = "list",
-    responses((status = 200, body = HybridConnections))
+    responses((status = 200, body = HybridConnections, description = "All of them"))
 )]
 pub(super) async fn list(State(rest): Api) -> Result<Json<HybridConnections>, Problem> {
     let all = blocking(&rest, |rest| {
@@ -59,7 +59,7 @@ pub(super) async fn list(State(rest): Api) -> Result<Json<HybridConnections>, Pr
         ("If-None-Match" = Option<String>, Header, description = "The ETag that is known"),
     ),
     responses(
-        (status = 200, body = HybridConnection, headers(("ETag" = String, description = "Names the content of its file"))),
+        (status = 200, body = HybridConnection, description = "This one", headers(("ETag" = String, description = "Names the content of its file"))),
         (status = 304, description = "It is what it was"),
     )
 )]
@@ -89,7 +89,7 @@ pub(super) async fn get(
     params(
         NamePath,
         ("If-Match" = Option<String>, Header, description = "Change it only if it has this ETag"),
-        ("If-None-Match" = Option<String>, Header, pattern = r"^\*$", description = "`*`: make it only if it is not there"),
+        ("If-None-Match" = Option<String>, Header, description = "`*`: make it only if it is not there"),
     ),
     request_body = Wanted,
     responses(
@@ -106,7 +106,7 @@ pub(super) async fn put(
     headers: HeaderMap,
     Body(wanted): Body<Wanted>,
 ) -> Result<Response, Problem> {
-    let condition = condition(&headers)?;
+    let condition = condition(&headers);
     let definition = wanted.definition(name)?;
     let (put, stored) = blocking(&rest, move |rest| {
         Ok(rest.store.put(&definition, &condition)?)
@@ -143,7 +143,7 @@ pub(super) async fn delete(
     Name(name): Name,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
-    let condition = condition(&headers)?;
+    let condition = condition(&headers);
     blocking(&rest, move |rest| {
         Ok(rest.store.delete(&name, &condition)?)
     })
@@ -160,7 +160,7 @@ pub(super) async fn delete(
     tag = "hybrid connections",
     operation_id = "probe",
     params(NamePath),
-    responses((status = 200, body = Probed))
+    responses((status = 200, body = Probed, description = "What each agent found"))
 )]
 pub(super) async fn probe(State(rest): Api, Name(name): Name) -> Result<Json<Probed>, Problem> {
     let asked = name.clone();

@@ -26,7 +26,7 @@ use crate::store::{Refusal, string_of};
     tag = "keys",
     operation_id = "listKeys",
     params(NamePath),
-    responses((status = 200, body = Keys))
+    responses((status = 200, body = Keys, description = "All of them"))
 )]
 pub(super) async fn list(
     State(rest): Api,

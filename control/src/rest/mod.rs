@@ -25,8 +25,9 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use tracing::error;
+use utoipa::openapi::schema::{SchemaType, Type};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
-use utoipa::openapi::{OpenApi, RefOr, Response as Documented};
+use utoipa::openapi::{OpenApi, RefOr, Response as Documented, Schema};
 use utoipa::{Modify, OpenApi as _};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -110,7 +111,7 @@ pub fn router(rest: &Shared) -> Router {
     let (guarded, mut document) = guarded().split_for_parts();
     let (open, open_document) = open().split_for_parts();
     document.merge(open_document);
-    document_problems(&mut document);
+    complete(&mut document);
     let document = Arc::new(document);
     let guarded = guarded.route_layer(middleware::from_fn_with_state(
         rest.clone(),
@@ -148,8 +149,8 @@ fn open() -> OpenApiRouter<Shared> {
         .routes(routes!(namespace::readyz))
 }
 
-/// Every operation may end in a problem.
-fn document_problems(document: &mut OpenApi) {
+/// Every operation may end in a problem, and a header that may be left out is a text where it is there.
+fn complete(document: &mut OpenApi) {
     let schema = utoipa::openapi::Ref::from_schema_name("Problem");
     let content = utoipa::openapi::ContentBuilder::new()
         .schema(Some(RefOr::Ref(schema)))
@@ -168,6 +169,13 @@ fn document_problems(document: &mut OpenApi) {
         for operation in operations.into_iter().flatten() {
             let responses = &mut operation.responses.responses;
             responses.insert("default".into(), RefOr::T(problem.clone()));
+            for parameter in operation.parameters.iter_mut().flatten() {
+                if let RefOr::T(parameter) = parameter
+                    && let Some(RefOr::T(Schema::Object(text))) = &mut parameter.schema
+                {
+                    text.schema_type = SchemaType::new(Type::String);
+                }
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What requests and answers of the API hold. Values only.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 use underpass_proto::key::Which;
@@ -28,8 +29,9 @@ pub struct Wanted {
     #[schema(schema_with = patterns::host)]
     pub host: String,
     /// TCP port of the service.
+    #[serde(deserialize_with = "whole::number")]
     #[schema(minimum = 1, maximum = 65535, example = 1433)]
-    pub port: u16,
+    pub port: u32,
     /// Where applications connect on the relay's machine; needs `allow_from` where that is not loopback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = patterns::binding)]
@@ -42,11 +44,19 @@ pub struct Wanted {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<bool>,
     /// Listeners at once, most.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "whole::perhaps"
+    )]
     #[schema(minimum = 1, maximum = 10_000_000)]
     pub listeners_max: Option<u32>,
     /// Live flows at once, most.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "whole::perhaps"
+    )]
     #[schema(minimum = 1, maximum = 10_000_000)]
     pub flows_max: Option<u32>,
 }
@@ -74,6 +84,10 @@ impl Wanted {
                 &format!("a number from 1 to {LIMIT_MAX} is needed"),
             )),
         };
+        let port = u16::try_from(self.port)
+            .ok()
+            .and_then(NonZeroU16::new)
+            .ok_or(());
         Ok(Definition {
             name,
             endpoint: Endpoint {
@@ -81,10 +95,7 @@ impl Wanted {
                     .host
                     .parse()
                     .map_err(|error: underpass_proto::endpoint::HostError| wrong("host", &error))?,
-                port: self
-                    .port
-                    .try_into()
-                    .map_err(|_| wrong("port", &"a number from 1 to 65535 is needed"))?,
+                port: port.map_err(|()| wrong("port", &"a number from 1 to 65535 is needed"))?,
             },
             bind: match &self.bind {
                 Some(bind) => Some(bind.parse::<SocketAddr>().map_err(|_| {
@@ -110,7 +121,7 @@ impl Wanted {
     pub fn of(definition: &Definition) -> Self {
         Self {
             host: definition.endpoint.host.to_string(),
-            port: definition.endpoint.port.get(),
+            port: definition.endpoint.port.get().into(),
             bind: definition.bind.map(|bind| bind.to_string()),
             allow_from: definition
                 .allow_from
@@ -141,7 +152,7 @@ impl HybridConnection {
         } = self.described.clone();
         let wanted = Wanted {
             host: host?,
-            port: port?,
+            port: port?.into(),
             bind: bind.map(|bind| bind.to_string()),
             allow_from,
             probe,
@@ -149,6 +160,48 @@ impl HybridConnection {
             flows_max,
         };
         wanted.definition(name.parse().ok()?).ok()
+    }
+}
+
+/// Whole numbers as JSON Schema has them: `1433.0` is one. What does not fit is the largest, and refused with the field's name.
+mod whole {
+    use serde::{Deserialize, Deserializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a whole number is needed")]
+    enum Number {
+        Whole(u64),
+        Real(f64),
+    }
+
+    impl Number {
+        fn value(&self) -> Option<u32> {
+            match self {
+                Self::Whole(number) => Some(u32::try_from(*number).unwrap_or(u32::MAX)),
+                // A cast of a float ends at the bounds of the type.
+                Self::Real(number) if number.fract() == 0.0 && *number >= 0.0 => {
+                    Some(*number as u32)
+                }
+                Self::Real(_) => None,
+            }
+        }
+    }
+
+    pub(super) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+        let number = Number::deserialize(deserializer)?.value();
+        number.ok_or_else(|| serde::de::Error::custom("a whole number is needed"))
+    }
+
+    pub(super) fn perhaps<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<u32>, D::Error> {
+        let number = Option::<Number>::deserialize(deserializer)?;
+        let value = |number: Number| {
+            number
+                .value()
+                .ok_or_else(|| serde::de::Error::custom("a whole number is needed"))
+        };
+        number.map(value).transpose()
     }
 }
 

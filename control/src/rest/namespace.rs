@@ -14,7 +14,7 @@ use super::{Api, blocking};
     path = "/v1/namespace",
     tag = "namespace",
     operation_id = "namespace",
-    responses((status = 200, body = NamespaceTold))
+    responses((status = 200, body = NamespaceTold, description = "The namespace"))
 )]
 pub(super) async fn get(State(rest): Api) -> Result<Json<NamespaceTold>, Problem> {
     let told = blocking(&rest, |rest| {
@@ -42,7 +42,7 @@ pub(super) async fn get(State(rest): Api) -> Result<Json<NamespaceTold>, Problem
     path = "/v1/status",
     tag = "namespace",
     operation_id = "status",
-    responses((status = 200, body = Object))
+    responses((status = 200, body = Object, description = "The status"))
 )]
 pub(super) async fn status(State(rest): Api) -> Json<Status> {
     Json(rest.live.status())
@@ -55,7 +55,7 @@ pub(super) async fn status(State(rest): Api) -> Json<Status> {
     tag = "probes",
     operation_id = "healthz",
     security(()),
-    responses((status = 200, body = Alive))
+    responses((status = 200, body = Alive, description = "Yes"))
 )]
 pub(super) async fn healthz() -> Json<Alive> {
     Json(Alive::ok())
@@ -68,7 +68,7 @@ pub(super) async fn healthz() -> Json<Alive> {
     tag = "probes",
     operation_id = "readyz",
     security(()),
-    responses((status = 200, body = Alive), (status = 503, body = super::problem::Document, content_type = "application/problem+json"))
+    responses((status = 200, body = Alive, description = "Yes"), (status = 503, description = "No, and why", body = super::problem::Document, content_type = "application/problem+json"))
 )]
 pub(super) async fn readyz(State(rest): Api) -> Result<Json<Alive>, Problem> {
     if rest.live.is_ready() {

@@ -16,8 +16,13 @@ pub(super) struct NamePath {
     name: String,
 }
 
-/// A host name whose last part is no number (RFC 1123).
-const HOST_NAME: &str = r"^([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?[A-Za-z_]|[A-Za-z_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)\.?$";
+/// A host name whose last part is no number (RFC 1123): a letter begins it, or ends it, or stands among digits.
+const HOST_NAME: &str = concat!(
+    r"^([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*",
+    r"([A-Za-z_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?",
+    r"|[A-Za-z0-9_][A-Za-z0-9_-]{0,61}[A-Za-z_]",
+    r"|[0-9]{1,20}[A-Za-z_-][A-Za-z0-9_-]{0,40}[0-9])\.?$"
+);
 
 const OCTET: &str = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])";
 const PORT: &str =

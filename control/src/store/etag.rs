@@ -47,6 +47,10 @@ pub enum Condition {
     Present,
     /// Its content is one of these: `If-Match`.
     Is(Vec<ETag>),
+    /// Its content is none of these, or it is not there: `If-None-Match`.
+    IsNot(Vec<ETag>),
+    /// This, and that too.
+    Both(Box<Self>, Box<Self>),
 }
 
 impl Condition {
@@ -59,11 +63,25 @@ impl Condition {
         }
     }
 
+    /// From the value of `If-None-Match` on a change.
+    #[must_use]
+    pub fn if_none_match(value: &str) -> Self {
+        match value.trim() {
+            "*" => Self::Absent,
+            tags => Self::IsNot(read_tags(&strong(tags)).collect()),
+        }
+    }
+
+    /// This, and another too.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self::Both(Box::new(self), Box::new(other))
+    }
+
     /// Whether the value of `If-None-Match` on a reading names this state: then there is nothing new to tell.
     #[must_use]
     pub fn is_known(value: &str, tag: ETag) -> bool {
-        let strong = value.replace("W/", ""); // Weak comparison (section 13.1.2).
-        value.trim() == "*" || read_tags(&strong).any(|known| known == tag)
+        value.trim() == "*" || read_tags(&strong(value)).any(|known| known == tag)
     }
 
     pub(super) fn check_absent(
@@ -72,8 +90,11 @@ impl Condition {
         name: &HycoName,
     ) -> Result<(), Refusal> {
         match self {
-            Self::Any | Self::Absent => Ok(()),
+            Self::Any | Self::Absent | Self::IsNot(_) => Ok(()),
             Self::Present | Self::Is(_) => Err(Refusal::gone(directory, name)),
+            Self::Both(one, other) => one
+                .check_absent(directory, name)
+                .and_then(|()| other.check_absent(directory, name)),
         }
     }
 
@@ -86,10 +107,19 @@ impl Condition {
         match self {
             Self::Any | Self::Present => Ok(()),
             Self::Is(tags) if tags.contains(&stored.etag()) => Ok(()),
-            Self::Is(_) => Err(Refusal::changed(stored)),
+            Self::IsNot(tags) if !tags.contains(&stored.etag()) => Ok(()),
+            Self::Is(_) | Self::IsNot(_) => Err(Refusal::changed(stored)),
+            Self::Both(one, other) => one
+                .check(directory, name, stored)
+                .and_then(|()| other.check(directory, name, stored)),
             Self::Absent => Err(Refusal::exists(directory, name, &stored.path)),
         }
     }
+}
+
+/// `If-None-Match` compares weakly (section 13.1.2).
+fn strong(tags: &str) -> String {
+    tags.replace("W/", "")
 }
 
 fn read_tags(value: &str) -> impl Iterator<Item = ETag> {

@@ -93,19 +93,36 @@ pub(crate) struct Relay {
 
 impl Relay {
     pub(crate) fn send(&mut self, message: &FeedMessage) {
-        self.stream
-            .write_all(&feed::encode(message).unwrap())
-            .unwrap();
+        assert!(self.try_send(message), "control closed the connection");
+    }
+
+    /// Whether it could be sent.
+    pub(crate) fn try_send(&mut self, message: &FeedMessage) -> bool {
+        let encoded = feed::encode(message).unwrap();
+        self.stream.write_all(&encoded).is_ok()
     }
 
     pub(crate) fn next(&mut self) -> FeedMessage {
+        self.next_if_any().expect("control closed the connection")
+    }
+
+    /// Waits for the next message however long it takes.
+    pub(crate) fn patient(self) -> Self {
+        self.stream.set_read_timeout(None).unwrap();
+        self
+    }
+
+    /// The next message, until control is gone.
+    pub(crate) fn next_if_any(&mut self) -> Option<FeedMessage> {
         let mut chunk = vec![0; 64 * 1024];
         loop {
             if let Some(message) = self.reader.next().unwrap() {
-                return message;
+                return Some(message);
             }
-            let len = self.stream.read(&mut chunk).unwrap();
-            assert!(len > 0, "control closed the connection");
+            let len = self.stream.read(&mut chunk).unwrap_or(0);
+            if len == 0 {
+                return None;
+            }
             self.reader.push(&chunk[..len]);
         }
     }
