@@ -391,6 +391,26 @@ pub struct Status {
     pub rejected: Option<String>,
     /// What is wrong with the files.
     pub faults: Vec<Fault>,
+    /// Data of this month.
+    #[serde(default)]
+    pub usage: Option<UsageReport>,
+}
+
+/// Data of the namespace in one calendar month, UTC.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct UsageReport {
+    /// Which, like `2026-11`.
+    pub month: String,
+    /// Bytes from applications.
+    pub bytes_to_endpoint: u64,
+    /// Bytes to applications.
+    pub bytes_to_application: u64,
+    /// The edition's name.
+    pub edition: String,
+    /// The most that both may be together; `None`: no limit.
+    pub bytes_max: Option<u64>,
+    /// Whether new flows are refused beyond that.
+    pub enforced: bool,
 }
 
 impl Snapshot {

@@ -326,6 +326,41 @@ proptest! {
     }
 
     #[test]
+    fn tokens_hold_for_their_key_and_for_no_other(
+        uri in "\\PC{0,60}", key in key(), other in key(), expires in any::<u64>(), now in any::<u64>(), of_hyco in option::of(rule()),
+    ) {
+        let rule = of_hyco.map_or(SasRule::Manage, SasRule::Hyco);
+        let token = sas::make(&uri, rule, &key, expires);
+        let read: SasToken = token.parse().expect("it was made here");
+        let pair = |primary: &Key, secondary: Option<&Key>| KeyPair { primary: primary.clone(), secondary: secondary.cloned() };
+        prop_assert_eq!(read.rule(), rule);
+        prop_assert!(read.is_signed_by(&pair(&key, None)) && read.is_signed_by(&pair(&other, Some(&key))));
+        prop_assert_eq!(read.is_signed_by(&pair(&other, None)), key == other);
+        prop_assert_eq!(read.check_time(now).is_ok(), now < expires);
+    }
+
+    #[test]
+    fn a_damaged_token_does_not_hold_and_garbage_never_panics(
+        key in key(), place in any::<usize>(), with in "\\PC{0,3}", cut in 0_usize..30, garbage in "\\PC{0,80}", host in "\\PC{0,20}", path in "\\PC{0,40}",
+    ) {
+        let token = sas::make("http://relay.example.com/v1", SasRule::Manage, &key, 7);
+        let place = place % (token.len() - cut.min(token.len()) + 1);
+        let damaged = format!("{}{with}{}", &token[..place], &token[(place + cut).min(token.len())..]);
+        let signed = KeyPair { primary: key, secondary: None };
+        if let Ok(read) = damaged.parse::<SasToken>() {
+            // What is signed is the resource and the time; the rule is no part of it.
+            let same = read.covers("relay.example.com", "/v1") && read.check_time(6).is_ok() && read.check_time(7).is_err();
+            prop_assert!(!read.is_signed_by(&signed) || same, "{damaged}");
+        }
+        for text in [garbage.clone(), format!("SharedAccessSignature {garbage}"), format!("SharedAccessSignature sr={garbage}&sig={garbage}&se=1&skn=manage")] {
+            if let Ok(read) = text.parse::<SasToken>() {
+                let _ = read.covers(&host, &path);
+                prop_assert!(!read.is_signed_by(&signed));
+            }
+        }
+    }
+
+    #[test]
     fn texts_that_parse_are_displayed_the_way_they_parse(text in "\\PC{0,60}") {
         if let Ok(name) = text.parse::<HycoName>() {
             prop_assert_eq!(name.to_string(), text.clone());
