@@ -80,6 +80,15 @@ fn data_is_counted_warned_of_and_enforced() {
     relay.send(&report(1, GB - 10, 10));
     wait_for("the second warning", || told(&control, "flows go on"));
     assert!(control.namespace().data_used_up);
+    let usage = publish::status(&control.directory).unwrap().usage.unwrap();
+    assert_eq!(
+        (
+            usage.bytes_to_endpoint,
+            usage.bytes_to_application,
+            usage.bytes_max
+        ),
+        (GB - 10, 10, Some(GB))
+    );
 
     fs::write(
         folder.path().join("namespace.toml"),

@@ -13,7 +13,8 @@ use underpass::files::definition::Definition;
 use underpass::files::namespace::{Namespace, TEMPLATE};
 use underpass::files::sender::SenderFile;
 use underpass::files::{Fault, allow, keys};
-use underpass_proto::AllowEntry;
+use underpass_proto::key::Which;
+use underpass_proto::{AllowEntry, Rule};
 
 /// Enough to meet every branch many times in a second or two; the full figure is 100,000.
 const MUTATIONS_DEFAULT: u64 = 20_000;
@@ -69,6 +70,22 @@ fn read_all(text: &str) -> Vec<(&'static str, Vec<Fault>)> {
             keys::parse("keys/payroll-sql.toml", text).map(drop),
         ),
         faults(
+            "keys/payroll-sql.toml",
+            keys::regenerated(
+                "keys/payroll-sql.toml",
+                text,
+                Rule::Listen,
+                Which::Secondary,
+                &mut rand::rng(),
+            )
+            .map(drop),
+        ),
+        faults(
+            "keys/_manage.toml",
+            keys::parse_manage("keys/_manage.toml", text).map(drop),
+        ),
+        faults("connections/payroll-sql.toml", edit(text)),
+        faults(
             "keys/_relay.toml",
             keys::parse_relay("keys/_relay.toml", text).map(drop),
         ),
@@ -118,6 +135,24 @@ fn an_edited_allow_list_can_be_read_and_is_what_was_asked_for() {
         assert_eq!(after, before, "seed {seed}: {text:?}");
     }
     assert!(edited > 0, "seed {seed}");
+
+/// What can be read can be edited, and says then what it should.
+fn edit(text: &str) -> Result<(), Vec<Fault>> {
+    let file = "connections/payroll-sql.toml";
+    let mut definition = Definition::parse("payroll-sql".parse().unwrap(), file, text)?;
+    definition.endpoint.host = "edited.example".parse().unwrap();
+    definition.probe = !definition.probe;
+    definition.limits.flows_max += 1;
+    let edited = definition
+        .edited(file, text)
+        .unwrap_or_else(|faults| panic!("{faults:?} in {text:?}"));
+    let again = Definition::parse(definition.name.clone(), file, &edited)?;
+    assert_eq!(
+        (&again.endpoint, again.probe, &again.limits),
+        (&definition.endpoint, definition.probe, &definition.limits),
+        "{edited}"
+    );
+    Ok(())
 }
 
 fn texts() -> Vec<String> {
@@ -125,6 +160,7 @@ fn texts() -> Vec<String> {
         TEMPLATE.replace("\n# ", "\n"),
         "host = \"sql01.corp.example\"\nport = 1433\nbind = \"0.0.0.0:14330\"\nallow_from = [\"10.0.0.0/8\"]\nprobe = \"off\"\n[limits]\nflows_max = 3\n".into(),
         format!("[listen]\nprimary = \"{KEY}\"\nsecondary = \"{KEY}\"\n[send]\nprimary = \"{OTHER_KEY}\"\n"),
+        format!("# ask Ann\nprimary = \"{KEY}\"\nsecondary = \"{OTHER_KEY}\"\n"),
         format!("reset = \"{KEY}\"\ntoken = \"{KEY}\"\nconnection_id = \"{OTHER_KEY}\"\n"),
         "allow = [\"a:1\"]\nworkers = 2\n[[connect]]\nstring_file = \"a\"\nweight = 3\n".into(),
         "io = \"ring\"\n[[connect]]\nstring_file = \"a\"\nbind = \"127.0.0.1:1433\"\n[[connect]]\nstring_file = \"b\"\n".into(),

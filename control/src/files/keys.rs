@@ -133,7 +133,15 @@ pub fn load_manage(directory: &Directory) -> Result<KeyPair, Vec<Fault>> {
     let path = manage_file(directory);
     let file = directory.shown(&path);
     let text = secret_text(&file, &path).map_err(|fault| vec![fault])?;
-    let (mut document, mut root) = Document::parse(&file, &text)?;
+    parse_manage(&file, &text)
+}
+
+/// Reads the text of the file of manage keys.
+///
+/// # Errors
+/// All that is wrong, with lines; never a key.
+pub fn parse_manage(file: &str, text: &str) -> Result<KeyPair, Vec<Fault>> {
+    let (mut document, mut root) = Document::parse(file, text)?;
     let primary = read_key(&mut document, &mut root, "primary");
     let secondary = read_key(&mut document, &mut root, "secondary");
     document.missing(

@@ -86,6 +86,12 @@ impl Directory {
         self.root.join("run")
     }
 
+    /// The folder of the figures of data use.
+    #[must_use]
+    pub fn usage(&self) -> PathBuf {
+        self.root.join("usage")
+    }
+
     /// Control's socket.
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {
@@ -151,6 +157,7 @@ impl Directory {
             self.keys(),
             self.tls(),
             self.run(),
+            self.usage(),
         ];
         for entry in folders
             .iter()

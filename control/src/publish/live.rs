@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
-use underpass_proto::snapshot::{HycoReport, ProbeReport};
+use underpass_proto::snapshot::{HycoReport, ProbeReport, UsageReport};
 use underpass_proto::{FeedMessage, Generation, HycoName, Report, Status};
 
 use super::publisher::Published;
 use crate::files::Fault;
 use crate::files::namespace::Namespace;
-use crate::usage::Meter;
+use crate::usage::{Meter, Sum};
 
 /// From asking a relay for a probe to its answer: a dial by the agent, and the way there and back.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(20);
@@ -97,6 +97,7 @@ impl Live {
                 .chain(api_fault.as_ref())
                 .map(Into::into)
                 .collect(),
+            usage: Some(usage(&published.namespace, &self.meter)),
         }
     }
 
@@ -234,5 +235,17 @@ impl Live {
 
     fn api(&self) -> MutexGuard<'_, Result<SocketAddr, Option<Fault>>> {
         self.api.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn usage(namespace: &Namespace, meter: &Meter) -> UsageReport {
+    let Sum { month, data } = meter.current();
+    UsageReport {
+        month: month.to_string(),
+        bytes_to_endpoint: data.to_endpoint,
+        bytes_to_application: data.to_application,
+        edition: namespace.quota.edition.to_string(),
+        bytes_max: namespace.quota.data_bytes_month(),
+        enforced: namespace.quota.enforce_data,
     }
 }

@@ -123,9 +123,12 @@ impl Caller {
     fn judge(&self, rest: &Rest) -> Result<(), Problem> {
         let judged = self.verdict(rest);
         let Err(problem) = judged else { return Ok(()) };
-        info!(remote = %self.remote, code = problem.code, why = problem.errors.join("; "), "request refused");
         match rest.failures.note(self.remote.ip()) {
-            Ok(()) => Err(problem),
+            Ok(()) => {
+                // As often as is told why: a flood does not fill the log either.
+                info!(remote = %self.remote, code = problem.code, why = problem.errors.join("; "), "request refused");
+                Err(problem)
+            }
             Err(secs) => Err(Problem::new(
                 Kind::TooManyFailures,
                 "too many requests from this address had no token that holds".into(),

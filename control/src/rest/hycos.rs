@@ -216,7 +216,7 @@ fn told<'a>(
         None => Usage {
             bytes_to_endpoint: 0,
             bytes_to_application: 0,
-            ..rest.live.meter().sums()[0].into()
+            ..rest.live.meter().current().into()
         },
     };
     HybridConnection {

@@ -469,8 +469,12 @@ impl From<HealthState> for HealthWord {
 impl From<&HycoReport> for HycoState {
     fn from(report: &HycoReport) -> Self {
         Self {
-            health: report.health.state.into(),
-            since_unix_ms: Some(report.health.since_unix_ms),
+            health: match report.health.state {
+                // A relay that does not watch it says only whether anybody listens.
+                HealthState::NoListener if report.listeners > 0 => HealthWord::Unknown,
+                state => state.into(),
+            },
+            since_unix_ms: Some(report.health.since_unix_ms).filter(|since| *since > 0),
             why: report.health.why.clone(),
             bound: report.bound,
             listeners: report.listeners,

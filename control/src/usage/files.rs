@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::ledger::{Ledger, Month};
-use super::{Data, MONTHS_MAX, Sum, folder, shown};
+use super::{Data, MONTHS_MAX, Sum};
 use crate::files::{Directory, Fault, disk};
 
 /// The largest file that is read, bytes: 50,000 names and eight relays that carried for all of them.
@@ -72,7 +72,7 @@ impl Files {
             }
             Err(error) => format!("and cannot be put aside either: {error}; move it away"),
         };
-        let file = shown(&self.directory, &path);
+        let file = self.directory.shown(&path);
         Err(Fault::whole(file, format!("cannot be used: {why}; {next}")))
     }
 
@@ -82,11 +82,11 @@ impl Files {
         let written = serde_json::to_vec(ledger)
             .map_err(io::Error::from)
             .and_then(|text| {
-                disk::folder(&folder(&self.directory), 0o700)?;
+                disk::folder(&self.directory.usage(), 0o700)?;
                 disk::replace(&path, &text, disk::SECRET)
             });
         written.map_err(|error| {
-            let file = shown(&self.directory, &path);
+            let file = self.directory.shown(&path);
             Fault::whole(file, format!("cannot be written: {error}; data use is kept in memory until it can, so make room or see to the folder's rights"))
         })?;
         if is_new {
@@ -108,7 +108,7 @@ impl Files {
 
     /// The months that have a file, oldest first.
     fn months(&self) -> Vec<Month> {
-        let entries = fs::read_dir(folder(&self.directory));
+        let entries = fs::read_dir(self.directory.usage());
         let mut months: Vec<Month> = entries
             .into_iter()
             .flatten()
@@ -127,7 +127,7 @@ impl Files {
     }
 
     fn path(&self, month: Month) -> PathBuf {
-        folder(&self.directory).join(format!("{month}.json"))
+        self.directory.usage().join(format!("{month}.json"))
     }
 }
 

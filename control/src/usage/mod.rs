@@ -6,7 +6,6 @@
 mod files;
 mod ledger;
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -101,14 +100,17 @@ impl Meter {
         }
     }
 
+    /// What all carried this month.
+    #[must_use]
+    pub fn current(&self) -> Sum {
+        self.now().current()
+    }
+
     /// What all carried, this month first, then those before.
     #[must_use]
     pub fn sums(&self) -> Vec<Sum> {
         let state = self.now();
-        let current = Sum {
-            month: state.ledger.month,
-            data: state.ledger.total(),
-        };
+        let current = state.current();
         let mut sums = state.files.sums();
         sums.retain(|sum| sum.month != current.month);
         sums.sort_by_key(|sum| std::cmp::Reverse(sum.month));
@@ -163,14 +165,19 @@ impl Meter {
 }
 
 impl State {
+    fn current(&self) -> Sum {
+        Sum {
+            month: self.ledger.month,
+            data: self.ledger.total(),
+        }
+    }
+
     fn turn_to(&mut self, month: Month) {
         if self.changed {
             self.write();
         }
-        self.files.close(Sum {
-            month: self.ledger.month,
-            data: self.ledger.total(),
-        });
+        let sum = self.current();
+        self.files.close(sum);
         let other = match self.files.read(month) {
             Ok(other) => other.unwrap_or_else(|| Ledger::new(month)),
             Err(fault) => {
@@ -232,15 +239,6 @@ fn judge(quota: &Quota, month: Month, used: u64) -> Option<Fault> {
         return None;
     };
     Some(Fault::whole("namespace.toml", what))
-}
-
-/// The folder of the figures.
-fn folder(directory: &Directory) -> std::path::PathBuf {
-    directory.root().join("usage")
-}
-
-fn shown(directory: &Directory, path: &Path) -> String {
-    directory.shown(path)
 }
 
 #[cfg(test)]
@@ -316,7 +314,7 @@ mod tests {
         }
         assert_eq!(meter.sums().len(), MONTHS_MAX);
         assert_eq!(
-            std::fs::read_dir(folder(&place.directory)).unwrap().count(),
+            std::fs::read_dir(place.directory.usage()).unwrap().count(),
             MONTHS_MAX
         );
         drop(meter);
@@ -368,7 +366,7 @@ mod tests {
         meter.count(&report(1, &[("payroll-sql", 100, 0)]));
         meter.keep();
         drop(meter);
-        let path = folder(&place.directory).join("2026-11.json");
+        let path = place.directory.usage().join("2026-11.json");
         std::fs::write(&path, "{\"month\":").unwrap();
         let meter = place.open();
         let told = meter.faults(&Quota::default())[0].to_string();

@@ -87,7 +87,7 @@ impl Drop for Control {
 }
 
 pub(crate) struct Relay {
-    stream: UnixStream,
+    pub(crate) stream: UnixStream,
     reader: FeedReader,
 }
 
@@ -104,12 +104,6 @@ impl Relay {
 
     pub(crate) fn next(&mut self) -> FeedMessage {
         self.next_if_any().expect("control closed the connection")
-    }
-
-    /// Waits for the next message however long it takes.
-    pub(crate) fn patient(self) -> Self {
-        self.stream.set_read_timeout(None).unwrap();
-        self
     }
 
     /// The next message, until control is gone.

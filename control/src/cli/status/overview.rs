@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use underpass_proto::snapshot::{HealthState, HycoReport, SessionReport};
+use underpass_proto::snapshot::{HealthState, HycoReport, SessionReport, UsageReport};
 use underpass_proto::{Report, Role, Status};
 
 use super::{short, state};
@@ -26,6 +26,9 @@ pub(super) fn shown(status: &Status, now_ms: u64) -> String {
     }
     if let Some(report) = &status.relay {
         show_report(&mut out, report, now_ms);
+    }
+    if let Some(usage) = &status.usage {
+        show_usage(&mut out, usage);
     }
     for fault in &status.faults {
         // Names its file, and so its hybrid connection.
@@ -56,6 +59,17 @@ fn show_report(out: &mut String, report: &Report, now_ms: u64) {
     if report.truncated {
         let _ = writeln!(out, "… and more than one report can carry");
     }
+}
+
+fn show_usage(out: &mut String, usage: &UsageReport) {
+    let used = usage
+        .bytes_to_endpoint
+        .saturating_add(usage.bytes_to_application);
+    let of = match usage.bytes_max {
+        Some(most) => format!(" of {} (edition {})", bytes(most), usage.edition),
+        None => String::new(),
+    };
+    let _ = writeln!(out, "\ndata in {}: {}{of}", usage.month, bytes(used));
 }
 
 fn show_hycos(out: &mut String, report: &Report, now_ms: u64) {
@@ -189,6 +203,28 @@ mod tests {
             shown(&Status::default(), 0),
             "relay: not connected to control\n"
         );
+    }
+
+    #[test]
+    fn data_of_the_month_is_told_with_its_limit() {
+        let mut usage = UsageReport {
+            month: "2026-11".into(),
+            bytes_to_endpoint: 1_000_000_000,
+            bytes_to_application: 500_000_000,
+            edition: "free".into(),
+            bytes_max: Some(5_000_000_000),
+            enforced: false,
+        };
+        let shown = |usage: &UsageReport| {
+            let status = Status {
+                usage: Some(usage.clone()),
+                ..Status::default()
+            };
+            shown(&status, 0)
+        };
+        assert!(shown(&usage).contains("data in 2026-11: 1.5 GB of 5.0 GB (edition free)\n"));
+        usage.bytes_max = None;
+        assert!(shown(&usage).contains("data in 2026-11: 1.5 GB\n"));
     }
 
     #[test]
