@@ -135,6 +135,7 @@ fn an_edited_allow_list_can_be_read_and_is_what_was_asked_for() {
         assert_eq!(after, before, "seed {seed}: {text:?}");
     }
     assert!(edited > 0, "seed {seed}");
+}
 
 /// What can be read can be edited, and says then what it should.
 fn edit(text: &str) -> Result<(), Vec<Fault>> {
