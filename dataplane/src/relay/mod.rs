@@ -4,11 +4,14 @@
 //! own decisions are in `role`.
 
 mod feed;
+mod health;
+mod keys;
 mod peers;
 mod plan;
 mod role;
 mod roster;
 mod senders;
+mod states;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,14 +21,16 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded, select, tick};
 use tracing::{info, warn};
 use underpass_proto::limits::{REPORT_EVERY, WORKERS_MAX};
-use underpass_proto::snapshot::{Health, HycoReport};
+use underpass_proto::snapshot::HycoReport;
 use underpass_proto::{
     Fault, FeedMessage, Generation, HybridConnection, Instance, Report, Snapshot,
 };
 
 use self::feed::{Answers, Brought};
+use self::health::Moment;
 use self::plan::{Directory, Plan};
-use self::role::{Message, Relay, WorkerReport};
+use self::role::{Counts, Message, Relay, WorkerReport};
+use self::states::{Sessions, States};
 use crate::bindings::{Bindings, Step};
 use crate::io::{Kind, udp};
 use crate::quic::{Driver, config};
@@ -85,6 +90,7 @@ pub fn run(feed: PathBuf, settings: Settings, requests: drain::Requests) -> Resu
         answers: None,
         draining: false,
         instance: Instance(rand::random()),
+        states: States::default(),
     };
     supervisor.supervise(&feed_events, &requests)
 }
@@ -100,6 +106,8 @@ struct Supervisor {
     draining: bool,
     /// Names this process: what it counts, it counts since its start.
     instance: Instance,
+    /// How each hybrid connection is.
+    states: States,
 }
 
 struct Workers {
@@ -219,6 +227,9 @@ impl Supervisor {
         let server = Arc::new(server(&snapshot).map_err(unusable)?);
         let mut faults = Vec::new();
         let plan = Arc::new(Plan::new(snapshot));
+        self.directory.health.define(Instant::now(), &plan);
+        self.directory.keys.define(&plan);
+        self.states.define(&plan);
         match &mut self.running {
             None => {
                 let running = self.start(Arc::clone(&plan), server);
@@ -330,46 +341,36 @@ impl Supervisor {
         }
     }
 
+    /// Looks how all is, which the log tells even where control is gone, and reports it.
     fn report(&mut self) {
-        if self.answers.is_none() {
+        let Some(running) = self.running.take() else {
             return;
-        }
-        let Some(running) = &self.running else { return };
-        let report = self.collect(running);
+        };
+        let report = self.collect(&running);
+        self.running = Some(running);
         self.say(FeedMessage::Report(Box::new(report)));
     }
 
-    fn collect(&self, running: &Workers) -> Report {
+    fn collect(&mut self, running: &Workers) -> Report {
         let mut whole = running.ask();
+        let by_hyco = Sessions::by_hyco(&whole.sessions);
+        let moment = Moment::at(Instant::now());
         let count = whole.sessions.len().max(running.plan.snapshot.hycos.len());
         let truncated = count > REPORT_ROWS_MAX;
         whole.sessions.truncate(REPORT_ROWS_MAX);
-        let hycos = running
-            .plan
-            .snapshot
-            .hycos
-            .iter()
-            .take(REPORT_ROWS_MAX)
-            .map(|hyco| {
-                let counts = whole.counts.remove(&hyco.name).unwrap_or_default();
-                HycoReport {
-                    name: hyco.name.clone(),
-                    bound: self.bindings.bound(&hyco.name),
-                    listeners: self.directory.listeners(&hyco.name),
-                    flows_live: counts.live,
-                    flows_total: counts.total,
-                    flows_failed: counts.failed,
-                    bytes_to_endpoint: counts.to_endpoint,
-                    bytes_to_application: counts.to_application,
-                    last_ending: counts.last_ending,
-                    health: Health::default(),
-                    agents: Vec::new(),
-                    keys: Vec::new(),
-                }
-            });
+        let nobody = Sessions::default();
+        let mut hycos = Vec::new();
+        for (row, hyco) in running.plan.snapshot.hycos.iter().enumerate() {
+            let sessions = by_hyco.get(&hyco.name).unwrap_or(&nobody);
+            let counts = whole.counts.remove(&hyco.name).unwrap_or_default();
+            let report = self.hyco_report(moment, hyco, sessions, counts, whole.complete);
+            if row < REPORT_ROWS_MAX {
+                hycos.push(report);
+            }
+        }
         Report {
             instance: self.instance,
-            hycos: hycos.collect(),
+            hycos,
             generation: running.generation(),
             io: self.kind.to_string(),
             io_why: self.why.clone(),
@@ -377,7 +378,38 @@ impl Supervisor {
             sessions: whole.sessions,
             faults: self.faults(),
             truncated,
-            unix_ms: peers::unix_ms(),
+            unix_ms: moment.unix_ms,
+        }
+    }
+
+    /// `complete`: whether every worker said what its sessions are like; else nothing new is known of them.
+    fn hyco_report(
+        &mut self,
+        moment: Moment,
+        hyco: &HybridConnection,
+        sessions: &Sessions,
+        counts: Counts,
+        complete: bool,
+    ) -> HycoReport {
+        let view = self.directory.health.view(&hyco.name);
+        let health = match view.as_ref().filter(|_| complete) {
+            Some(view) => self.states.look(moment, &hyco.name, view, sessions),
+            None => self.states.last(&hyco.name),
+        };
+        let keys = &self.directory.keys;
+        HycoReport {
+            name: hyco.name.clone(),
+            bound: self.bindings.bound(&hyco.name),
+            listeners: self.directory.listeners(&hyco.name),
+            flows_live: counts.live,
+            flows_total: counts.total,
+            flows_failed: counts.failed,
+            bytes_to_endpoint: counts.to_endpoint,
+            bytes_to_application: counts.to_application,
+            last_ending: counts.last_ending,
+            health,
+            agents: view.map_or_else(Vec::new, |view| states::listeners(&view, sessions)),
+            keys: keys.report(&hyco.name, &sessions.keys, moment.unix_ms),
         }
     }
 }
@@ -409,12 +441,18 @@ impl Workers {
         let (answer, answers) = bounded(self.workers.len());
         self.tell(|| Message::Report(answer.clone()));
         let deadline = Instant::now() + ANSWER_DEADLINE;
-        let mut whole = WorkerReport::default();
+        let mut whole = WorkerReport {
+            complete: true,
+            ..WorkerReport::default()
+        };
         for _ in &self.workers {
-            let Ok(part) = answers.recv_deadline(deadline) else {
-                break;
-            };
-            whole.add(part);
+            match answers.recv_deadline(deadline) {
+                Ok(part) => whole.add(part),
+                Err(_) => {
+                    whole.complete = false;
+                    break;
+                }
+            }
         }
         whole
     }

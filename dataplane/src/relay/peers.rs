@@ -1,5 +1,7 @@
 //! The relay's side of its sessions: who said Hello, what each is registered for, and how well it is. Decides who may listen; moves no byte of a flow.
 
+mod probes;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -18,6 +20,8 @@ use underpass_proto::{
     AgentId, Exporter, Frame, HycoName, Instance, Register, Role, Rule, SessionCode, Which,
 };
 
+use self::probes::Probes;
+use super::health::{Moment, Who};
 use super::plan::{Directory, Plan};
 use super::roster::{Entry, Health, Roster};
 use super::senders;
@@ -31,6 +35,7 @@ pub(crate) struct Peers {
     sessions: HashMap<SessionId, Peer>,
     rosters: HashMap<HycoName, Roster>,
     directory: Arc<Directory>,
+    probes: Probes,
 }
 
 struct Peer {
@@ -91,6 +96,7 @@ impl Peers {
             sessions: HashMap::new(),
             rosters: HashMap::new(),
             directory,
+            probes: Probes::default(),
         }
     }
 
@@ -113,17 +119,23 @@ impl Peers {
         self.sessions.insert(session, peer);
     }
 
-    /// A session is gone, and all that it was registered for.
-    pub(crate) fn gone(&mut self, session: SessionId) {
+    /// A session is gone, and all that it was registered for. `why` is for people.
+    pub(crate) fn gone(&mut self, now: Instant, quic: &Driver, session: SessionId, why: &str) {
+        self.probes_lost(now, quic, session);
         let Some(peer) = self.sessions.remove(&session) else {
             return;
         };
         for name in peer.registrations.keys() {
             leave(&mut self.rosters, name, session);
             if let Some(hello) = &peer.hello {
-                self.directory.leave(name, hello.instance, self.worker);
+                self.leave(now, name, hello.instance, why);
             }
         }
+    }
+
+    fn leave(&self, now: Instant, name: &HycoName, instance: Instance, why: &str) {
+        self.directory
+            .leave(Moment::at(now), name, instance, self.worker, why);
     }
 
     /// The first stream of a session is its control stream; the others of a sender are flows, and an agent opens no others.
@@ -203,8 +215,12 @@ impl Peers {
         for frame in frames {
             let verdict = match frame {
                 Frame::Hello(said) => self.hello(now, quic, plan, session, said, hello),
-                Frame::Register(said) => self.register(quic, plan, session, said),
-                Frame::Deregister(said) => self.deregister(session, &said.hyco),
+                Frame::Register(said) => self.register(now, quic, plan, session, said),
+                Frame::Deregister(said) => self.deregister(now, session, &said.hyco),
+                Frame::Probed(said) => {
+                    self.probed(now, quic, session, &said);
+                    Verdict::Fine
+                }
                 Frame::Draining => self.draining(session),
                 _ => Verdict::Close(SessionCode::Protocol),
             };
@@ -266,12 +282,13 @@ impl Peers {
 
     fn register(
         &mut self,
+        now: Instant,
         quic: &mut Driver,
         plan: &Plan,
         session: SessionId,
         register: Register,
     ) -> Verdict {
-        let Some(peer) = self.sessions.get_mut(&session) else {
+        let (Some(peer), Some(path)) = (self.sessions.get_mut(&session), quic.path(session)) else {
             return Verdict::Fine;
         };
         let Some(hello) = peer.hello.clone() else {
@@ -296,16 +313,20 @@ impl Peers {
             if peer.registrations.len() >= REGISTRATIONS_MAX {
                 return peer.refuse(quic, session, name, RefusedCode::Overloaded);
             }
+            let who = Who {
+                agent_id: hello.agent_id,
+                instance: hello.instance,
+                remote: path.remote,
+            };
             let most = definition.limits.listeners_max;
-            if register.rule == Rule::Listen
-                && !self
-                    .directory
-                    .listen(&name, hello.instance, self.worker, most)
-            {
+            let listens = register.rule == Rule::Listen;
+            if listens && !self.directory.listen(now, &name, who, self.worker, most) {
                 warn!(hyco = %name, agent = %hello.agent_id, most, "registration refused: too many listeners");
                 return peer.refuse(quic, session, name, RefusedCode::TooManyListeners);
             }
         }
+        let keys = &self.directory.keys;
+        keys.proven(&name, register.rule, register.key_id, unix_ms());
         let relay_proof = relay_proof(
             &checked.key,
             &register,
@@ -340,8 +361,8 @@ impl Peers {
         peer.say(quic, session, &Frame::Registered(answer))
     }
 
-    fn deregister(&mut self, session: SessionId, name: &HycoName) -> Verdict {
-        self.unregister(session, name);
+    fn deregister(&mut self, now: Instant, session: SessionId, name: &HycoName) -> Verdict {
+        self.unregister(now, session, name, "deregistered");
         match self.sessions.get(&session) {
             Some(peer) if peer.registrations.is_empty() => {
                 Verdict::Close(SessionCode::NoRegistration)
@@ -357,22 +378,27 @@ impl Peers {
         Verdict::Fine
     }
 
-    fn unregister(&mut self, session: SessionId, name: &HycoName) -> bool {
+    fn unregister(&mut self, now: Instant, session: SessionId, name: &HycoName, why: &str) {
         let Some(peer) = self.sessions.get_mut(&session) else {
-            return false;
+            return;
         };
         if peer.registrations.remove(name).is_none() {
-            return false;
+            return;
         }
         leave(&mut self.rosters, name, session);
-        if let Some(hello) = &peer.hello {
-            self.directory.leave(name, hello.instance, self.worker);
+        if let Some(instance) = self.instance(session) {
+            self.leave(now, name, instance, why);
         }
-        true
     }
 
     /// Holds every registration against a new plan. Answers which are over; tells peers of those, and of endpoints that changed.
-    pub(crate) fn apply(&mut self, quic: &mut Driver, old: &Plan, new: &Plan) -> Vec<Over> {
+    pub(crate) fn apply(
+        &mut self,
+        now: Instant,
+        quic: &mut Driver,
+        old: &Plan,
+        new: &Plan,
+    ) -> Vec<Over> {
         let mut over = Vec::new();
         let mut changed = Vec::new();
         for (&session, peer) in &mut self.sessions {
@@ -390,7 +416,7 @@ impl Peers {
         let mut ended = Vec::new();
         for (session, name, code) in over {
             info!(hyco = %name, why = %code, "registration ended");
-            self.unregister(session, &name);
+            self.unregister(now, session, &name, &code.to_string());
             if let Some(peer) = self.sessions.get_mut(&session) {
                 let _ = peer.say(
                     quic,
@@ -449,7 +475,11 @@ impl Peers {
         without: Option<Instance>,
         load: impl Fn(SessionId) -> usize,
     ) -> Option<SessionId> {
-        let health = |session| self.health(quic, now, session);
+        let failing = self.directory.health.failing(hyco);
+        let health = |session| match self.health(quic, now, session) {
+            Health::Ready if self.is_one_of(session, &failing) => Health::Failing,
+            health => health,
+        };
         self.rosters
             .get(hyco)?
             .pick(health, load, without, &mut rand::rng())
@@ -463,6 +493,13 @@ impl Peers {
             .hello
             .as_ref()
             .map(|hello| hello.instance)
+    }
+
+    fn is_one_of(&self, session: SessionId, instances: &[Instance]) -> bool {
+        !instances.is_empty()
+            && self
+                .instance(session)
+                .is_some_and(|instance| instances.contains(&instance))
     }
 
     fn health(&self, quic: &Driver, now: Instant, session: SessionId) -> Health {
@@ -536,7 +573,7 @@ impl Peers {
                 rtt_us: u64::try_from(path.rtt.as_micros()).unwrap_or(u64::MAX),
                 mtu: path.mtu,
                 state: match self.health(quic, now, session) {
-                    Health::Ready => SessionState::Ready,
+                    Health::Ready | Health::Failing => SessionState::Ready,
                     Health::Suspect => SessionState::Suspect,
                     Health::Draining => SessionState::Draining,
                 },

@@ -3,8 +3,12 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use underpass_proto::{HybridConnection, HycoName, Instance, Snapshot};
+
+use super::health::{Book, Moment, Who};
+use super::keys::KeyBook;
 
 /// One snapshot, as the workers use it.
 #[derive(Debug)]
@@ -34,12 +38,53 @@ impl Plan {
     }
 }
 
+#[cfg(test)]
+impl Plan {
+    /// Of these names, endpoints, and whether they may be probed.
+    pub(crate) fn of_test(hycos: &[(&str, &str, bool)]) -> Self {
+        use underpass_proto::snapshot::{HycoKeys, HycoLimits, RelayKeys, RelayLimits, Tls};
+        use underpass_proto::{Generation, Secret, Secret32};
+        let hyco = |&(name, endpoint, probe): &(&str, &str, bool)| HybridConnection {
+            name: name.parse().expect("a name"),
+            endpoint: endpoint.parse().expect("an endpoint"),
+            bind: None,
+            allow_from: Vec::new(),
+            keys: HycoKeys::default(),
+            limits: HycoLimits::default(),
+            probe,
+            over_quota: false,
+        };
+        Self::new(Snapshot {
+            generation: Generation::default(),
+            namespace: "tests".to_owned(),
+            listen: ([127, 0, 0, 1], 0).into(),
+            public_address: "relay.example.com:4433".parse().expect("an endpoint"),
+            workers: None,
+            tls: Tls {
+                certificates: Vec::new(),
+                key: Secret::new(Vec::new()),
+            },
+            relay_keys: RelayKeys {
+                reset: Secret32::new([0; 32]),
+                token: Secret32::new([0; 32]),
+                connection_id: Secret32::new([0; 32]),
+            },
+            limits: RelayLimits::default(),
+            hycos: hycos.iter().map(hyco).collect(),
+        })
+    }
+}
+
 /// The listeners of a hybrid connection, and how many sessions each has on which worker.
 type Listeners = HashMap<Instance, HashMap<u8, usize>>;
 
 /// What workers must know of each other: who listens where, and how many flows there are. Touched once per registration and once per flow.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
+    /// Whether endpoints are reached.
+    pub(crate) health: Book,
+    /// Which keys were proven.
+    pub(crate) keys: KeyBook,
     listeners: Mutex<HashMap<HycoName, Listeners>>,
     flows: Mutex<HashMap<HycoName, Arc<AtomicU32>>>,
     flows_all: AtomicU32,
@@ -49,11 +94,13 @@ impl Directory {
     /// Notes a listener's session on a worker, unless that makes more than `most` listeners.
     pub(crate) fn listen(
         &self,
+        now: Instant,
         hyco: &HycoName,
-        instance: Instance,
+        who: Who,
         worker: u8,
         most: u32,
     ) -> bool {
+        let instance = who.instance;
         let mut listeners = self
             .listeners
             .lock()
@@ -67,11 +114,20 @@ impl Directory {
             .or_default()
             .entry(worker)
             .or_default() += 1;
+        self.health.join(now, hyco, who, worker);
         true
     }
 
     /// Takes such a note back.
-    pub(crate) fn leave(&self, hyco: &HycoName, instance: Instance, worker: u8) {
+    pub(crate) fn leave(
+        &self,
+        moment: Moment,
+        hyco: &HycoName,
+        instance: Instance,
+        worker: u8,
+        why: &str,
+    ) {
+        self.health.leave(moment, hyco, instance, worker, why);
         let mut listeners = self
             .listeners
             .lock()

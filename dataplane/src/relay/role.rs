@@ -17,6 +17,7 @@ use underpass_proto::{
     SessionCode, Side,
 };
 
+use super::health::{Dial, Moment};
 use super::peers::{Opened, Over, Peers, Verdict};
 use super::plan::{Directory, Place, Plan};
 use super::senders::{self, Senders};
@@ -72,6 +73,8 @@ pub(crate) struct WorkerReport {
     pub(crate) sessions: Vec<SessionReport>,
     /// What its flows moved, by hybrid connection.
     pub(crate) counts: HashMap<HycoName, Counts>,
+    /// Whether nobody's share is missing.
+    pub(crate) complete: bool,
 }
 
 /// What flows did since the worker began.
@@ -109,6 +112,8 @@ struct Opening {
     /// The listener that refused already.
     refused_by: Option<Instance>,
     asked: Option<Instance>,
+    /// When that one was asked.
+    asked_at: Option<Instant>,
 }
 
 /// The role of a relay's worker.
@@ -168,7 +173,7 @@ impl Relay {
 
     fn apply<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, plan: Arc<Plan>) {
         let old = std::mem::replace(&mut self.plan, plan);
-        let over = self.peers.apply(&mut core.quic, &old, &self.plan);
+        let over = self.peers.apply(core.now, &mut core.quic, &old, &self.plan);
         for Over { session, hyco } in over {
             for key in core.flows.of_session(session) {
                 if core
@@ -248,6 +253,7 @@ impl Relay {
         let id = FlowId(self.next_flow);
         let opening = Opening {
             asked: self.peers.instance(session),
+            asked_at: Some(core.now),
             ..Opening::default()
         };
         let data = RelayFlow {
@@ -300,6 +306,7 @@ impl Relay {
         };
         let opening = Opening {
             asked: self.peers.instance(agent),
+            asked_at: Some(core.now),
             ..Opening::default()
         };
         let data = RelayFlow {
@@ -326,6 +333,7 @@ impl Relay {
         let Some(join) = core.joins.get(key) else {
             return;
         };
+        self.note(core.now, &join.data, Some(code));
         let opening = join.data.opening.as_deref();
         let first_time = opening.filter(|opening| opening.refused_by.is_none());
         let Some(refused_by) = first_time.and_then(|opening| opening.asked) else {
@@ -347,6 +355,7 @@ impl Relay {
             reader: FrameReader::new(),
             refused_by: Some(refused_by),
             asked,
+            asked_at: Some(core.now),
         }));
         debug!(hyco = %name, flow = join.data.id.0, "tried elsewhere");
         let open = join.data.open_frame();
@@ -421,12 +430,33 @@ impl Relay {
         let Some(flow) = core.flows.get(key) else {
             return;
         };
+        self.note(core.now, &flow.data, Some(code));
         let opening = flow.data.opening.as_deref();
         let first_time = opening.is_some_and(|opening| opening.refused_by.is_none());
         if code.is_refusal() && first_time && self.try_elsewhere(core, key) {
             return;
         }
         core.fail(key, End::There(code));
+    }
+
+    /// A listener dialled for a flow, or refused to.
+    fn note(&self, now: Instant, flow: &RelayFlow, failed: Option<FlowCode>) {
+        let Some(opening) = flow.opening.as_deref() else {
+            return;
+        };
+        let (Some(instance), Some(asked_at)) = (opening.asked, opening.asked_at) else {
+            return;
+        };
+        let dial = Dial {
+            failed,
+            latency: now.saturating_duration_since(asked_at),
+            by_flow: true,
+        };
+        let (hyco, endpoint) = (&flow.hyco, &flow.endpoint);
+        let moment = Moment::at(now);
+        self.directory
+            .health
+            .dialled(moment, hyco, instance, endpoint, dial, &mut rand::rng());
     }
 
     fn try_elsewhere<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: FlowKey) -> bool {
@@ -450,6 +480,7 @@ impl Relay {
             reader: FrameReader::new(),
             refused_by: asked,
             asked: now_asked,
+            asked_at: Some(core.now),
         };
         flow.data.opening = Some(Box::new(opening));
         debug!(hyco = %name, flow = flow.data.id.0, "tried elsewhere");
@@ -462,17 +493,24 @@ impl Relay {
     fn expire_opening<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
         while let Some(&(deadline, key)) = self.opening.front() {
             let unopened = match key {
-                Key::Flow(key) => core.flows.get(key).is_some_and(Flow::is_unopened),
-                Key::Join(key) => core.joins.get(key).is_some_and(Join::is_unopened),
+                Key::Flow(key) => core
+                    .flows
+                    .get(key)
+                    .filter(|flow| flow.is_unopened())
+                    .map(|flow| &flow.data),
+                Key::Join(key) => core
+                    .joins
+                    .get(key)
+                    .filter(|join| join.is_unopened())
+                    .map(|join| &join.data),
             };
-            if unopened && deadline > core.now {
+            if unopened.is_some() && deadline > core.now {
                 return;
             }
             self.opening.pop_front();
-            if !unopened {
-                continue;
-            }
+            let Some(data) = unopened else { continue };
             let code = FlowCode::EndpointTimedOut;
+            self.note(core.now, data, Some(code));
             match key {
                 Key::Flow(key) => core.fail(key, End::There(code)),
                 Key::Join(key) => core.fail_join(key, JoinEnd::Said(Toward::Agent, code)),
@@ -507,7 +545,8 @@ impl Relay {
     ) {
         let remote = core.quic.path(session).map(|path| path.remote);
         info!(?remote, why = %code, "session closed");
-        self.peers.gone(session);
+        self.peers
+            .gone(core.now, &core.quic, session, &code.to_string());
         self.senders.session_gone(session);
         self.rescue(core, session);
         core.session_gone(session);
@@ -580,6 +619,7 @@ impl Relay {
         WorkerReport {
             sessions: self.peers.report(&core.quic, core.now),
             counts,
+            complete: true,
         }
     }
 }
@@ -685,7 +725,8 @@ impl Role for Relay {
             .path(session)
             .map_or_else(|| "unknown".to_owned(), |path| path.remote.to_string());
         info!(remote, %why, "session lost");
-        self.peers.gone(session);
+        self.peers
+            .gone(core.now, &core.quic, session, &departure(why));
         self.senders.session_gone(session);
         self.rescue(core, session);
     }
@@ -762,6 +803,7 @@ impl Role for Relay {
         match (opening.reader.next(), read) {
             (Ok(Some(Frame::Opened(_))), Ok(_)) => {
                 let first = opening.reader.rest();
+                self.note(core.now, &flow.data, None);
                 flow.data.opening = None;
                 core.opened(key, first);
             }
@@ -779,6 +821,7 @@ impl Role for Relay {
             None => {}
             Some(Answer::Opened(frame, first)) => {
                 if let Some(join) = core.joins.get_mut(key) {
+                    self.note(core.now, &join.data, None);
                     join.data.opening = None;
                 }
                 core.joined(key, Bytes::from(frame.to_vec()), first);
@@ -813,6 +856,9 @@ impl Role for Relay {
         }
         self.senders.expire(&mut core.quic, core.now);
         self.expire_opening(core);
+        if self.drain.is_none() {
+            self.peers.keep_probing(core.now, &mut core.quic);
+        }
         self.drain_on(core);
     }
 
@@ -838,6 +884,20 @@ impl RelayFlow {
         };
         Bytes::from(Frame::Open(open).to_vec())
     }
+}
+
+/// Why a listener's session ended, in words for people.
+fn departure(why: &ConnectionError) -> String {
+    let code = match why {
+        ConnectionError::ApplicationClosed(close) => {
+            SessionCode::from_u64(close.error_code.into_inner())
+        }
+        _ => None,
+    };
+    code.map_or_else(
+        || format!("session lost: {why}"),
+        |code| format!("it ended its session: {code}"),
+    )
 }
 
 /// Lays the end of a flow to the right side, seen from the relay.

@@ -1,6 +1,6 @@
 //! Who listens on a hybrid connection, and who gets the next flow. Knows no sockets and no clock.
 //!
-//! Health orders the choice and never empties it: a suspect listener is picked when there is no better one.
+//! Health orders the choice and never empties it: a failing or suspect listener is picked when there is no better one.
 
 use rand::{Rng, RngExt};
 use underpass_proto::Instance;
@@ -25,6 +25,8 @@ pub(crate) struct Entry {
 pub(crate) enum Health {
     /// Answers.
     Ready,
+    /// Answers, but did not reach the endpoint when it was last dialled.
+    Failing,
     /// Was silent for too long, or a newer process of its agent is there.
     Suspect,
     /// Said that it takes no new flows.
@@ -53,6 +55,14 @@ impl Roster {
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// The sessions of one process.
+    pub(crate) fn sessions_of(&self, instance: Instance) -> impl Iterator<Item = SessionId> + '_ {
+        self.entries
+            .iter()
+            .filter(move |entry| entry.instance == instance)
+            .map(|entry| entry.session)
     }
 
     /// The session for the next flow: of those in best health and preferred, the one with less load for its weight of two picked at random.
@@ -140,6 +150,29 @@ mod tests {
         };
         assert_eq!(pick(&both, health, None), Some(well.session));
         assert_eq!(pick(&both, health, Some(well.instance)), Some(sick.session));
+    }
+
+    #[test]
+    fn who_does_not_reach_the_endpoint_comes_after_the_ready_and_before_the_silent() {
+        let (ready, failing, suspect) = (entry(1, 1, 2), entry(2, 1, 1), entry(3, 1, 0));
+        let health = |session| match session {
+            session if session == ready.session => Health::Ready,
+            session if session == failing.session => Health::Failing,
+            _ => Health::Suspect,
+        };
+        let all = roster(&[suspect.clone(), failing.clone(), ready.clone()]);
+        assert_eq!(pick(&all, health, None), Some(ready.session));
+        assert_eq!(
+            pick(&all, health, Some(ready.instance)),
+            Some(failing.session)
+        );
+        let sick = roster(&[suspect.clone(), failing.clone()]);
+        assert_eq!(
+            pick(&sick, health, Some(failing.instance)),
+            Some(suspect.session)
+        );
+        let alone = roster(std::slice::from_ref(&failing));
+        assert_eq!(pick(&alone, health, None), Some(failing.session));
     }
 
     #[test]

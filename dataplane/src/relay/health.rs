@@ -1,0 +1,416 @@
+//! Whether endpoints are reached: how each listener's endpoint was last dialled, by a flow or by a probe, and when it is to be probed next.
+//!
+//! One book for all workers, touched once per flow and per probe, never per byte. Real flows count first: a probe is due only where no flow says more.
+//! Knows no sockets; time and chance are arguments.
+
+mod due;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use underpass_proto::{AgentId, Endpoint, FlowCode, HycoName, Instance};
+
+use self::due::{Due, idle, retry};
+use super::plan::Plan;
+
+/// A moment, for reckoning and for people.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    /// For reckoning.
+    pub(crate) now: Instant,
+    /// For people, milliseconds since 1970.
+    pub(crate) unix_ms: u64,
+}
+
+/// How an endpoint was dialled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Dial {
+    /// Why it was not reached; `None`: it was.
+    pub(crate) failed: Option<FlowCode>,
+    /// How long that took.
+    pub(crate) latency: Duration,
+    /// By a flow, or by a probe.
+    pub(crate) by_flow: bool,
+}
+
+/// Who listens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Who {
+    /// Which installation.
+    pub(crate) agent_id: AgentId,
+    /// Which process of it.
+    pub(crate) instance: Instance,
+    /// Where it was seen to come from when it registered.
+    pub(crate) remote: SocketAddr,
+}
+
+/// A probe to send.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Errand {
+    /// Of which hybrid connection.
+    pub(crate) hyco: HycoName,
+    /// From which listener.
+    pub(crate) instance: Instance,
+    /// What to dial.
+    pub(crate) endpoint: Endpoint,
+}
+
+/// All that the book says of one hybrid connection.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    /// What it leads to.
+    pub(crate) endpoint: Endpoint,
+    /// Whether it may be probed.
+    pub(crate) probe: bool,
+    /// Who listens.
+    pub(crate) listeners: Vec<Seen>,
+    /// When the last listener left, and why; `None`: there was none.
+    pub(crate) left: Option<(Moment, String)>,
+}
+
+/// A listener, as the book knows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// Who it is.
+    pub(crate) who: Who,
+    /// A worker that has a session of it.
+    pub(crate) worker: u8,
+    /// How it last dialled the endpoint, and when.
+    pub(crate) last: Option<(Dial, Moment)>,
+}
+
+/// The book.
+#[derive(Debug, Default)]
+pub(crate) struct Book {
+    pages: Mutex<Pages>,
+    /// Listeners whose last dial failed: while there is none, no flow asks which.
+    failing: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Pages {
+    by_name: HashMap<HycoName, Page>,
+    due: Due,
+}
+
+#[derive(Debug)]
+struct Page {
+    endpoint: Endpoint,
+    probe: bool,
+    listeners: HashMap<Instance, Listener>,
+    left: Option<(Moment, String)>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    who: Who,
+    sessions_by_worker: BTreeMap<u8, u32>,
+    last: Option<(Dial, Moment)>,
+    /// Probes in a row that did not reach the endpoint.
+    in_vain: u32,
+    /// When the next probe is due, and who sends it; `None`: one is under way, or none may be sent.
+    due: Option<(u8, Instant)>,
+}
+
+impl Moment {
+    /// `now`, with the wall clock's time beside it.
+    #[must_use]
+    pub(crate) fn at(now: Instant) -> Self {
+        Self {
+            now,
+            unix_ms: super::peers::unix_ms(),
+        }
+    }
+}
+
+impl Book {
+    /// A new plan: what it defines anew is probed at once, and what an old endpoint was found to be is forgotten.
+    pub(crate) fn define(&self, now: Instant, plan: &Plan) {
+        let mut pages = self.open();
+        let Pages { by_name, due } = &mut *pages;
+        by_name.retain(|name, page| {
+            let stays = plan.hyco(name).is_some();
+            if !stays {
+                page.listeners
+                    .iter_mut()
+                    .for_each(|(_, listener)| due.set(name, listener, None));
+            }
+            stays
+        });
+        for hyco in &plan.snapshot.hycos {
+            let Some(page) = by_name.get_mut(&hyco.name) else {
+                by_name.insert(hyco.name.clone(), Page::new(&hyco.endpoint, hyco.probe));
+                continue;
+            };
+            let moved = page.endpoint != hyco.endpoint;
+            let switched = page.probe != hyco.probe;
+            if !moved && !switched {
+                continue;
+            }
+            page.endpoint = hyco.endpoint.clone();
+            page.probe = hyco.probe;
+            for listener in page.listeners.values_mut() {
+                // What a probe said is not renewed where none may be sent.
+                listener.last = listener
+                    .last
+                    .take()
+                    .filter(|(dial, _)| !moved && (hyco.probe || dial.by_flow));
+                listener.in_vain = 0;
+                due.set(&hyco.name, listener, hyco.probe.then_some(now));
+            }
+        }
+        let failing = by_name.values().flat_map(|page| page.listeners.values());
+        let failing = failing.filter(|listener| listener.is_failing()).count();
+        self.failing.store(failing, Ordering::Relaxed);
+    }
+
+    /// A listener registered on a worker. The first session of a process is probed at once.
+    pub(crate) fn join(&self, now: Instant, name: &HycoName, who: Who, worker: u8) {
+        let mut pages = self.open();
+        let Pages { by_name, due } = &mut *pages;
+        let Some(page) = by_name.get_mut(name) else {
+            return; // Removed meanwhile: the worker is about to hear of it.
+        };
+        let known = page.listeners.contains_key(&who.instance);
+        let listener = page
+            .listeners
+            .entry(who.instance)
+            .or_insert_with(|| Listener::new(who));
+        *listener.sessions_by_worker.entry(worker).or_default() += 1;
+        if !known && page.probe {
+            due.set(name, listener, Some(now));
+        }
+    }
+
+    /// A listener's session left a worker.
+    pub(crate) fn leave(
+        &self,
+        moment: Moment,
+        name: &HycoName,
+        instance: Instance,
+        worker: u8,
+        why: &str,
+    ) {
+        let mut pages = self.open();
+        let Pages { by_name, due } = &mut *pages;
+        let Some(page) = by_name.get_mut(name) else {
+            return;
+        };
+        let Some(listener) = page.listeners.get_mut(&instance) else {
+            return;
+        };
+        if let Some(sessions) = listener.sessions_by_worker.get_mut(&worker) {
+            *sessions -= 1;
+            if *sessions == 0 {
+                listener.sessions_by_worker.remove(&worker);
+            }
+        }
+        if listener.sessions_by_worker.is_empty() {
+            self.count(listener.is_failing(), false);
+            due.set(name, listener, None);
+            page.listeners.remove(&instance);
+            if page.listeners.is_empty() {
+                page.left = Some((moment, why.to_owned()));
+            }
+        } else if let Some((_, at)) = listener.due {
+            due.set(name, listener, Some(at)); // By another worker, if this one has no session any more.
+        }
+    }
+
+    /// The probes that a worker has to send now, at most `most`. Each is followed by [`Self::dialled`] or [`Self::unsaid`].
+    #[must_use]
+    pub(crate) fn due(&self, worker: u8, now: Instant, most: usize) -> Vec<Errand> {
+        let mut pages = self.open();
+        let Pages { by_name, due } = &mut *pages;
+        let mut errands = Vec::new();
+        while errands.len() < most
+            && let Some((name, instance)) = due.pop(worker, now)
+        {
+            let Some(page) = by_name.get_mut(&name) else {
+                continue;
+            };
+            if let Some(listener) = page.listeners.get_mut(&instance) {
+                listener.due = None;
+                errands.push(Errand {
+                    hyco: name,
+                    instance,
+                    endpoint: page.endpoint.clone(),
+                });
+            }
+        }
+        errands
+    }
+
+    /// A listener dialled `endpoint`. What says nothing about the endpoint is no dial.
+    pub(crate) fn dialled(
+        &self,
+        moment: Moment,
+        name: &HycoName,
+        instance: Instance,
+        endpoint: &Endpoint,
+        dial: Dial,
+        rng: &mut impl Rng,
+    ) {
+        if !dial.failed.is_none_or(says_of_endpoint) {
+            if !dial.by_flow {
+                self.unsaid(moment.now, name, instance, rng);
+            }
+            return;
+        }
+        let mut pages = self.open();
+        let Pages { by_name, due } = &mut *pages;
+        let Some(page) = by_name.get_mut(name) else {
+            return;
+        };
+        let Some(listener) = page
+            .listeners
+            .get_mut(&instance)
+            .filter(|_| page.endpoint == *endpoint)
+        else {
+            return;
+        };
+        let was_failing = listener.is_failing();
+        listener.last = Some((dial, moment));
+        self.count(was_failing, listener.is_failing());
+        let wait = match (dial.failed, dial.by_flow) {
+            (None, _) => {
+                listener.in_vain = 0;
+                Some(idle(rng))
+            }
+            // Many flows that fail at once are one failure: the next probe stays where it is.
+            (Some(_), true) if was_failing => None,
+            (Some(_), true) => {
+                listener.in_vain = 1;
+                Some(retry(1, rng))
+            }
+            (Some(_), false) => Some(listener.again(rng)),
+        };
+        if let Some(wait) = wait.filter(|_| page.probe) {
+            due.set(name, listener, Some(moment.now + wait));
+        }
+    }
+
+    /// A probe came to nothing: it could not be sent, its session was lost, or the answer says nothing about the endpoint.
+    pub(crate) fn unsaid(
+        &self,
+        now: Instant,
+        name: &HycoName,
+        instance: Instance,
+        rng: &mut impl Rng,
+    ) {
+        let mut pages = self.open();
+        let Pages { by_name, due } = &mut *pages;
+        let Some(page) = by_name.get_mut(name).filter(|page| page.probe) else {
+            return;
+        };
+        if let Some(listener) = page.listeners.get_mut(&instance) {
+            let wait = listener.again(rng);
+            due.set(name, listener, Some(now + wait));
+        }
+    }
+
+    /// The listeners whose last dial failed.
+    #[must_use]
+    pub(crate) fn failing(&self, name: &HycoName) -> Vec<Instance> {
+        if self.failing.load(Ordering::Relaxed) == 0 {
+            return Vec::new();
+        }
+        let pages = self.open();
+        let listeners = pages.by_name.get(name).map(|page| &page.listeners);
+        let failing = |(&instance, listener): (&Instance, &Listener)| {
+            listener.is_failing().then_some(instance)
+        };
+        listeners
+            .into_iter()
+            .flatten()
+            .filter_map(failing)
+            .collect()
+    }
+
+    /// What the book says of a hybrid connection; `None`: it is not defined. Listeners in the order of their identifiers.
+    #[must_use]
+    pub(crate) fn view(&self, name: &HycoName) -> Option<View> {
+        let pages = self.open();
+        let page = pages.by_name.get(name)?;
+        let seen = |listener: &Listener| {
+            Some(Seen {
+                who: listener.who,
+                worker: *listener.sessions_by_worker.keys().next()?,
+                last: listener.last,
+            })
+        };
+        let mut listeners: Vec<Seen> = page.listeners.values().filter_map(seen).collect();
+        listeners.sort_by_key(|seen| (seen.who.agent_id, seen.who.instance));
+        Some(View {
+            endpoint: page.endpoint.clone(),
+            probe: page.probe,
+            listeners,
+            left: page.left.clone(),
+        })
+    }
+
+    fn open(&self) -> MutexGuard<'_, Pages> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the number of failing listeners; called with the pages open.
+    fn count(&self, was: bool, is: bool) {
+        match (was, is) {
+            (false, true) => self.failing.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.failing.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
+    }
+}
+
+impl Page {
+    fn new(endpoint: &Endpoint, probe: bool) -> Self {
+        Self {
+            endpoint: endpoint.clone(),
+            probe,
+            listeners: HashMap::new(),
+            left: None,
+        }
+    }
+}
+
+impl Listener {
+    fn new(who: Who) -> Self {
+        Self {
+            who,
+            sessions_by_worker: BTreeMap::new(),
+            last: None,
+            in_vain: 0,
+            due: None,
+        }
+    }
+
+    fn is_failing(&self) -> bool {
+        self.last.is_some_and(|(dial, _)| dial.failed.is_some())
+    }
+
+    /// From one more probe in vain to the next.
+    fn again(&mut self, rng: &mut impl Rng) -> Duration {
+        self.in_vain = self.in_vain.saturating_add(1);
+        retry(self.in_vain, rng)
+    }
+}
+
+/// Whether a refusal tells how the endpoint is. What an agent or relay says of itself does not.
+fn says_of_endpoint(code: FlowCode) -> bool {
+    matches!(
+        code,
+        FlowCode::EndpointRefused
+            | FlowCode::EndpointTimedOut
+            | FlowCode::EndpointUnreachable
+            | FlowCode::NameNotFound
+            | FlowCode::NotAllowed
+    )
+}
+
+#[cfg(test)]
+mod tests;

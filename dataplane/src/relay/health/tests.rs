@@ -1,0 +1,320 @@
+//! What the book says, with time and chance in hand.
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::*;
+
+const NAME: &str = "payroll-sql";
+const FIRST: Instance = Instance([1; 16]);
+const SECOND: Instance = Instance([2; 16]);
+const MANY: usize = 1_000;
+
+#[test]
+fn the_first_session_of_a_process_is_probed_at_once_and_once() {
+    let scene = Scene::new();
+    scene.join(FIRST, 0);
+    scene.join(FIRST, 1);
+    assert_eq!(scene.due_anywhere(), [FIRST]);
+    assert_eq!(scene.due_anywhere(), []);
+    scene.join(FIRST, 2);
+    assert_eq!(scene.due_anywhere(), [], "one more session is no news");
+}
+
+#[test]
+fn probe_off_dials_nothing_ever() {
+    let mut scene = Scene::new();
+    scene.define("db01.corp:1433", false);
+    scene.join(FIRST, 0);
+    scene.flow(FIRST, Some(FlowCode::EndpointRefused));
+    scene.pass(Duration::from_secs(3_600));
+    assert_eq!(scene.due_anywhere(), []);
+    scene.define("db01.corp:1433", true);
+    assert_eq!(scene.due_anywhere(), [FIRST]);
+}
+
+#[test]
+fn after_a_failure_probes_come_1_2_4_up_to_30_seconds_apart() {
+    let mut scene = Scene::new();
+    scene.join(FIRST, 0);
+    for most in [1, 2, 4, 8, 16, 30, 30].map(Duration::from_secs) {
+        assert_eq!(scene.due_anywhere(), [FIRST], "before {most:?}");
+        scene.probe(FIRST, Some(FlowCode::EndpointRefused));
+        scene.pass(most.mul_f64(0.79));
+        assert_eq!(scene.due_anywhere(), [], "sooner than {most:?}");
+        scene.pass(most.mul_f64(0.22));
+    }
+    scene.due_anywhere();
+    scene.probe(FIRST, None);
+    scene.pass(Duration::from_secs(59));
+    assert_eq!(scene.due_anywhere(), [], "it works again");
+    scene.pass(Duration::from_secs(8));
+    assert_eq!(scene.due_anywhere(), [FIRST]);
+}
+
+#[test]
+fn a_flow_that_reaches_the_endpoint_puts_the_probe_off() {
+    let mut scene = Scene::new();
+    scene.join(FIRST, 0);
+    for _ in 0..10 {
+        scene.flow(FIRST, None);
+        scene.pass(Duration::from_secs(50));
+        assert_eq!(scene.due_anywhere(), []);
+    }
+    scene.pass(Duration::from_secs(20));
+    assert_eq!(scene.due_anywhere(), [FIRST]);
+}
+
+#[test]
+fn flows_that_fail_together_are_one_failure_and_the_probe_comes_within_a_second() {
+    let mut scene = Scene::new();
+    scene.join(FIRST, 0);
+    scene.flow(FIRST, None);
+    for _ in 0..MANY {
+        scene.flow(FIRST, Some(FlowCode::EndpointTimedOut));
+    }
+    assert_eq!(scene.book.failing(&name()), [FIRST]);
+    scene.pass(Duration::from_secs(1));
+    assert_eq!(scene.due_anywhere(), [FIRST]);
+}
+
+#[test]
+fn only_what_tells_of_the_endpoint_counts() {
+    for code in FlowCode::ALL {
+        let tells = [
+            FlowCode::EndpointRefused,
+            FlowCode::EndpointTimedOut,
+            FlowCode::EndpointUnreachable,
+            FlowCode::NameNotFound,
+            FlowCode::NotAllowed,
+        ]
+        .contains(&code);
+        let mut scene = Scene::new();
+        scene.join(FIRST, 0);
+        scene.flow(FIRST, Some(code));
+        assert_eq!(scene.last(FIRST).is_some(), tells, "{code:?}");
+        assert_eq!(scene.book.failing(&name()).len(), usize::from(tells));
+    }
+}
+
+#[test]
+fn a_probe_that_came_to_nothing_is_sent_again_with_pauses() {
+    let mut scene = Scene::new();
+    scene.join(FIRST, 0);
+    assert_eq!(scene.due_anywhere(), [FIRST]);
+    scene.unsaid(FIRST);
+    assert_eq!(scene.due_anywhere(), []);
+    scene.pass(Duration::from_secs(1));
+    assert_eq!(scene.due_anywhere(), [FIRST]);
+    scene.probe(FIRST, Some(FlowCode::RegistrationEnded));
+    scene.pass(Duration::from_secs(1));
+    assert_eq!(scene.due_anywhere(), []);
+    scene.pass(Duration::from_secs(1));
+    assert_eq!(scene.due_anywhere(), [FIRST]);
+    assert_eq!(scene.last(FIRST), None);
+}
+
+#[test]
+fn a_changed_endpoint_is_probed_at_once_and_the_old_result_is_forgotten() {
+    let mut scene = Scene::new();
+    scene.join(FIRST, 0);
+    let _ = scene.due_anywhere();
+    scene.probe(FIRST, Some(FlowCode::EndpointRefused));
+    let old = scene.endpoint.clone();
+    scene.define("db02.corp:1433", true);
+    assert_eq!(scene.last(FIRST), None);
+    assert!(scene.book.failing(&name()).is_empty());
+    let errands = scene.book.due(0, scene.now, MANY);
+    assert_eq!(errands.len(), 1);
+    assert_eq!(errands[0].endpoint, scene.endpoint);
+    // What was still under way to the old one says nothing of the new one.
+    scene.note(FIRST, &old, Some(FlowCode::EndpointRefused), true);
+    scene.note(FIRST, &old, None, false);
+    assert_eq!(scene.last(FIRST), None);
+}
+
+#[test]
+fn a_plan_that_changes_nothing_here_asks_for_no_probe() {
+    let mut scene = Scene::new();
+    scene.join(FIRST, 0);
+    scene.flow(FIRST, None);
+    scene.define("db01.corp:1433", true);
+    assert_eq!(scene.due_anywhere(), []);
+    assert!(scene.last(FIRST).is_some());
+}
+
+#[test]
+fn the_probe_of_a_worker_that_lost_the_session_passes_to_another() {
+    let mut scene = Scene::new();
+    scene.join(FIRST, 0);
+    scene.join(FIRST, 1);
+    scene.leave(FIRST, 0);
+    assert_eq!(scene.due(0), []);
+    assert_eq!(scene.due(1), [FIRST]);
+    scene.unsaid(FIRST);
+    scene.leave(FIRST, 1);
+    scene.unsaid(FIRST);
+    scene.pass(Duration::from_secs(100));
+    assert_eq!(scene.due_anywhere(), []);
+}
+
+#[test]
+fn the_last_that_leaves_says_when_and_why() {
+    let mut scene = Scene::new();
+    assert!(scene.view().left.is_none());
+    scene.join(FIRST, 0);
+    scene.join(SECOND, 0);
+    scene.flow(FIRST, Some(FlowCode::NameNotFound));
+    scene.leave(FIRST, 0);
+    assert!(scene.view().left.is_none());
+    assert!(scene.book.failing(&name()).is_empty(), "it is gone");
+    scene.leave(SECOND, 0);
+    let (_, why) = scene.view().left.expect("all are gone");
+    assert_eq!(why, "session lost: timed out");
+    scene.leave(SECOND, 0);
+    assert!(scene.view().listeners.is_empty());
+}
+
+#[test]
+fn a_removed_definition_is_forgotten() {
+    let mut scene = Scene::new();
+    scene.join(FIRST, 0);
+    scene.flow(FIRST, Some(FlowCode::EndpointRefused));
+    scene.book.define(scene.now, &Plan::of_test(&[]));
+    assert!(scene.book.view(&name()).is_none());
+    assert!(scene.book.failing(&name()).is_empty());
+    scene.join(FIRST, 0);
+    scene.pass(Duration::from_secs(100));
+    assert_eq!(scene.due_anywhere(), []);
+}
+
+#[test]
+fn no_more_than_was_asked_for_is_handed_out() {
+    let names: Vec<String> = (0..MANY).map(|n| format!("crowd-{n}")).collect();
+    let hycos: Vec<_> = names
+        .iter()
+        .map(|name| (name.as_str(), "db01.corp:1433", true))
+        .collect();
+    let scene = Scene::new();
+    scene.book.define(scene.now, &Plan::of_test(&hycos));
+    for name in names {
+        let name = name.parse().expect("a name");
+        scene.book.join(scene.now, &name, who(FIRST), 0);
+    }
+    assert_eq!(scene.book.due(0, scene.now, 600).len(), 600);
+    assert_eq!(scene.book.due(0, scene.now, 600).len(), MANY - 600);
+    assert_eq!(scene.due(0), []);
+}
+
+/// A book, a clock and seeded chance.
+struct Scene {
+    book: Book,
+    now: Instant,
+    endpoint: Endpoint,
+    rng: StdRng,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let mut scene = Self {
+            book: Book::default(),
+            now: Instant::now(),
+            endpoint: "db01.corp:1433".parse().expect("an endpoint"),
+            rng: StdRng::seed_from_u64(7),
+        };
+        scene.define("db01.corp:1433", true);
+        scene
+    }
+
+    fn define(&mut self, endpoint: &str, probe: bool) {
+        self.endpoint = endpoint.parse().expect("an endpoint");
+        let plan = Plan::of_test(&[(NAME, endpoint, probe)]);
+        self.book.define(self.now, &plan);
+    }
+
+    fn pass(&mut self, length: Duration) {
+        self.now += length;
+    }
+
+    fn moment(&self) -> Moment {
+        Moment {
+            now: self.now,
+            unix_ms: 1_000,
+        }
+    }
+
+    fn join(&self, instance: Instance, worker: u8) {
+        self.book.join(self.now, &name(), who(instance), worker);
+    }
+
+    fn leave(&self, instance: Instance, worker: u8) {
+        let why = "session lost: timed out";
+        self.book
+            .leave(self.moment(), &name(), instance, worker, why);
+    }
+
+    fn note(
+        &mut self,
+        instance: Instance,
+        endpoint: &Endpoint,
+        failed: Option<FlowCode>,
+        by_flow: bool,
+    ) {
+        let dial = Dial {
+            failed,
+            latency: Duration::from_millis(1),
+            by_flow,
+        };
+        let moment = self.moment();
+        self.book
+            .dialled(moment, &name(), instance, endpoint, dial, &mut self.rng);
+    }
+
+    fn flow(&mut self, instance: Instance, failed: Option<FlowCode>) {
+        let endpoint = self.endpoint.clone();
+        self.note(instance, &endpoint, failed, true);
+    }
+
+    fn probe(&mut self, instance: Instance, failed: Option<FlowCode>) {
+        let endpoint = self.endpoint.clone();
+        self.note(instance, &endpoint, failed, false);
+    }
+
+    fn unsaid(&mut self, instance: Instance) {
+        self.book.unsaid(self.now, &name(), instance, &mut self.rng);
+    }
+
+    fn due(&self, worker: u8) -> Vec<Instance> {
+        let errands = self.book.due(worker, self.now, MANY);
+        errands.iter().map(|errand| errand.instance).collect()
+    }
+
+    fn due_anywhere(&self) -> Vec<Instance> {
+        (0..3).flat_map(|worker| self.due(worker)).collect()
+    }
+
+    fn view(&self) -> View {
+        self.book.view(&name()).expect("defined")
+    }
+
+    fn last(&self, instance: Instance) -> Option<Dial> {
+        let listeners = self.view().listeners;
+        let seen = listeners
+            .iter()
+            .find(|seen| seen.who.instance == instance)
+            .expect("it listens");
+        seen.last.map(|(dial, _)| dial)
+    }
+}
+
+fn name() -> HycoName {
+    NAME.parse().expect("a name")
+}
+
+fn who(instance: Instance) -> Who {
+    Who {
+        agent_id: AgentId(instance.0),
+        instance,
+        remote: SocketAddr::from(([192, 0, 2, 7], 40_112)),
+    }
+}

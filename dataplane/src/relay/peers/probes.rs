@@ -1,0 +1,233 @@
+//! The probes of one worker: asks agents to dial their endpoints, waits for their answers under a deadline, and writes what they found into the book.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use underpass_proto::limits::OPEN_DEADLINE;
+use underpass_proto::snapshot::{ProbedDial, ProbedListener};
+use underpass_proto::wire::{Probe, Probed};
+use underpass_proto::{Endpoint, FlowCode, Frame, HycoName, Instance};
+
+use super::Peers;
+use crate::quic::{Driver, SessionId};
+use crate::relay::health::{Dial, Errand, Moment};
+
+/// Probes that may be under way at once on one worker: far below what an agent dials at once, and 10,000 endpoints are still asked within seconds.
+const PROBES_MAX: usize = 1024;
+
+/// Probes that a person asked for, beyond those. The supervisor bounds how many ask at once.
+const ASKED_MAX: usize = 4096;
+
+/// Who asked for a probe, and waits for what it finds.
+#[derive(Clone, Debug)]
+pub(crate) struct Asker {
+    /// Comes back with the answer.
+    pub(crate) token: u64,
+    /// Where the answer goes. One that finds no place is lost: the asker has a deadline.
+    pub(crate) answers: Sender<(u64, ProbedListener)>,
+}
+
+/// Those under way.
+#[derive(Debug, Default)]
+pub(super) struct Probes {
+    by_id: HashMap<u64, Sent>,
+    /// In the order of their deadlines.
+    deadlines: VecDeque<(Instant, u64)>,
+    last_id: u64,
+}
+
+#[derive(Debug)]
+struct Sent {
+    session: SessionId,
+    errand: Errand,
+    asker: Option<Asker>,
+}
+
+impl Peers {
+    /// Sends the probes that are due, and gives those up that were not answered.
+    pub(crate) fn keep_probing(&mut self, now: Instant, quic: &mut Driver) {
+        self.give_up(now, quic);
+        let room = PROBES_MAX.saturating_sub(self.probes.by_id.len());
+        for errand in self.directory.health.due(self.worker, now, room) {
+            if let Err(errand) = self.probe(now, quic, errand, None) {
+                let (name, instance) = (&errand.hyco, errand.instance);
+                self.directory
+                    .health
+                    .unsaid(now, name, instance, &mut rand::rng());
+            }
+        }
+    }
+
+    /// Sends a probe that a person asked for. What cannot be sent is not answered.
+    pub(crate) fn probe_asked(
+        &mut self,
+        now: Instant,
+        quic: &mut Driver,
+        errand: Errand,
+        asker: Asker,
+    ) {
+        if self.probes.by_id.len() < PROBES_MAX + ASKED_MAX {
+            let _ = self.probe(now, quic, errand, Some(asker));
+        }
+    }
+
+    fn probe(
+        &mut self,
+        now: Instant,
+        quic: &mut Driver,
+        errand: Errand,
+        asker: Option<Asker>,
+    ) -> Result<(), Errand> {
+        let Some(session) = self.session_of(quic, now, &errand.hyco, errand.instance) else {
+            return Err(errand);
+        };
+        let Some(peer) = self.sessions.get_mut(&session) else {
+            return Err(errand);
+        };
+        let registration = peer.registrations.get(&errand.hyco);
+        let id = self.probes.last_id + 1;
+        let frame = Frame::Probe(Probe {
+            hyco: registration.map_or_else(
+                || errand.hyco.clone(),
+                |registration| registration.register.hyco.clone(),
+            ),
+            id,
+            endpoint: errand.endpoint.clone(),
+        });
+        if peer.say(quic, session, &frame) != super::Verdict::Fine {
+            return Err(errand);
+        }
+        self.probes.last_id = id;
+        self.probes.deadlines.push_back((now + OPEN_DEADLINE, id));
+        self.probes.by_id.insert(
+            id,
+            Sent {
+                session,
+                errand,
+                asker,
+            },
+        );
+        Ok(())
+    }
+
+    /// The best session of a listener.
+    fn session_of(
+        &self,
+        quic: &Driver,
+        now: Instant,
+        name: &HycoName,
+        instance: Instance,
+    ) -> Option<SessionId> {
+        self.rosters
+            .get(name)?
+            .sessions_of(instance)
+            .min_by_key(|session| self.health(quic, now, *session))
+    }
+
+    /// An agent answered. Answers that nobody waits for, or of another session, say nothing.
+    pub(super) fn probed(
+        &mut self,
+        now: Instant,
+        quic: &Driver,
+        session: SessionId,
+        said: &Probed,
+    ) {
+        let sent = self.probes.by_id.get(&said.id);
+        if sent.is_none_or(|sent| sent.session != session) {
+            return;
+        }
+        if let Some(sent) = self.probes.by_id.remove(&said.id) {
+            let dial = Dial {
+                failed: said.failed,
+                latency: Duration::from_micros(u64::from(said.dial_us)),
+                by_flow: false,
+            };
+            self.write_down(now, &sent.errand, dial);
+            let endpoint = sent.errand.endpoint.clone();
+            self.answer(quic, sent, Some(probed_dial(endpoint, said)));
+        }
+    }
+
+    fn give_up(&mut self, now: Instant, quic: &Driver) {
+        while let Some(&(deadline, id)) = self.probes.deadlines.front() {
+            let sent = self.probes.by_id.contains_key(&id);
+            if sent && deadline > now {
+                return;
+            }
+            self.probes.deadlines.pop_front();
+            let Some(sent) = self.probes.by_id.remove(&id) else {
+                continue;
+            };
+            let dial = Dial {
+                failed: Some(FlowCode::EndpointTimedOut),
+                latency: OPEN_DEADLINE,
+                by_flow: false,
+            };
+            self.write_down(now, &sent.errand, dial);
+            self.answer(quic, sent, None);
+        }
+    }
+
+    /// A session is gone, and with it the answers that it owed.
+    pub(super) fn probes_lost(&mut self, now: Instant, quic: &Driver, session: SessionId) {
+        let lost: Vec<u64> = self
+            .probes
+            .by_id
+            .iter()
+            .filter(|(_, sent)| sent.session == session)
+            .map(|(&id, _)| id)
+            .collect();
+        for id in lost {
+            let Some(sent) = self.probes.by_id.remove(&id) else {
+                continue;
+            };
+            let (name, instance) = (&sent.errand.hyco, sent.errand.instance);
+            if sent.asker.is_none() {
+                self.directory
+                    .health
+                    .unsaid(now, name, instance, &mut rand::rng());
+            }
+            self.answer(quic, sent, None);
+        }
+    }
+
+    fn write_down(&self, now: Instant, errand: &Errand, dial: Dial) {
+        self.directory.health.dialled(
+            Moment::at(now),
+            &errand.hyco,
+            errand.instance,
+            &errand.endpoint,
+            dial,
+            &mut rand::rng(),
+        );
+    }
+
+    fn answer(&self, quic: &Driver, sent: Sent, dial: Option<ProbedDial>) {
+        let Some(asker) = sent.asker else { return };
+        let peer = self.sessions.get(&sent.session);
+        let hello = peer.and_then(|peer| peer.hello.as_ref());
+        let (Some(hello), Some(path)) = (hello, quic.path(sent.session)) else {
+            return;
+        };
+        let found = ProbedListener {
+            agent_id: hello.agent_id,
+            instance: hello.instance,
+            remote: path.remote,
+            rtt_us: u64::try_from(path.rtt.as_micros()).unwrap_or(u64::MAX),
+            dial,
+        };
+        let _ = asker.answers.try_send((asker.token, found));
+    }
+}
+
+fn probed_dial(endpoint: Endpoint, said: &Probed) -> ProbedDial {
+    ProbedDial {
+        endpoint,
+        address: said.dialled,
+        resolve_us: said.resolve_us,
+        dial_us: said.dial_us,
+        failed: said.failed.map(|code| code.name().to_owned()),
+        why: said.failed.map(|code| code.to_string()),
+    }
+}
