@@ -9,7 +9,7 @@ use crossbeam_channel::Sender;
 use tracing::{info, warn};
 use underpass_proto::feed::{DialRole, encode};
 use underpass_proto::limits::SNAPSHOT_MAX;
-use underpass_proto::{FeedMessage, FeedReader, Snapshot};
+use underpass_proto::{FeedMessage, FeedReader, HycoName, Snapshot};
 
 /// Between two attempts to reach control: a restart of it is noticed well within a second.
 const REDIAL_AFTER: Duration = Duration::from_millis(100);
@@ -27,6 +27,13 @@ pub(crate) enum Brought {
     Up(Answers),
     /// A snapshot, not yet checked.
     Snapshot(Box<Snapshot>),
+    /// A question: is this one's endpoint reached?
+    Probe {
+        /// Comes back in the answer.
+        id: u64,
+        /// Which hybrid connection.
+        hyco: HycoName,
+    },
     /// Control is gone. The last snapshot stands.
     Down,
 }
@@ -111,9 +118,12 @@ fn listen(stream: &UnixStream, brought: &Sender<Brought>) -> Result<(), String> 
         };
         reader.push(&chunk[..len]);
         while let Some(message) = reader.next().map_err(|why| why.to_string())? {
-            if let FeedMessage::Snapshot(snapshot) = message
-                && brought.send(Brought::Snapshot(snapshot)).is_err()
-            {
+            let bring = match message {
+                FeedMessage::Snapshot(snapshot) => Brought::Snapshot(snapshot),
+                FeedMessage::Probe { id, hyco } => Brought::Probe { id, hyco },
+                _ => continue, // A newer control may say more.
+            };
+            if brought.send(bring).is_err() {
                 return Ok(());
             }
         }

@@ -3,6 +3,7 @@
 //! [`run`] is its supervisor: it takes snapshots from the feed, opens sockets, starts one worker per core and tells them. The workers'
 //! own decisions are in `role`.
 
+mod asked;
 mod feed;
 mod health;
 mod keys;
@@ -23,9 +24,10 @@ use tracing::{info, warn};
 use underpass_proto::limits::{REPORT_EVERY, WORKERS_MAX};
 use underpass_proto::snapshot::HycoReport;
 use underpass_proto::{
-    Fault, FeedMessage, Generation, HybridConnection, Instance, Report, Snapshot,
+    Fault, FeedMessage, Generation, HybridConnection, HycoName, Instance, Report, Snapshot,
 };
 
+use self::asked::Asked;
 use self::feed::{Answers, Brought};
 use self::health::Moment;
 use self::plan::{Directory, Plan};
@@ -91,6 +93,7 @@ pub fn run(feed: PathBuf, settings: Settings, requests: drain::Requests) -> Resu
         draining: false,
         instance: Instance(rand::random()),
         states: States::default(),
+        asked: Asked::default(),
     };
     supervisor.supervise(&feed_events, &requests)
 }
@@ -108,6 +111,8 @@ struct Supervisor {
     instance: Instance,
     /// How each hybrid connection is.
     states: States,
+    /// Probes that control asked for.
+    asked: Asked,
 }
 
 struct Workers {
@@ -123,12 +128,21 @@ impl Supervisor {
     ) -> Result<(), Error> {
         let look = tick(LOOK_EVERY);
         let report = tick(REPORT_EVERY);
+        let found = self.asked.found.clone();
         loop {
             select! {
                 recv(feed) -> brought => match brought {
                     Ok(Brought::Up(answers)) => self.answers = Some(answers),
                     Ok(Brought::Snapshot(snapshot)) => self.snapshot(*snapshot)?,
-                    Ok(Brought::Down) | Err(_) => self.answers = None,
+                    Ok(Brought::Probe { id, hyco }) => self.probe(id, &hyco),
+                    Ok(Brought::Down) | Err(_) => {
+                        self.answers = None;
+                        self.asked.forget();
+                    }
+                },
+                recv(found) -> found => if let Ok((token, listener)) = found {
+                    let answer = self.asked.answered(token, listener);
+                    answer.into_iter().for_each(|answer| self.say(answer));
                 },
                 recv(requests.0) -> request => self.asked(request.unwrap_or(drain::Request::Drain)),
                 recv(look) -> _ => if self.look()? { return Ok(()) },
@@ -209,6 +223,25 @@ impl Supervisor {
                 warn!(%generation, %why, "snapshot rejected; the last one stands");
                 self.say(FeedMessage::Rejected { generation, why });
                 Ok(())
+            }
+        }
+    }
+
+    /// Control asks whether an endpoint is reached.
+    fn probe(&mut self, id: u64, name: &HycoName) {
+        let view = self.directory.health.view(name);
+        match self.asked.begin(Instant::now(), id, name, view.as_ref()) {
+            Err(answer) => self.say(answer),
+            Ok(orders) => {
+                let workers = self.running.iter().flat_map(|running| &running.workers);
+                let handles: Vec<_> = workers.map(|worker| &worker.handle).collect();
+                for order in orders {
+                    let message = Message::Probe(order.errand, order.asker);
+                    // Where nobody takes it, the deadline answers.
+                    let _ = handles
+                        .get(usize::from(order.worker))
+                        .map(|worker| worker.try_send(message));
+                }
             }
         }
     }
@@ -343,6 +376,9 @@ impl Supervisor {
 
     /// Looks how all is, which the log tells even where control is gone, and reports it.
     fn report(&mut self) {
+        for answer in self.asked.overdue(Instant::now()) {
+            self.say(answer);
+        }
         let Some(running) = self.running.take() else {
             return;
         };

@@ -20,6 +20,7 @@ use underpass_proto::{
     AgentId, Exporter, Frame, HycoName, Instance, Register, Role, Rule, SessionCode, Which,
 };
 
+pub(crate) use self::probes::Asker;
 use self::probes::Probes;
 use super::health::{Moment, Who};
 use super::plan::{Directory, Plan};

@@ -17,8 +17,8 @@ use underpass_proto::{
     SessionCode, Side,
 };
 
-use super::health::{Dial, Moment};
-use super::peers::{Opened, Over, Peers, Verdict};
+use super::health::{Dial, Errand, Moment};
+use super::peers::{Asker, Opened, Over, Peers, Verdict};
 use super::plan::{Directory, Place, Plan};
 use super::senders::{self, Senders};
 use crate::core::{Core, Owner};
@@ -58,6 +58,8 @@ pub(crate) enum Message {
     Hello(AgentId, Instance),
     /// All workers of this relay, by index.
     Others(Vec<Handle<Message>>),
+    /// Ask a listener to dial its endpoint, now.
+    Probe(Errand, Asker),
     /// Say what there is to report.
     Report(Sender<WorkerReport>),
     /// Take no new flows; reset those that live at this time.
@@ -656,6 +658,10 @@ impl Role for Relay {
                     .replace(core.now, &mut core.quic, agent_id, instance);
             }
             Message::Others(others) => self.others = others,
+            Message::Probe(errand, asker) => {
+                self.peers
+                    .probe_asked(core.now, &mut core.quic, errand, asker);
+            }
             Message::Report(answer) => {
                 let _ = answer.try_send(self.report(core));
             }
