@@ -400,11 +400,21 @@ impl Peers {
         old: &Plan,
         new: &Plan,
     ) -> Vec<Over> {
+        let too_many = self.too_many(old, new);
         let mut over = Vec::new();
         let mut changed = Vec::new();
         for (&session, peer) in &mut self.sessions {
+            let instance = peer.hello.as_ref().map(|hello| hello.instance);
+            let above = |name| {
+                let instances = too_many.get(name).zip(instance);
+                instances.is_some_and(|(above, instance)| above.contains(&instance))
+            };
             for (name, registration) in &mut peer.registrations {
                 match judge(registration, old, new, name) {
+                    Judged::Stands | Judged::Moved if above(name) => {
+                        let code = EndedCode::TooManyListeners;
+                        over.push((session, name.clone(), code));
+                    }
                     Judged::Stands => {}
                     Judged::Moved => changed.push((session, name.clone())),
                     Judged::Over(code) => over.push((session, name.clone(), code)),
@@ -434,6 +444,18 @@ impl Peers {
             });
         }
         ended
+    }
+
+    /// Where the limit on listeners was lowered: those above it.
+    fn too_many(&self, old: &Plan, new: &Plan) -> HashMap<HycoName, Vec<Instance>> {
+        let most =
+            |plan: &Plan, name: &HycoName| plan.hyco(name).map(|hyco| hyco.limits.listeners_max);
+        let beyond = |name: &HycoName| {
+            let now = most(new, name)?;
+            let lowered = most(old, name).is_some_and(|was| now < was);
+            lowered.then(|| (name.clone(), self.directory.beyond(name, now)))
+        };
+        self.rosters.keys().filter_map(beyond).collect()
     }
 
     /// Sends Registered again, with a proof over the last Register: the endpoint is another one now.
