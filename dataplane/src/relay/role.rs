@@ -238,6 +238,9 @@ impl Relay {
             warn!(hyco = %name, %application, "refused: not in allow_from");
             return core.io.close(socket, Close::Reset);
         }
+        if hyco.over_quota {
+            return self.turn_away(core, name, socket, application, FlowCode::OverQuota);
+        }
         let Some(place) =
             self.directory
                 .place(name, hyco.limits.flows_max, plan.snapshot.limits.flows_max)
