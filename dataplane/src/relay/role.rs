@@ -13,7 +13,7 @@ use underpass_proto::limits::OPEN_DEADLINE;
 use underpass_proto::snapshot::SessionReport;
 use underpass_proto::wire::{Elsewhere, Open};
 use underpass_proto::{
-    AgentId, Ending, Endpoint, FlowCode, FlowId, Frame, FrameReader, HycoName, Instance,
+    AgentId, Cause, Ending, Endpoint, FlowCode, FlowId, Frame, FrameReader, HycoName, Instance,
     SessionCode, Side,
 };
 
@@ -593,18 +593,25 @@ impl Relay {
 
     /// `moved`: bytes to the endpoint, and to the application.
     fn note_end(&mut self, now: Instant, data: &RelayFlow, ending: Ending, moved: (u64, u64)) {
+        let (to_endpoint, to_application) = moved;
         let counts = self.counts.entry(data.hyco.clone()).or_default();
-        counts.to_endpoint += moved.0;
-        counts.to_application += moved.1;
-        if !ending.is_clean() {
-            counts.failed += 1;
-            counts.last_ending = Some(ending.to_string());
+        counts.to_endpoint += to_endpoint;
+        counts.to_application += to_application;
+        let ms = now.saturating_duration_since(data.since).as_millis();
+        match ending.cause {
+            Cause::Clean => debug!(
+                hyco = %data.hyco, flow = %data.id, application = %data.application, endpoint = %data.endpoint,
+                %ending, first = %ending.side, to_endpoint, to_application, ms, "flow ended"
+            ),
+            Cause::Code(why) => {
+                counts.failed += 1;
+                counts.last_ending = Some(ending.to_string());
+                info!(
+                    hyco = %data.hyco, flow = %data.id, application = %data.application, endpoint = %data.endpoint,
+                    %ending, %why, to_endpoint, to_application, ms, "flow failed"
+                );
+            }
         }
-        debug!(
-            hyco = %data.hyco, flow = data.id.0, application = %data.application, endpoint = %data.endpoint, %ending,
-            to_endpoint = moved.0, to_application = moved.1,
-            ms = now.saturating_duration_since(data.since).as_millis(), "flow ended"
-        );
     }
 
     fn report<I: Io>(&self, core: &Core<I, RelayFlow>) -> WorkerReport {
