@@ -253,11 +253,19 @@ impl Installation {
     /// # Errors
     /// When it cannot be started.
     pub fn start_relay(&self) -> Result<()> {
+        self.start_relay_on(&self.directory())
+    }
+
+    /// Starts the relay on another directory, where another process serves the feed.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_relay_on(&self, directory: &Path) -> Result<()> {
         let mut command = underpass()?;
         command
             .arg("relay")
             .arg("--dir")
-            .arg(self.directory())
+            .arg(directory)
             .args(self.setup.arguments())
             .envs(self.setup.environment.iter().cloned());
         *lock(&self.relay) = Some(Process::start("relay", &mut command)?);

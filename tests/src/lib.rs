@@ -4,6 +4,7 @@
 
 pub mod conversation;
 pub mod deadline;
+pub mod feed_between;
 pub mod fidelity;
 pub mod forwarder;
 pub mod installation;

@@ -27,7 +27,15 @@ impl Service {
     /// # Errors
     /// When there is none.
     pub fn start(letter: u8) -> io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), letter)
+    }
+
+    /// Starts where one was before.
+    ///
+    /// # Errors
+    /// When somebody else is there.
+    pub fn start_at(address: SocketAddr, letter: u8) -> io::Result<Self> {
+        let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         let (accepted, ending) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let (count, end) = (Arc::clone(&accepted), Arc::clone(&ending));
