@@ -53,6 +53,8 @@ pub struct Setup {
     pub grace: &'static str,
     /// Variables of relay and agents.
     pub environment: Vec<(&'static str, OsString)>,
+    /// Whether the relay may dial endpoints by itself. An endpoint that takes its connections for flows wants none.
+    pub probe: bool,
 }
 
 impl Setup {
@@ -64,6 +66,7 @@ impl Setup {
             workers: 1,
             grace: "30s",
             environment: Vec::new(),
+            probe: true,
         }
     }
 
@@ -194,7 +197,15 @@ impl Installation {
             .find(|line| line.starts_with("bind = "))
             .map(str::to_owned);
         let bind = bind.unwrap_or_else(|| format!("bind = \"127.0.0.1:{}\"", free_tcp_port()));
-        self.write_definition(name, &format!("host = \"{host}\"\nport = {port}\n{bind}\n"))
+        let probe = if self.setup.probe {
+            ""
+        } else {
+            "probe = \"off\"\n"
+        };
+        self.write_definition(
+            name,
+            &format!("host = \"{host}\"\nport = {port}\n{bind}\n{probe}"),
+        )
     }
 
     /// The binding that a definition's file names: known before the relay has opened it.
@@ -481,7 +492,7 @@ pub const NAME: &str = "through-here";
 pub const UNKNOWN: &str = "to-nowhere";
 
 impl Tunnel {
-    /// Starts all processes and waits until a flow would get through.
+    /// Starts all processes and waits until a flow would get through. Every connection that the endpoint gets is a flow.
     ///
     /// # Errors
     /// When that does not come about.
@@ -495,6 +506,10 @@ impl Tunnel {
     /// When that does not come about.
     pub fn open_with(setup: Setup, endpoint: SocketAddr, allow: &[&str]) -> Result<Self> {
         let endpoint = endpoint.to_string();
+        let setup = Setup {
+            probe: false,
+            ..setup
+        };
         let installation =
             Installation::start(setup, &[(NAME, &endpoint), (UNKNOWN, "name.invalid:80")])?;
         let agent = installation.start_agent(&[NAME, UNKNOWN], allow)?;

@@ -55,7 +55,8 @@ on_every_backend! {
     fn an_endpoint_that_says_one_byte_at_a_time_is_heard_byte_by_byte(io) {
         let _turn = turn::shared();
         let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
-        let scene = Scene::open(io, endpoint.local_addr().unwrap());
+        let setup = Setup { probe: false, ..Setup::new(io) };
+        let scene = Scene::open_as(setup, endpoint.local_addr().unwrap());
         let mut application = TcpStream::connect(scene.binding).unwrap();
         application.set_read_timeout(Some(MOMENT)).unwrap();
         let (mut slow, _) = endpoint.accept().unwrap();
@@ -337,8 +338,11 @@ struct Scene {
 
 impl Scene {
     fn open(io: Io, endpoint: SocketAddr) -> Self {
-        let installation =
-            Installation::start(Setup::new(io), &[(NAME, &endpoint.to_string())]).unwrap();
+        Self::open_as(Setup::new(io), endpoint)
+    }
+
+    fn open_as(setup: Setup, endpoint: SocketAddr) -> Self {
+        let installation = Installation::start(setup, &[(NAME, &endpoint.to_string())]).unwrap();
         let agent = installation.start_agent(&[NAME], &[]).unwrap();
         let binding = installation.binding(NAME).unwrap();
         Self {

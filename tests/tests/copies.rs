@@ -39,6 +39,7 @@ on_every_backend! {
                 ("LD_PRELOAD", build_counter(folder.path()).into()),
                 ("COPIES_FOLDER", folder.path().into()),
             ],
+            probe: false,
             ..Setup::new(io)
         };
         let (relay, agent) = carry(setup);
