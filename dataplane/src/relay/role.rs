@@ -294,6 +294,10 @@ impl Relay {
         if self.drain.is_some() {
             return refuse(core, FlowCode::Draining);
         }
+        if hyco.over_quota {
+            self.note_refusal(&hyco.name, open.application, FlowCode::OverQuota);
+            return refuse(core, FlowCode::OverQuota);
+        }
         let limits = &plan.snapshot.limits;
         let place = self
             .directory
@@ -600,14 +604,14 @@ impl Relay {
         let ms = now.saturating_duration_since(data.since).as_millis();
         match ending.cause {
             Cause::Clean => debug!(
-                hyco = %data.hyco, flow = %data.id, application = %data.application, endpoint = %data.endpoint,
+                hyco = %data.hyco, flow = data.id.0, application = %data.application, endpoint = %data.endpoint,
                 %ending, first = %ending.side, to_endpoint, to_application, ms, "flow ended"
             ),
             Cause::Code(why) => {
                 counts.failed += 1;
                 counts.last_ending = Some(ending.to_string());
                 info!(
-                    hyco = %data.hyco, flow = %data.id, application = %data.application, endpoint = %data.endpoint,
+                    hyco = %data.hyco, flow = data.id.0, application = %data.application, endpoint = %data.endpoint,
                     %ending, %why, to_endpoint, to_application, ms, "flow failed"
                 );
             }
