@@ -1,4 +1,9 @@
-//! What a relay's worker does with what its loop hears: applications in, flows to listeners, refusals tried once elsewhere.
+//! What a relay's worker does with what its loop hears: plans taken over, sessions judged, bindings opened, drains followed. Flows of applications are
+//! in `flows`, those of senders in `joined`, what is told of both in `tally`.
+
+mod flows;
+mod joined;
+mod tally;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,24 +13,23 @@ use std::time::Instant;
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 use quinn_proto::{ConnectionError, StreamId};
-use tracing::{debug, info, warn};
-use underpass_proto::limits::OPEN_DEADLINE;
-use underpass_proto::snapshot::SessionReport;
-use underpass_proto::wire::{Elsewhere, Open};
+use tracing::{info, warn};
+use underpass_proto::wire::Open;
 use underpass_proto::{
-    AgentId, Cause, Ending, Endpoint, FlowCode, FlowId, Frame, FrameReader, HycoName, Instance,
-    SessionCode, Side,
+    AgentId, Endpoint, FlowCode, FlowId, Frame, FrameReader, HycoName, Instance, SessionCode,
 };
 
-use super::health::{Dial, Errand, Moment};
+pub(crate) use self::tally::{Counts, WorkerReport};
+use self::tally::{ending, joined_ending};
+use super::health::Errand;
 use super::peers::{Asker, Opened, Over, Peers, Verdict};
 use super::plan::{Directory, Place, Plan};
-use super::senders::{self, Senders};
+use super::senders::Senders;
 use crate::core::{Core, Owner};
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Datagrams, Io, SocketId};
-use crate::join::{Answer, Join, JoinEnd, JoinKey, Toward};
-use crate::quic::{Read, SessionId, config};
+use crate::join::{Join, JoinEnd, JoinKey};
+use crate::quic::{SessionId, config};
 use crate::worker::{Handle, Role};
 
 /// What the supervisor and other workers tell a worker.
@@ -66,34 +70,6 @@ pub(crate) enum Message {
     Drain(Instant),
     /// End now.
     Stop,
-}
-
-/// One worker's share of a report.
-#[derive(Debug, Default)]
-pub(crate) struct WorkerReport {
-    /// Its sessions.
-    pub(crate) sessions: Vec<SessionReport>,
-    /// What its flows moved, by hybrid connection.
-    pub(crate) counts: HashMap<HycoName, Counts>,
-    /// Whether nobody's share is missing.
-    pub(crate) complete: bool,
-}
-
-/// What flows did since the worker began.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Counts {
-    /// Live now.
-    pub(crate) live: u64,
-    /// Ever begun.
-    pub(crate) total: u64,
-    /// Ended other than clean.
-    pub(crate) failed: u64,
-    /// Bytes from applications.
-    pub(crate) to_endpoint: u64,
-    /// Bytes to applications.
-    pub(crate) to_application: u64,
-    /// The last ending that was not clean.
-    pub(crate) last_ending: Option<String>,
 }
 
 /// What a relay keeps with each flow.
@@ -221,325 +197,6 @@ impl Relay {
         }
     }
 
-    /// An application connected: its flow goes to a listener here, or the socket to a worker that has one.
-    fn begin<I: Io>(
-        &mut self,
-        core: &mut Core<I, RelayFlow>,
-        name: &HycoName,
-        socket: SocketId,
-        application: SocketAddr,
-        may_hand_over: bool,
-    ) {
-        let plan = Arc::clone(&self.plan);
-        let Some(hyco) = plan.hyco(name) else {
-            return core.io.close(socket, Close::Reset);
-        };
-        if !hyco.admits(application) {
-            warn!(hyco = %name, %application, "refused: not in allow_from");
-            return core.io.close(socket, Close::Reset);
-        }
-        if hyco.over_quota {
-            return self.turn_away(core, name, socket, application, FlowCode::OverQuota);
-        }
-        let Some(place) =
-            self.directory
-                .place(name, hyco.limits.flows_max, plan.snapshot.limits.flows_max)
-        else {
-            return self.turn_away(core, name, socket, application, FlowCode::TooManyFlows);
-        };
-        let Some((session, stream)) = self.choose(core, name, None) else {
-            drop(place);
-            if may_hand_over && self.hand_over(core, name, socket, application) {
-                return;
-            }
-            return self.turn_away(core, name, socket, application, FlowCode::NoListener);
-        };
-        self.next_flow += 1;
-        let id = FlowId(self.next_flow);
-        let opening = Opening {
-            asked: self.peers.instance(session),
-            asked_at: Some(core.now),
-            ..Opening::default()
-        };
-        let data = RelayFlow {
-            id,
-            hyco: name.clone(),
-            application,
-            endpoint: hyco.endpoint.clone(),
-            since: core.now,
-            opening: Some(Box::new(opening)),
-            _place: place,
-        };
-        self.counts.entry(name.clone()).or_default().total += 1;
-        let open = data.open_frame();
-        let key = core.start_unopened(data, socket, session, stream, open);
-        self.opening
-            .push_back((core.now + OPEN_DEADLINE, Key::Flow(key)));
-    }
-
-    /// A sender asks for a flow: it is joined to a listener here, or sent to the worker that has one.
-    fn begin_joined<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, asked: senders::Asked) {
-        let senders::Asked {
-            session,
-            stream,
-            open,
-            first,
-        } = asked;
-        let plan = Arc::clone(&self.plan);
-        let refuse = |core: &mut Core<I, RelayFlow>, code| core.quic.abort(session, stream, code);
-        let hyco = plan.hyco(&open.hyco);
-        let Some(hyco) = hyco.filter(|_| self.peers.may_send(session, &open.hyco)) else {
-            return refuse(core, FlowCode::RegistrationEnded);
-        };
-        if self.drain.is_some() {
-            return refuse(core, FlowCode::Draining);
-        }
-        if hyco.over_quota {
-            self.note_refusal(&hyco.name, open.application, FlowCode::OverQuota);
-            return refuse(core, FlowCode::OverQuota);
-        }
-        let limits = &plan.snapshot.limits;
-        let place = self
-            .directory
-            .place(&hyco.name, hyco.limits.flows_max, limits.flows_max);
-        let Some(place) = place else {
-            self.note_refusal(&hyco.name, open.application, FlowCode::TooManyFlows);
-            return refuse(core, FlowCode::TooManyFlows);
-        };
-        let Some((agent, to_agent)) = self.choose(core, &hyco.name, None) else {
-            if let Some(worker) = self.directory.worker_with(&hyco.name, core.worker) {
-                return say_elsewhere(core, session, stream, worker);
-            }
-            self.note_refusal(&hyco.name, open.application, FlowCode::NoListener);
-            return refuse(core, FlowCode::NoListener);
-        };
-        let opening = Opening {
-            asked: self.peers.instance(agent),
-            asked_at: Some(core.now),
-            ..Opening::default()
-        };
-        let data = RelayFlow {
-            id: open.flow,
-            hyco: hyco.name.clone(),
-            application: open.application,
-            endpoint: hyco.endpoint.clone(),
-            since: core.now,
-            opening: Some(Box::new(opening)),
-            _place: place,
-        };
-        self.counts.entry(hyco.name.clone()).or_default().total += 1;
-        let frame = data.open_frame();
-        let key = core.join(data, (session, stream), (agent, to_agent), frame, first);
-        let live = core.joins.count_of_session(session);
-        let most = limits.flows_per_session_max;
-        self.peers.make_room(&mut core.quic, session, live, most);
-        self.opening
-            .push_back((core.now + OPEN_DEADLINE, Key::Join(key)));
-    }
-
-    /// An agent refused a join: tried once elsewhere, then the sender is told.
-    fn join_refused<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: JoinKey, code: FlowCode) {
-        let Some(join) = core.joins.get(key) else {
-            return;
-        };
-        self.note(core.now, &join.data, Some(code));
-        let opening = join.data.opening.as_deref();
-        let first_time = opening.filter(|opening| opening.refused_by.is_none());
-        let Some(refused_by) = first_time.and_then(|opening| opening.asked) else {
-            return core.fail_join(key, JoinEnd::Said(Toward::Agent, code));
-        };
-        let name = join.data.hyco.clone();
-        let other = code
-            .is_refusal()
-            .then(|| self.choose(core, &name, Some(refused_by)))
-            .flatten();
-        let Some((session, stream)) = other else {
-            return core.fail_join(key, JoinEnd::Said(Toward::Agent, code));
-        };
-        let asked = self.peers.instance(session);
-        let Some(join) = core.joins.get_mut(key) else {
-            return;
-        };
-        join.data.opening = Some(Box::new(Opening {
-            reader: FrameReader::new(),
-            refused_by: Some(refused_by),
-            asked,
-            asked_at: Some(core.now),
-        }));
-        debug!(hyco = %name, flow = join.data.id.0, "tried elsewhere");
-        let open = join.data.open_frame();
-        core.rejoin(key, (session, stream), open);
-    }
-
-    /// A listener's session with a stream on it, or none.
-    fn choose<I: Io>(
-        &self,
-        core: &mut Core<I, RelayFlow>,
-        hyco: &HycoName,
-        without: Option<Instance>,
-    ) -> Option<(SessionId, StreamId)> {
-        let session = {
-            let load = |session| core.load(session);
-            self.peers.pick(&core.quic, core.now, hyco, without, load)?
-        };
-        if core.load(session) >= self.plan.snapshot.limits.flows_per_session_max as usize {
-            return None;
-        }
-        core.quic.open(session).map(|stream| (session, stream))
-    }
-
-    fn hand_over<I: Io>(
-        &self,
-        core: &mut Core<I, RelayFlow>,
-        hyco: &HycoName,
-        socket: SocketId,
-        application: SocketAddr,
-    ) -> bool {
-        let Some(worker) = self.directory.worker_with(hyco, core.worker) else {
-            return false;
-        };
-        let Some(other) = self.others.get(usize::from(worker)) else {
-            return false;
-        };
-        let Some(stream) = core.io.release(socket) else {
-            return false;
-        };
-        // A full inbox drops the socket, whose linger makes that an RST.
-        let message = Message::Adopt {
-            hyco: hyco.clone(),
-            socket: stream,
-            application,
-        };
-        other.try_send(message).is_ok()
-    }
-
-    fn turn_away<I: Io>(
-        &mut self,
-        core: &mut Core<I, RelayFlow>,
-        hyco: &HycoName,
-        socket: SocketId,
-        application: SocketAddr,
-        code: FlowCode,
-    ) {
-        core.io.close(socket, Close::Reset);
-        self.note_refusal(hyco, application, code);
-    }
-
-    fn note_refusal(&mut self, hyco: &HycoName, application: SocketAddr, code: FlowCode) {
-        let ending = Ending::said(code, Side::Relay);
-        let counts = self.counts.entry(hyco.clone()).or_default();
-        counts.total += 1;
-        counts.failed += 1;
-        counts.last_ending = Some(ending.to_string());
-        info!(%hyco, %application, why = %code, "flow refused");
-    }
-
-    /// An explicit refusal is tried once elsewhere, with all that the application sent so far.
-    fn refused<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: FlowKey, code: FlowCode) {
-        let Some(flow) = core.flows.get(key) else {
-            return;
-        };
-        self.note(core.now, &flow.data, Some(code));
-        let opening = flow.data.opening.as_deref();
-        let first_time = opening.is_some_and(|opening| opening.refused_by.is_none());
-        if code.is_refusal() && first_time && self.try_elsewhere(core, key) {
-            return;
-        }
-        core.fail(key, End::There(code));
-    }
-
-    /// A listener dialled for a flow, or refused to.
-    fn note(&self, now: Instant, flow: &RelayFlow, failed: Option<FlowCode>) {
-        let Some(opening) = flow.opening.as_deref() else {
-            return;
-        };
-        let (Some(instance), Some(asked_at)) = (opening.asked, opening.asked_at) else {
-            return;
-        };
-        let dial = Dial {
-            failed,
-            latency: now.saturating_duration_since(asked_at),
-            by_flow: true,
-        };
-        let (hyco, endpoint) = (&flow.hyco, &flow.endpoint);
-        let moment = Moment::at(now);
-        self.directory
-            .health
-            .dialled(moment, hyco, instance, endpoint, dial, &mut rand::rng());
-    }
-
-    fn try_elsewhere<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: FlowKey) -> bool {
-        let Some(flow) = core.flows.get(key) else {
-            return false;
-        };
-        let asked = flow
-            .data
-            .opening
-            .as_deref()
-            .and_then(|opening| opening.asked);
-        let name = flow.data.hyco.clone();
-        let Some((session, stream)) = self.choose(core, &name, asked) else {
-            return false;
-        };
-        let now_asked = self.peers.instance(session);
-        let Some(flow) = core.flows.get_mut(key) else {
-            return false;
-        };
-        let opening = Opening {
-            reader: FrameReader::new(),
-            refused_by: asked,
-            asked: now_asked,
-            asked_at: Some(core.now),
-        };
-        flow.data.opening = Some(Box::new(opening));
-        debug!(hyco = %name, flow = flow.data.id.0, "tried elsewhere");
-        let open = flow.data.open_frame();
-        core.reroute(key, session, stream, open);
-        true
-    }
-
-    /// Ends flows that no listener answered in time, and forgets those that were answered.
-    fn expire_opening<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
-        while let Some(&(deadline, key)) = self.opening.front() {
-            let unopened = match key {
-                Key::Flow(key) => core
-                    .flows
-                    .get(key)
-                    .filter(|flow| flow.is_unopened())
-                    .map(|flow| &flow.data),
-                Key::Join(key) => core
-                    .joins
-                    .get(key)
-                    .filter(|join| join.is_unopened())
-                    .map(|join| &join.data),
-            };
-            if unopened.is_some() && deadline > core.now {
-                return;
-            }
-            self.opening.pop_front();
-            let Some(data) = unopened else { continue };
-            let code = FlowCode::EndpointTimedOut;
-            self.note(core.now, data, Some(code));
-            match key {
-                Key::Flow(key) => core.fail(key, End::There(code)),
-                Key::Join(key) => core.fail_join(key, JoinEnd::Said(Toward::Agent, code)),
-            }
-        }
-    }
-
-    /// Flows that sent nothing yet lose nothing by another listener; all others end with their session.
-    fn rescue<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
-        for key in core.flows.of_session(session) {
-            let untouched = core
-                .flows
-                .get(key)
-                .is_some_and(|flow| flow.is_unopened() && flow.bytes_from_socket == 0);
-            if untouched {
-                self.try_elsewhere(core, key);
-            }
-        }
-    }
-
     fn heed<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId, verdict: Verdict) {
         if let Verdict::Close(code) = verdict {
             self.close(core, session, code);
@@ -593,50 +250,6 @@ impl Relay {
             core.quic.close(core.now, session, SessionCode::Draining);
         }
         self.done = true;
-    }
-
-    /// `moved`: bytes to the endpoint, and to the application.
-    fn note_end(&mut self, now: Instant, data: &RelayFlow, ending: Ending, moved: (u64, u64)) {
-        let (to_endpoint, to_application) = moved;
-        let counts = self.counts.entry(data.hyco.clone()).or_default();
-        counts.to_endpoint += to_endpoint;
-        counts.to_application += to_application;
-        let ms = now.saturating_duration_since(data.since).as_millis();
-        match ending.cause {
-            Cause::Clean => debug!(
-                hyco = %data.hyco, flow = data.id.0, application = %data.application, endpoint = %data.endpoint,
-                %ending, first = %ending.side, to_endpoint, to_application, ms, "flow ended"
-            ),
-            Cause::Code(why) => {
-                counts.failed += 1;
-                counts.last_ending = Some(ending.to_string());
-                info!(
-                    hyco = %data.hyco, flow = data.id.0, application = %data.application, endpoint = %data.endpoint,
-                    %ending, %why, to_endpoint, to_application, ms, "flow failed"
-                );
-            }
-        }
-    }
-
-    fn report<I: Io>(&self, core: &Core<I, RelayFlow>) -> WorkerReport {
-        let mut counts = self.counts.clone();
-        for (_, flow) in core.flows.iter() {
-            let counts = counts.entry(flow.data.hyco.clone()).or_default();
-            counts.live += 1;
-            counts.to_endpoint += flow.bytes_from_socket;
-            counts.to_application += flow.bytes_to_socket;
-        }
-        for (_, join) in core.joins.iter() {
-            let counts = counts.entry(join.data.hyco.clone()).or_default();
-            counts.live += 1;
-            counts.to_endpoint += join.bytes_to_agent();
-            counts.to_application += join.bytes_to_sender();
-        }
-        WorkerReport {
-            sessions: self.peers.report(&core.quic, core.now),
-            counts,
-            complete: true,
-        }
     }
 }
 
@@ -806,48 +419,11 @@ impl Role for Relay {
     }
 
     fn unopened_readable<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: FlowKey) {
-        let Some(flow) = core.flows.get_mut(key) else {
-            return;
-        };
-        let mut chunks = Vec::new();
-        // One chunk at a time: what follows Opened belongs to the application.
-        let read = core
-            .quic
-            .read(flow.session, flow.stream, 1, usize::MAX, &mut chunks);
-        let Some(opening) = flow.data.opening.as_deref_mut() else {
-            return;
-        };
-        for chunk in chunks {
-            opening.reader.push(chunk);
-        }
-        match (opening.reader.next(), read) {
-            (Ok(Some(Frame::Opened(_))), Ok(_)) => {
-                let first = opening.reader.rest();
-                self.note(core.now, &flow.data, None);
-                flow.data.opening = None;
-                core.opened(key, first);
-            }
-            (Ok(Some(_)) | Err(_), _) | (_, Ok(Read::End)) => {
-                core.fail(key, End::There(FlowCode::Protocol));
-            }
-            (_, Err(code)) => self.refused(core, key, code),
-            (Ok(None), Ok(Read::More)) => self.unopened_readable(core, key),
-            (Ok(None), Ok(Read::Empty)) => {}
-        }
+        self.answered(core, key);
     }
 
     fn join_answered<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: JoinKey) {
-        match core.read_answer(key) {
-            None => {}
-            Some(Answer::Opened(frame, first)) => {
-                if let Some(join) = core.joins.get_mut(key) {
-                    self.note(core.now, &join.data, None);
-                    join.data.opening = None;
-                }
-                core.joined(key, Bytes::from(frame.to_vec()), first);
-            }
-            Some(Answer::Refused(code)) => self.join_refused(core, key, code),
-        }
+        self.answered_join(core, key);
     }
 
     fn join_ended<I: Io>(
@@ -918,48 +494,4 @@ fn departure(why: &ConnectionError) -> String {
         || format!("session lost: {why}"),
         |code| format!("it ended its session: {code}"),
     )
-}
-
-/// Lays the end of a flow to the right side, seen from the relay.
-fn ending(end: End) -> Ending {
-    match end {
-        End::Clean { socket_first: true } => Ending::clean(Side::Application),
-        End::Clean {
-            socket_first: false,
-        } => Ending::clean(Side::Endpoint),
-        End::Here(code) => Ending::said(code, Side::Relay),
-        End::There(code) => Ending::said(code, Side::Agent),
-        End::Lost => Ending::said(FlowCode::SessionLost, Side::Network),
-    }
-}
-
-/// The same for a join.
-fn joined_ending(end: JoinEnd) -> Ending {
-    let side = |toward| match toward {
-        Toward::Sender => Side::Sender,
-        Toward::Agent => Side::Agent,
-    };
-    match end {
-        JoinEnd::Clean(Toward::Sender) => Ending::clean(Side::Application),
-        JoinEnd::Clean(Toward::Agent) => Ending::clean(Side::Endpoint),
-        JoinEnd::Said(toward, code) => Ending::said(code, side(toward)),
-        JoinEnd::Here(code) => Ending::said(code, Side::Relay),
-        JoinEnd::Lost(_) => Ending::said(FlowCode::SessionLost, Side::Network),
-    }
-}
-
-/// That worker has a listener's session, this one has none.
-fn say_elsewhere<I: Io>(
-    core: &mut Core<I, RelayFlow>,
-    session: SessionId,
-    stream: StreamId,
-    worker: u8,
-) {
-    let frame = Frame::Elsewhere(Elsewhere { worker });
-    // A stream that was just opened has credit for four bytes.
-    let _ = core
-        .quic
-        .write(session, stream, &mut [Bytes::from(frame.to_vec())]);
-    core.quic.finish(session, stream);
-    core.quic.stop(session, stream, FlowCode::Aborted);
 }

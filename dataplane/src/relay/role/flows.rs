@@ -1,0 +1,278 @@
+//! Flows of applications that connected here: each goes to a listener, is handed to a worker that has one, or is turned away; an explicit refusal is
+//! tried once elsewhere, never after bytes may have reached an endpoint.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use quinn_proto::StreamId;
+use tracing::{debug, warn};
+use underpass_proto::limits::OPEN_DEADLINE;
+use underpass_proto::{FlowCode, FlowId, Frame, FrameReader, HycoName, Instance};
+
+use super::{Key, Message, Opening, Relay, RelayFlow};
+use crate::core::Core;
+use crate::flow::{End, FlowKey};
+use crate::io::{Close, Io, SocketId};
+use crate::join::{JoinEnd, Toward};
+use crate::quic::{Read, SessionId};
+use crate::relay::health::{Dial, Moment};
+
+impl Relay {
+    /// An application connected: its flow goes to a listener here, or the socket to a worker that has one.
+    pub(super) fn begin<I: Io>(
+        &mut self,
+        core: &mut Core<I, RelayFlow>,
+        name: &HycoName,
+        socket: SocketId,
+        application: SocketAddr,
+        may_hand_over: bool,
+    ) {
+        let plan = Arc::clone(&self.plan);
+        let Some(hyco) = plan.hyco(name) else {
+            return core.io.close(socket, Close::Reset);
+        };
+        if !hyco.admits(application) {
+            warn!(hyco = %name, %application, "refused: not in allow_from");
+            return core.io.close(socket, Close::Reset);
+        }
+        if hyco.over_quota {
+            return self.turn_away(core, name, socket, application, FlowCode::OverQuota);
+        }
+        let Some(place) =
+            self.directory
+                .place(name, hyco.limits.flows_max, plan.snapshot.limits.flows_max)
+        else {
+            return self.turn_away(core, name, socket, application, FlowCode::TooManyFlows);
+        };
+        let Some((session, stream)) = self.choose(core, name, None) else {
+            drop(place);
+            if may_hand_over && self.hand_over(core, name, socket, application) {
+                return;
+            }
+            return self.turn_away(core, name, socket, application, FlowCode::NoListener);
+        };
+        self.next_flow += 1;
+        let id = FlowId(self.next_flow);
+        let opening = Opening {
+            asked: self.peers.instance(session),
+            asked_at: Some(core.now),
+            ..Opening::default()
+        };
+        let data = RelayFlow {
+            id,
+            hyco: name.clone(),
+            application,
+            endpoint: hyco.endpoint.clone(),
+            since: core.now,
+            opening: Some(Box::new(opening)),
+            _place: place,
+        };
+        self.counts.entry(name.clone()).or_default().total += 1;
+        let open = data.open_frame();
+        let key = core.start_unopened(data, socket, session, stream, open);
+        self.opening
+            .push_back((core.now + OPEN_DEADLINE, Key::Flow(key)));
+    }
+
+    /// A listener's session with a stream on it, or none.
+    pub(super) fn choose<I: Io>(
+        &self,
+        core: &mut Core<I, RelayFlow>,
+        hyco: &HycoName,
+        without: Option<Instance>,
+    ) -> Option<(SessionId, StreamId)> {
+        let session = {
+            let load = |session| core.load(session);
+            self.peers.pick(&core.quic, core.now, hyco, without, load)?
+        };
+        if core.load(session) >= self.plan.snapshot.limits.flows_per_session_max as usize {
+            return None;
+        }
+        core.quic.open(session).map(|stream| (session, stream))
+    }
+
+    pub(super) fn hand_over<I: Io>(
+        &self,
+        core: &mut Core<I, RelayFlow>,
+        hyco: &HycoName,
+        socket: SocketId,
+        application: SocketAddr,
+    ) -> bool {
+        let Some(worker) = self.directory.worker_with(hyco, core.worker) else {
+            return false;
+        };
+        let Some(other) = self.others.get(usize::from(worker)) else {
+            return false;
+        };
+        let Some(stream) = core.io.release(socket) else {
+            return false;
+        };
+        // A full inbox drops the socket, whose linger makes that an RST.
+        let message = Message::Adopt {
+            hyco: hyco.clone(),
+            socket: stream,
+            application,
+        };
+        other.try_send(message).is_ok()
+    }
+
+    pub(super) fn turn_away<I: Io>(
+        &mut self,
+        core: &mut Core<I, RelayFlow>,
+        hyco: &HycoName,
+        socket: SocketId,
+        application: SocketAddr,
+        code: FlowCode,
+    ) {
+        core.io.close(socket, Close::Reset);
+        self.note_refusal(hyco, application, code);
+    }
+
+    /// An explicit refusal is tried once elsewhere, with all that the application sent so far.
+    pub(super) fn refused<I: Io>(
+        &mut self,
+        core: &mut Core<I, RelayFlow>,
+        key: FlowKey,
+        code: FlowCode,
+    ) {
+        let Some(flow) = core.flows.get(key) else {
+            return;
+        };
+        self.note(core.now, &flow.data, Some(code));
+        let opening = flow.data.opening.as_deref();
+        let first_time = opening.is_some_and(|opening| opening.refused_by.is_none());
+        if code.is_refusal() && first_time && self.try_elsewhere(core, key) {
+            return;
+        }
+        core.fail(key, End::There(code));
+    }
+
+    /// A listener dialled for a flow, or refused to.
+    pub(super) fn note(&self, now: Instant, flow: &RelayFlow, failed: Option<FlowCode>) {
+        let Some(opening) = flow.opening.as_deref() else {
+            return;
+        };
+        let (Some(instance), Some(asked_at)) = (opening.asked, opening.asked_at) else {
+            return;
+        };
+        let dial = Dial {
+            failed,
+            latency: now.saturating_duration_since(asked_at),
+            by_flow: true,
+        };
+        let (hyco, endpoint) = (&flow.hyco, &flow.endpoint);
+        let moment = Moment::at(now);
+        self.directory
+            .health
+            .dialled(moment, hyco, instance, endpoint, dial, &mut rand::rng());
+    }
+
+    pub(super) fn try_elsewhere<I: Io>(
+        &mut self,
+        core: &mut Core<I, RelayFlow>,
+        key: FlowKey,
+    ) -> bool {
+        let Some(flow) = core.flows.get(key) else {
+            return false;
+        };
+        let asked = flow
+            .data
+            .opening
+            .as_deref()
+            .and_then(|opening| opening.asked);
+        let name = flow.data.hyco.clone();
+        let Some((session, stream)) = self.choose(core, &name, asked) else {
+            return false;
+        };
+        let now_asked = self.peers.instance(session);
+        let Some(flow) = core.flows.get_mut(key) else {
+            return false;
+        };
+        let opening = Opening {
+            reader: FrameReader::new(),
+            refused_by: asked,
+            asked: now_asked,
+            asked_at: Some(core.now),
+        };
+        flow.data.opening = Some(Box::new(opening));
+        debug!(hyco = %name, flow = flow.data.id.0, "tried elsewhere");
+        let open = flow.data.open_frame();
+        core.reroute(key, session, stream, open);
+        true
+    }
+
+    /// Ends flows that no listener answered in time, and forgets those that were answered.
+    pub(super) fn expire_opening<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
+        while let Some(&(deadline, key)) = self.opening.front() {
+            let unopened = match key {
+                Key::Flow(key) => core
+                    .flows
+                    .get(key)
+                    .filter(|flow| flow.is_unopened())
+                    .map(|flow| &flow.data),
+                Key::Join(key) => core
+                    .joins
+                    .get(key)
+                    .filter(|join| join.is_unopened())
+                    .map(|join| &join.data),
+            };
+            if unopened.is_some() && deadline > core.now {
+                return;
+            }
+            self.opening.pop_front();
+            let Some(data) = unopened else { continue };
+            let code = FlowCode::EndpointTimedOut;
+            self.note(core.now, data, Some(code));
+            match key {
+                Key::Flow(key) => core.fail(key, End::There(code)),
+                Key::Join(key) => core.fail_join(key, JoinEnd::Said(Toward::Agent, code)),
+            }
+        }
+    }
+
+    /// Flows that sent nothing yet lose nothing by another listener; all others end with their session.
+    pub(super) fn rescue<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
+        for key in core.flows.of_session(session) {
+            let untouched = core
+                .flows
+                .get(key)
+                .is_some_and(|flow| flow.is_unopened() && flow.bytes_from_socket == 0);
+            if untouched {
+                self.try_elsewhere(core, key);
+            }
+        }
+    }
+
+    /// The listener answered, perhaps not whole yet.
+    pub(super) fn answered<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: FlowKey) {
+        let Some(flow) = core.flows.get_mut(key) else {
+            return;
+        };
+        let mut chunks = Vec::new();
+        // One chunk at a time: what follows Opened belongs to the application.
+        let read = core
+            .quic
+            .read(flow.session, flow.stream, 1, usize::MAX, &mut chunks);
+        let Some(opening) = flow.data.opening.as_deref_mut() else {
+            return;
+        };
+        for chunk in chunks {
+            opening.reader.push(chunk);
+        }
+        match (opening.reader.next(), read) {
+            (Ok(Some(Frame::Opened(_))), Ok(_)) => {
+                let first = opening.reader.rest();
+                self.note(core.now, &flow.data, None);
+                flow.data.opening = None;
+                core.opened(key, first);
+            }
+            (Ok(Some(_)) | Err(_), _) | (_, Ok(Read::End)) => {
+                core.fail(key, End::There(FlowCode::Protocol));
+            }
+            (_, Err(code)) => self.refused(core, key, code),
+            (Ok(None), Ok(Read::More)) => self.answered(core, key),
+            (Ok(None), Ok(Read::Empty)) => {}
+        }
+    }
+}

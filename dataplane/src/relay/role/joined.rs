@@ -1,0 +1,153 @@
+//! Flows that senders ask for: each is joined to a listener here, sent to the worker that has one, or refused with a code.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quinn_proto::StreamId;
+use tracing::debug;
+use underpass_proto::limits::OPEN_DEADLINE;
+use underpass_proto::wire::Elsewhere;
+use underpass_proto::{FlowCode, Frame, FrameReader};
+
+use super::{Key, Opening, Relay, RelayFlow};
+use crate::core::Core;
+use crate::io::Io;
+use crate::join::{Answer, JoinEnd, JoinKey, Toward};
+use crate::quic::SessionId;
+use crate::relay::senders;
+
+impl Relay {
+    /// A sender asks for a flow: it is joined to a listener here, or sent to the worker that has one.
+    pub(super) fn begin_joined<I: Io>(
+        &mut self,
+        core: &mut Core<I, RelayFlow>,
+        asked: senders::Asked,
+    ) {
+        let senders::Asked {
+            session,
+            stream,
+            open,
+            first,
+        } = asked;
+        let plan = Arc::clone(&self.plan);
+        let refuse = |core: &mut Core<I, RelayFlow>, code| core.quic.abort(session, stream, code);
+        let hyco = plan.hyco(&open.hyco);
+        let Some(hyco) = hyco.filter(|_| self.peers.may_send(session, &open.hyco)) else {
+            return refuse(core, FlowCode::RegistrationEnded);
+        };
+        if self.drain.is_some() {
+            return refuse(core, FlowCode::Draining);
+        }
+        if hyco.over_quota {
+            self.note_refusal(&hyco.name, open.application, FlowCode::OverQuota);
+            return refuse(core, FlowCode::OverQuota);
+        }
+        let limits = &plan.snapshot.limits;
+        let place = self
+            .directory
+            .place(&hyco.name, hyco.limits.flows_max, limits.flows_max);
+        let Some(place) = place else {
+            self.note_refusal(&hyco.name, open.application, FlowCode::TooManyFlows);
+            return refuse(core, FlowCode::TooManyFlows);
+        };
+        let Some((agent, to_agent)) = self.choose(core, &hyco.name, None) else {
+            if let Some(worker) = self.directory.worker_with(&hyco.name, core.worker) {
+                return say_elsewhere(core, session, stream, worker);
+            }
+            self.note_refusal(&hyco.name, open.application, FlowCode::NoListener);
+            return refuse(core, FlowCode::NoListener);
+        };
+        let opening = Opening {
+            asked: self.peers.instance(agent),
+            asked_at: Some(core.now),
+            ..Opening::default()
+        };
+        let data = RelayFlow {
+            id: open.flow,
+            hyco: hyco.name.clone(),
+            application: open.application,
+            endpoint: hyco.endpoint.clone(),
+            since: core.now,
+            opening: Some(Box::new(opening)),
+            _place: place,
+        };
+        self.counts.entry(hyco.name.clone()).or_default().total += 1;
+        let frame = data.open_frame();
+        let key = core.join(data, (session, stream), (agent, to_agent), frame, first);
+        let live = core.joins.count_of_session(session);
+        let most = limits.flows_per_session_max;
+        self.peers.make_room(&mut core.quic, session, live, most);
+        self.opening
+            .push_back((core.now + OPEN_DEADLINE, Key::Join(key)));
+    }
+
+    /// An agent refused a join: tried once elsewhere, then the sender is told.
+    pub(super) fn join_refused<I: Io>(
+        &mut self,
+        core: &mut Core<I, RelayFlow>,
+        key: JoinKey,
+        code: FlowCode,
+    ) {
+        let Some(join) = core.joins.get(key) else {
+            return;
+        };
+        self.note(core.now, &join.data, Some(code));
+        let opening = join.data.opening.as_deref();
+        let first_time = opening.filter(|opening| opening.refused_by.is_none());
+        let Some(refused_by) = first_time.and_then(|opening| opening.asked) else {
+            return core.fail_join(key, JoinEnd::Said(Toward::Agent, code));
+        };
+        let name = join.data.hyco.clone();
+        let other = code
+            .is_refusal()
+            .then(|| self.choose(core, &name, Some(refused_by)))
+            .flatten();
+        let Some((session, stream)) = other else {
+            return core.fail_join(key, JoinEnd::Said(Toward::Agent, code));
+        };
+        let asked = self.peers.instance(session);
+        let Some(join) = core.joins.get_mut(key) else {
+            return;
+        };
+        join.data.opening = Some(Box::new(Opening {
+            reader: FrameReader::new(),
+            refused_by: Some(refused_by),
+            asked,
+            asked_at: Some(core.now),
+        }));
+        debug!(hyco = %name, flow = join.data.id.0, "tried elsewhere");
+        let open = join.data.open_frame();
+        core.rejoin(key, (session, stream), open);
+    }
+
+    /// The listener answered, perhaps not whole yet.
+    pub(super) fn answered_join<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: JoinKey) {
+        match core.read_answer(key) {
+            None => {}
+            Some(Answer::Opened(frame, first)) => {
+                if let Some(join) = core.joins.get_mut(key) {
+                    self.note(core.now, &join.data, None);
+                    join.data.opening = None;
+                }
+                core.joined(key, Bytes::from(frame.to_vec()), first);
+            }
+            Some(Answer::Refused(code)) => self.join_refused(core, key, code),
+        }
+    }
+}
+
+/// That worker has a listener's session, this one has none.
+fn say_elsewhere<I: Io>(
+    core: &mut Core<I, RelayFlow>,
+    session: SessionId,
+    stream: StreamId,
+    worker: u8,
+) {
+    let frame = Frame::Elsewhere(Elsewhere { worker });
+    // A stream that was just opened has credit for four bytes.
+    let _ = core
+        .quic
+        .write(session, stream, &mut [Bytes::from(frame.to_vec())]);
+    core.quic.finish(session, stream);
+    core.quic.stop(session, stream, FlowCode::Aborted);
+}

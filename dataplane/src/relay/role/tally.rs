@@ -1,0 +1,137 @@
+//! What flows did, for the log and the report: each flow that ends is counted once, and one that failed says why and whose fault it was.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use tracing::{debug, info};
+use underpass_proto::snapshot::SessionReport;
+use underpass_proto::{Cause, Ending, FlowCode, HycoName, Side};
+
+use super::{Relay, RelayFlow};
+use crate::core::Core;
+use crate::flow::End;
+use crate::io::Io;
+use crate::join::{JoinEnd, Toward};
+
+/// One worker's share of a report.
+#[derive(Debug, Default)]
+pub(crate) struct WorkerReport {
+    /// Its sessions.
+    pub(crate) sessions: Vec<SessionReport>,
+    /// What its flows moved, by hybrid connection.
+    pub(crate) counts: HashMap<HycoName, Counts>,
+    /// Whether nobody's share is missing.
+    pub(crate) complete: bool,
+}
+
+/// What flows did since the worker began.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counts {
+    /// Live now.
+    pub(crate) live: u64,
+    /// Ever begun.
+    pub(crate) total: u64,
+    /// Ended other than clean.
+    pub(crate) failed: u64,
+    /// Bytes from applications.
+    pub(crate) to_endpoint: u64,
+    /// Bytes to applications.
+    pub(crate) to_application: u64,
+    /// The last ending that was not clean.
+    pub(crate) last_ending: Option<String>,
+}
+
+impl Relay {
+    pub(super) fn note_refusal(
+        &mut self,
+        hyco: &HycoName,
+        application: SocketAddr,
+        code: FlowCode,
+    ) {
+        let ending = Ending::said(code, Side::Relay);
+        let counts = self.counts.entry(hyco.clone()).or_default();
+        counts.total += 1;
+        counts.failed += 1;
+        counts.last_ending = Some(ending.to_string());
+        info!(%hyco, %application, why = %code, "flow refused");
+    }
+
+    /// `moved`: bytes to the endpoint, and to the application.
+    pub(super) fn note_end(
+        &mut self,
+        now: Instant,
+        data: &RelayFlow,
+        ending: Ending,
+        moved: (u64, u64),
+    ) {
+        let (to_endpoint, to_application) = moved;
+        let counts = self.counts.entry(data.hyco.clone()).or_default();
+        counts.to_endpoint += to_endpoint;
+        counts.to_application += to_application;
+        let ms = now.saturating_duration_since(data.since).as_millis();
+        match ending.cause {
+            Cause::Clean => debug!(
+                hyco = %data.hyco, flow = data.id.0, application = %data.application, endpoint = %data.endpoint,
+                %ending, first = %ending.side, to_endpoint, to_application, ms, "flow ended"
+            ),
+            Cause::Code(why) => {
+                counts.failed += 1;
+                counts.last_ending = Some(ending.to_string());
+                info!(
+                    hyco = %data.hyco, flow = data.id.0, application = %data.application, endpoint = %data.endpoint,
+                    %ending, %why, to_endpoint, to_application, ms, "flow failed"
+                );
+            }
+        }
+    }
+
+    pub(super) fn report<I: Io>(&self, core: &Core<I, RelayFlow>) -> WorkerReport {
+        let mut counts = self.counts.clone();
+        for (_, flow) in core.flows.iter() {
+            let counts = counts.entry(flow.data.hyco.clone()).or_default();
+            counts.live += 1;
+            counts.to_endpoint += flow.bytes_from_socket;
+            counts.to_application += flow.bytes_to_socket;
+        }
+        for (_, join) in core.joins.iter() {
+            let counts = counts.entry(join.data.hyco.clone()).or_default();
+            counts.live += 1;
+            counts.to_endpoint += join.bytes_to_agent();
+            counts.to_application += join.bytes_to_sender();
+        }
+        WorkerReport {
+            sessions: self.peers.report(&core.quic, core.now),
+            counts,
+            complete: true,
+        }
+    }
+}
+
+/// Lays the end of a flow to the right side, seen from the relay.
+pub(super) fn ending(end: End) -> Ending {
+    match end {
+        End::Clean { socket_first: true } => Ending::clean(Side::Application),
+        End::Clean {
+            socket_first: false,
+        } => Ending::clean(Side::Endpoint),
+        End::Here(code) => Ending::said(code, Side::Relay),
+        End::There(code) => Ending::said(code, Side::Agent),
+        End::Lost => Ending::said(FlowCode::SessionLost, Side::Network),
+    }
+}
+
+/// The same for a join.
+pub(super) fn joined_ending(end: JoinEnd) -> Ending {
+    let side = |toward| match toward {
+        Toward::Sender => Side::Sender,
+        Toward::Agent => Side::Agent,
+    };
+    match end {
+        JoinEnd::Clean(Toward::Sender) => Ending::clean(Side::Application),
+        JoinEnd::Clean(Toward::Agent) => Ending::clean(Side::Endpoint),
+        JoinEnd::Said(toward, code) => Ending::said(code, side(toward)),
+        JoinEnd::Here(code) => Ending::said(code, Side::Relay),
+        JoinEnd::Lost(_) => Ending::said(FlowCode::SessionLost, Side::Network),
+    }
+}
