@@ -363,13 +363,9 @@ impl Peers {
     }
 
     fn deregister(&mut self, now: Instant, session: SessionId, name: &HycoName) -> Verdict {
+        // Live flows go on; a session that has neither registrations nor flows is overdue.
         self.unregister(now, session, name, "deregistered");
-        match self.sessions.get(&session) {
-            Some(peer) if peer.registrations.is_empty() => {
-                Verdict::Close(SessionCode::NoRegistration)
-            }
-            _ => Verdict::Fine,
-        }
+        Verdict::Fine
     }
 
     fn draining(&mut self, session: SessionId) -> Verdict {
@@ -541,11 +537,16 @@ impl Peers {
 
     /// Sessions that are to be closed: silent about who they are, without a registration, or replaced and silent.
     #[must_use]
-    pub(crate) fn overdue(&mut self, quic: &Driver, now: Instant) -> Vec<(SessionId, SessionCode)> {
+    pub(crate) fn overdue(
+        &mut self,
+        quic: &Driver,
+        now: Instant,
+        load: impl Fn(SessionId) -> usize,
+    ) -> Vec<(SessionId, SessionCode)> {
         let mut overdue = Vec::new();
         for (&session, peer) in &mut self.sessions {
             let age = now.saturating_duration_since(peer.since);
-            if let Some(code) = peer.overdue(age) {
+            if let Some(code) = peer.overdue(age, || load(session)) {
                 overdue.push((session, code));
             }
             let Some(replaced) = peer.replaced else {
@@ -638,11 +639,11 @@ impl Peer {
         self.say(quic, session, &Frame::Refused(Refused { hyco, code }))
     }
 
-    fn overdue(&self, age: Duration) -> Option<SessionCode> {
+    fn overdue(&self, age: Duration, load: impl Fn() -> usize) -> Option<SessionCode> {
         if self.hello.is_none() {
             return (age > HELLO_DEADLINE).then_some(SessionCode::HelloTimeout);
         }
-        let idle = self.registrations.is_empty() && age > 2 * HELLO_DEADLINE;
+        let idle = self.registrations.is_empty() && age > 2 * HELLO_DEADLINE && load() == 0;
         idle.then_some(SessionCode::NoRegistration)
     }
 }

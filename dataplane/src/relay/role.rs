@@ -447,7 +447,8 @@ impl Role for Relay {
     }
 
     fn tick<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
-        for (session, code) in self.peers.overdue(&core.quic, core.now) {
+        let load = |session| core.load(session);
+        for (session, code) in self.peers.overdue(&core.quic, core.now, load) {
             self.close(core, session, code);
         }
         self.senders.expire(&mut core.quic, core.now);
