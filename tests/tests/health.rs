@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use underpass_proto::snapshot::{HealthState, HycoReport};
 use underpass_tests::deadline::{MOMENT, wait_for};
 use underpass_tests::feed_between::FeedBetween;
-use underpass_tests::installation::{Agent, Installation, Io, Setup, terminate};
+use underpass_tests::installation::{Agent, Installation, Io, Setup, run_underpass, terminate};
 use underpass_tests::process::free_tcp_port;
 use underpass_tests::service::{Service, Talk};
 use underpass_tests::{on_every_backend, turn};
@@ -267,6 +267,26 @@ on_every_backend! {
         assert_eq!(refused.failed.as_deref(), Some("refused"));
         assert_eq!(refused.why.as_deref(), Some("endpoint refused the connection"));
         assert_eq!(refused.address, Some(address));
+    }
+
+    fn a_person_who_asks_is_told_at_once(io) {
+        let mut scene = Scene::open(io);
+        let directory = scene.installation.directory();
+        let probe = || {
+            let arguments = ["probe", NAME, "--json", "--dir", directory.to_str().unwrap()];
+            let ran = run_underpass(&arguments).unwrap();
+            let answer: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+            (ran.status.code(), answer["agents"][0]["dial"].clone())
+        };
+        let (code, dial) = probe();
+        assert_eq!((code, dial["failed"].as_str()), (Some(0), None), "{dial}");
+        assert_eq!(dial["address"], scene.service().address.to_string());
+        scene.service = None;
+        let asked = Instant::now();
+        let (code, dial) = probe();
+        assert_eq!((code, dial["failed"].as_str()), (Some(1), Some("refused")), "{dial}");
+        scene.wait_for_state(HealthState::Degraded);
+        assert_within(asked, TOLD);
     }
 
     fn over_quota_new_flows_are_refused_and_live_ones_go_on(io) {
