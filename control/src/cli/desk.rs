@@ -13,8 +13,8 @@ use super::{DirArgs, Exit, Failure};
 use crate::clock;
 use crate::files::Directory;
 use crate::files::definition::Definition;
-use crate::rest::model::{HybridConnection, HybridConnections, Keys, Regenerate, Wanted};
-use crate::rest::{Actor, Client, ClientError, note};
+use crate::rest::model::{HybridConnection, HybridConnections, Keys, Regenerate};
+use crate::rest::{Actor, Client, ClientError, Wanted, note};
 use crate::store::{Code, Condition, Described, Refusal, Store};
 
 /// A change is made on what was read; when somebody was quicker it is read again this often.

@@ -10,9 +10,10 @@ use underpass_proto::HycoName;
 use underpass_proto::snapshot::HycoReport;
 
 use super::body::{Body, Name, condition};
-use super::model::{HybridConnection, HybridConnections, HycoState, Probed, Usage, Wanted};
+use super::model::{HybridConnection, HybridConnections, HycoState, Probed, Usage};
 use super::patterns::NamePath;
 use super::problem::{Kind, Problem};
+use super::wanted::Wanted;
 use super::{Api, Rest, blocking};
 use crate::publish::ProbeError;
 use crate::store::{Condition, Described, Put, Stored};

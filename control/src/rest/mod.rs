@@ -16,6 +16,7 @@ mod patterns;
 mod problem;
 mod serve;
 mod tls;
+mod wanted;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,12 +38,14 @@ use crate::files::Directory;
 use crate::publish::Live;
 use crate::store::{Refusal, Store};
 use failures::Failures;
-use problem::{Kind, Problem};
+use problem::Kind;
 
 pub use audit::{Actor, note};
 pub use client::{Client, ClientError};
 pub use door::Remote;
+pub use problem::Problem;
 pub(crate) use serve::{check, serve};
+pub use wanted::Wanted;
 
 /// The largest body of a request, bytes: a definition with a thousand networks.
 const BODY_MAX: usize = 64 * 1024;

@@ -1,138 +1,31 @@
 //! What requests and answers of the API hold. Values only.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
+use underpass_proto::Rule;
 use underpass_proto::key::Which;
-use underpass_proto::snapshot::{self, HealthState, HycoLimits, HycoReport, ProbeReport};
-use underpass_proto::{Endpoint, HycoName, Rule};
+use underpass_proto::snapshot::{self, HealthState, HycoReport, ProbeReport};
 use utoipa::ToSchema;
 
-use super::body::malformed;
-use super::patterns;
-use super::problem::Problem;
-use crate::files::definition::{Definition, LIMIT_MAX, Network};
+use super::wanted::Wanted;
+use crate::files::definition::Definition;
 use crate::files::quota::Quota;
 use crate::store::Described;
 use crate::usage::Sum;
 
-/// Networks of one binding: more is a firewall's job.
-pub(super) const NETWORKS_MAX: usize = 1_000;
-
-/// A hybrid connection as it should be. What is left out gets its default.
-#[derive(Clone, Default, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(title = "Wanted")]
-pub struct Wanted {
-    /// Host of the service, as it is reached from the agent.
-    #[schema(schema_with = patterns::host)]
-    pub host: String,
-    /// TCP port of the service.
-    #[serde(deserialize_with = "whole::number")]
-    #[schema(minimum = 1, maximum = 65535, example = 1433)]
-    pub port: u32,
-    /// Where applications connect on the relay's machine; needs `allow_from` where that is not loopback.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(schema_with = patterns::binding)]
-    pub bind: Option<String>,
-    /// Networks that may connect to the binding.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schema(schema_with = patterns::networks)]
-    pub allow_from: Vec<String>,
-    /// Whether the endpoint is dialled now and then to learn its health.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub probe: Option<bool>,
-    /// Listeners at once, most.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "whole::perhaps"
-    )]
-    #[schema(minimum = 1, maximum = 10_000_000)]
-    pub listeners_max: Option<u32>,
-    /// Live flows at once, most.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "whole::perhaps"
-    )]
-    #[schema(minimum = 1, maximum = 10_000_000)]
-    pub flows_max: Option<u32>,
-}
-
-impl Wanted {
-    /// As a definition.
-    pub(super) fn definition(&self, name: HycoName) -> Result<Definition, Problem> {
-        let wrong = |field: &str, why: &dyn std::fmt::Display| malformed(format!("{field}: {why}"));
-        if self.allow_from.len() > NETWORKS_MAX {
-            return Err(wrong(
-                "allow_from",
-                &format!("it has more than {NETWORKS_MAX} networks"),
-            ));
-        }
-        let networks: Result<Vec<_>, _> = self
-            .allow_from
-            .iter()
-            .map(|network| network.parse::<Network>().map(|network| network.0))
-            .collect();
-        let default = HycoLimits::default();
-        let limit = |field, limit: Option<u32>, default| match limit.unwrap_or(default) {
-            limit if (1..=LIMIT_MAX).contains(&limit) => Ok(limit),
-            _ => Err(wrong(
-                field,
-                &format!("a number from 1 to {LIMIT_MAX} is needed"),
-            )),
-        };
-        let port = u16::try_from(self.port)
-            .ok()
-            .and_then(NonZeroU16::new)
-            .ok_or(());
-        Ok(Definition {
-            name,
-            endpoint: Endpoint {
-                host: self
-                    .host
-                    .parse()
-                    .map_err(|error: underpass_proto::endpoint::HostError| wrong("host", &error))?,
-                port: port.map_err(|()| wrong("port", &"a number from 1 to 65535 is needed"))?,
-            },
-            bind: match &self.bind {
-                Some(bind) => Some(bind.parse::<SocketAddr>().map_err(|_| {
-                    wrong(
-                        "bind",
-                        &"write an IP address and a port, like 127.0.0.1:14330 or [::1]:14330",
-                    )
-                })?),
-                None => None,
-            },
-            allow_from: networks.map_err(|error| wrong("allow_from", &error))?,
-            limits: HycoLimits {
-                listeners_max: limit("listeners_max", self.listeners_max, default.listeners_max)?,
-                flows_max: limit("flows_max", self.flows_max, default.flows_max)?,
-            },
-            probe: self.probe.unwrap_or(true),
-            bind_line: 0,
-        })
-    }
-
-    /// What a definition would be asked for by.
-    #[must_use]
-    pub fn of(definition: &Definition) -> Self {
-        Self {
-            host: definition.endpoint.host.to_string(),
-            port: definition.endpoint.port.get().into(),
-            bind: definition.bind.map(|bind| bind.to_string()),
-            allow_from: definition
-                .allow_from
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
-            probe: Some(definition.probe),
-            listeners_max: Some(definition.limits.listeners_max),
-            flows_max: Some(definition.limits.flows_max),
-        }
-    }
+/// A hybrid connection, as it is defined and as it is doing.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct HybridConnection {
+    /// What its file says.
+    #[serde(flatten)]
+    pub described: Described,
+    /// Names the content of its file: for `If-Match`.
+    pub etag: String,
+    /// How it is doing.
+    pub state: HycoState,
+    /// What it carried this month.
+    pub usage: Usage,
 }
 
 impl HybridConnection {
@@ -161,62 +54,6 @@ impl HybridConnection {
         };
         wanted.definition(name.parse().ok()?).ok()
     }
-}
-
-/// Whole numbers as JSON Schema has them: `1433.0` is one. What does not fit is the largest, and refused with the field's name.
-mod whole {
-    use serde::{Deserialize, Deserializer};
-
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a whole number is needed")]
-    enum Number {
-        Whole(u64),
-        Real(f64),
-    }
-
-    impl Number {
-        fn value(&self) -> Option<u32> {
-            match self {
-                Self::Whole(number) => Some(u32::try_from(*number).unwrap_or(u32::MAX)),
-                // A cast of a float ends at the bounds of the type.
-                Self::Real(number) if number.fract() == 0.0 && *number >= 0.0 => {
-                    Some(*number as u32)
-                }
-                Self::Real(_) => None,
-            }
-        }
-    }
-
-    pub(super) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-        let number = Number::deserialize(deserializer)?.value();
-        number.ok_or_else(|| serde::de::Error::custom("a whole number is needed"))
-    }
-
-    pub(super) fn perhaps<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<u32>, D::Error> {
-        let number = Option::<Number>::deserialize(deserializer)?;
-        let value = |number: Number| {
-            number
-                .value()
-                .ok_or_else(|| serde::de::Error::custom("a whole number is needed"))
-        };
-        number.map(value).transpose()
-    }
-}
-
-/// A hybrid connection, as it is defined and as it is doing.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct HybridConnection {
-    /// What its file says.
-    #[serde(flatten)]
-    pub described: Described,
-    /// Names the content of its file: for `If-Match`.
-    pub etag: String,
-    /// How it is doing.
-    pub state: HycoState,
-    /// What it carried this month.
-    pub usage: Usage,
 }
 
 /// All hybrid connections.

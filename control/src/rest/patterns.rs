@@ -80,7 +80,7 @@ pub(super) fn networks() -> Schema {
         .build();
     ArrayBuilder::new()
         .items(RefOr::T(Schema::AnyOf(network)))
-        .max_items(Some(super::model::NETWORKS_MAX))
+        .max_items(Some(super::wanted::NETWORKS_MAX))
         .build()
         .into()
 }
