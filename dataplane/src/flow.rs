@@ -175,6 +175,16 @@ impl<I: Io, D> Core<I, D> {
         self.deliver_first(key, first);
     }
 
+    /// Takes an unopened flow from its stream, which is of no more use. What the socket says is kept until [`Self::reroute`], within the bound of a replay.
+    pub(crate) fn detach(&mut self, key: FlowKey) {
+        let Some(flow) = self.flows.get(key) else {
+            return;
+        };
+        let (session, stream) = (flow.session, flow.stream);
+        self.quic.abort(session, stream, FlowCode::Aborted);
+        self.flows.unlink(session, stream);
+    }
+
     /// After a refusal: asks another listener, with all that was sent to the first.
     pub(crate) fn reroute(
         &mut self,

@@ -92,6 +92,9 @@ pub(crate) trait Role: Sized {
         stream: StreamId,
     );
 
+    /// A peer allows more streams than before.
+    fn streams_available<I: Io>(&mut self, _: &mut Core<I, Self::Flow>) {}
+
     /// An unopened flow's stream may be read, or was reset.
     fn unopened_readable<I: Io>(&mut self, core: &mut Core<I, Self::Flow>, key: FlowKey);
 
@@ -429,11 +432,12 @@ impl<I: Io, R: Role> Worker<I, R> {
             Event::Opened(stream) => self.role.stream_opened(core, session, stream),
             Event::Connected => self.role.session_up(core, session),
             Event::Lost(why) => {
+                // The role first: it may have another way for flows that nobody has seen yet.
+                self.role.session_lost(core, session, &why);
                 core.session_gone(session);
                 self.tell_endings();
-                self.role.session_lost(&mut self.core, session, &why);
             }
-            Event::Available => {}
+            Event::Available => self.role.streams_available(core),
         }
     }
 

@@ -385,6 +385,12 @@ impl Link {
             .map(|(_, _, id, endpoint)| (id, endpoint))
     }
 
+    /// Since when there is this session, if it is one of this link.
+    #[must_use]
+    pub(crate) fn since(&self, session: SessionId) -> Option<Instant> {
+        self.sessions.get(&session).map(|session| session.since)
+    }
+
     /// All sessions.
     #[must_use]
     pub(crate) fn all(&self) -> Vec<SessionId> {

@@ -17,7 +17,7 @@ use underpass_proto::{
 };
 
 use super::Plan;
-use super::waiting::{Application, Waiting};
+use super::waiting::{Application, WAIT_MAX, Waiting};
 use crate::core::{Core, Owner};
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Datagrams, Io, SocketId};
@@ -91,12 +91,17 @@ pub(crate) struct Sender {
     waiting: Waiting,
     /// Flows that are to go on at another worker of the relay, once there is a session to it.
     moving: Vec<(FlowKey, u8)>,
+    /// Flows that are to be asked for again, until then; and how they end when that was in vain.
+    parked: Vec<(Instant, FlowKey, End)>,
     /// Flows without Opened yet, by their deadline.
     opening: VecDeque<(Instant, FlowKey)>,
     next_flow: u64,
     drain: Option<Drain>,
     done: bool,
 }
+
+/// A session, a stream on it, and the endpoint as the relay told it.
+type Place = (SessionId, StreamId, Endpoint);
 
 struct Binding {
     socket: SocketId,
@@ -130,6 +135,7 @@ impl Sender {
             elsewhere: HashMap::new(),
             waiting: Waiting::default(),
             moving: Vec::new(),
+            parked: Vec::new(),
             opening: VecDeque::new(),
             // Unlike those of other workers and senders, so that logs of several do not mix.
             next_flow: rand::random::<u64>() << 24,
@@ -157,6 +163,13 @@ impl Sender {
     }
 
     fn lose<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, session: SessionId, why: &str) {
+        for key in core.flows.of_session(session) {
+            let flow = core.flows.get(key);
+            // Nothing that an application said can have reached an endpoint.
+            if flow.is_some_and(|flow| flow.is_unopened() && flow.bytes_from_socket == 0) {
+                self.park(core, key, core.now + WAIT_MAX, End::Lost);
+            }
+        }
         core.session_gone(session);
         let Some(link) = self.links.of(session) else {
             return;
@@ -203,9 +216,7 @@ impl Sender {
                 self.moving.push((key, worker));
             }
         }
-        for application in self.waiting.take(&hyco) {
-            self.begin(core, application);
-        }
+        self.resume(core);
         let path = core.quic.path(session);
         let rtt = path.map_or(Duration::ZERO, |path| path.rtt);
         let _ = self.say.try_send(Said::Registered {
@@ -224,6 +235,15 @@ impl Sender {
             }
             return self.waiting.push(core.now, application);
         };
+        self.start(core, application, (session, stream, endpoint));
+    }
+
+    fn start<I: Io>(
+        &mut self,
+        core: &mut Core<I, SenderFlow>,
+        application: Application,
+        (session, stream, endpoint): Place,
+    ) {
         self.next_flow += 1;
         let Application {
             hyco,
@@ -244,11 +264,7 @@ impl Sender {
     }
 
     /// A session with a stream on it, to the relay's worker that has a listener if that is known.
-    fn choose<I: Io>(
-        &mut self,
-        core: &mut Core<I, SenderFlow>,
-        hyco: &HycoName,
-    ) -> Option<(SessionId, StreamId, Endpoint)> {
+    fn choose<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, hyco: &HycoName) -> Option<Place> {
         let preferred = self.elsewhere.get(hyco).copied();
         let is_preferred = |link: &&Link| Some(link.relay_worker) == preferred;
         let there = |link: &Link| {
@@ -303,6 +319,61 @@ impl Sender {
         true
     }
 
+    /// Takes a flow from its stream: it is asked for again as soon as that may help.
+    fn park<I: Io>(
+        &mut self,
+        core: &mut Core<I, SenderFlow>,
+        key: FlowKey,
+        until: Instant,
+        end: End,
+    ) {
+        self.moving.retain(|(other, _)| *other != key);
+        if let Some(flow) = core.flows.get_mut(key) {
+            flow.data.answer = Some(FrameReader::new());
+        }
+        core.detach(key);
+        self.parked.push((until, key, end));
+    }
+
+    /// A relay that has just started does not know its agents yet: they are back within a moment.
+    fn may_find_a_listener<I: Io>(
+        &self,
+        core: &Core<I, SenderFlow>,
+        key: FlowKey,
+    ) -> Option<Instant> {
+        let session = core.flows.get(key)?.session;
+        let since = self.links.iter().find_map(|link| link.since(session))?;
+        Some(since + WAIT_MAX).filter(|until| *until > core.now)
+    }
+
+    /// Whoever waits goes on, where there is a session with room for one more.
+    fn resume<I: Io>(&mut self, core: &mut Core<I, SenderFlow>) {
+        for (until, key, end) in std::mem::take(&mut self.parked) {
+            let Some(hyco) = core.flows.get(key).map(|flow| flow.data.hyco.clone()) else {
+                continue;
+            };
+            if until <= core.now {
+                core.fail(key, end);
+                continue;
+            }
+            let Some((session, stream, endpoint)) = self.choose(core, &hyco) else {
+                self.parked.push((until, key, end));
+                continue;
+            };
+            if let Some(flow) = core.flows.get_mut(key) {
+                flow.data.endpoint = endpoint;
+                let open = flow.data.open_frame();
+                core.reroute(key, session, stream, open);
+            }
+        }
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let served = waiting.served(|hyco| self.choose(core, hyco));
+        self.waiting = waiting;
+        for (application, place) in served {
+            self.start(core, application, place);
+        }
+    }
+
     fn unbind<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, number: u64) {
         if let Some(binding) = self.bindings.remove(&number) {
             core.disown(binding.socket);
@@ -312,6 +383,7 @@ impl Sender {
 
     /// Applications and flows that waited for too long.
     fn expire<I: Io>(&mut self, core: &mut Core<I, SenderFlow>) {
+        self.resume(core);
         for application in self.waiting.expired(core.now) {
             turn_away(core, &application, FlowCode::SessionLost);
         }
@@ -498,6 +570,10 @@ impl Role for Sender {
         }
     }
 
+    fn streams_available<I: Io>(&mut self, core: &mut Core<I, SenderFlow>) {
+        self.resume(core);
+    }
+
     fn unopened_readable<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, key: FlowKey) {
         let Some(flow) = core.flows.get_mut(key) else {
             return;
@@ -525,6 +601,13 @@ impl Role for Sender {
                 }
                 (Ok(None), Ok(Read::More)) => continue,
                 (Ok(None), Ok(Read::Empty)) => {}
+                (Ok(_), Err(FlowCode::NoListener)) => {
+                    let end = End::There(FlowCode::NoListener);
+                    match self.may_find_a_listener(core, key) {
+                        Some(until) => self.park(core, key, until, end),
+                        None => core.fail(key, end),
+                    }
+                }
                 (Ok(_), Err(code)) => core.fail(key, End::There(code)),
                 (Ok(Some(_)) | Err(_), _) | (_, Ok(Read::End)) => {
                     core.fail(key, End::There(FlowCode::Protocol));

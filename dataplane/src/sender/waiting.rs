@@ -45,17 +45,19 @@ impl Waiting {
         self.0.push_back((now + WAIT_MAX, application));
     }
 
-    /// Those that waited for this hybrid connection.
-    pub(crate) fn take(&mut self, hyco: &HycoName) -> Vec<Application> {
-        let (taken, left) = std::mem::take(&mut self.0)
-            .into_iter()
-            .partition(|(_, application)| application.hyco == *hyco);
-        self.0 = left;
-        let taken: VecDeque<(Instant, Application)> = taken;
-        taken
-            .into_iter()
-            .map(|(_, application)| application)
-            .collect()
+    /// Those for whom there is a place now, with it. The others go on waiting.
+    pub(crate) fn served<P>(
+        &mut self,
+        mut place: impl FnMut(&HycoName) -> Option<P>,
+    ) -> Vec<(Application, P)> {
+        let mut served = Vec::new();
+        for (until, application) in std::mem::take(&mut self.0) {
+            match place(&application.hyco) {
+                Some(place) => served.push((application, place)),
+                None => self.0.push_back((until, application)),
+            }
+        }
+        served
     }
 
     /// Those that waited for too long.
@@ -73,5 +75,53 @@ impl Waiting {
             .into_iter()
             .map(|(_, application)| application)
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_served_keeps_turn_and_deadline() {
+        let start = Instant::now();
+        let later = start + WAIT_MAX / 2;
+        let mut waiting = Waiting::default();
+        for (n, name) in ["payroll-sql", "other-thing", "payroll-sql"]
+            .iter()
+            .enumerate()
+        {
+            let application = Application {
+                hyco: name.parse().unwrap(),
+                socket: SocketId {
+                    index: u32::try_from(n).unwrap(),
+                    generation: 1,
+                },
+                address: "127.0.0.1:50000".parse().unwrap(),
+            };
+            waiting.push(if n < 2 { start } else { later }, application);
+        }
+        let mut places = 1;
+        let mut place = |hyco: &HycoName| {
+            let free = hyco.as_str() == "payroll-sql" && places > 0;
+            places -= i32::from(free);
+            free.then_some(())
+        };
+        let socket = |application: &Application| application.socket.index;
+        let served = waiting.served(&mut place);
+        assert_eq!(
+            served
+                .iter()
+                .map(|(application, ())| socket(application))
+                .collect::<Vec<_>>(),
+            [0]
+        );
+        let expired = waiting.expired(start + WAIT_MAX);
+        assert_eq!(expired.iter().map(socket).collect::<Vec<_>>(), [1]);
+        assert!(waiting.expired(start + WAIT_MAX).is_empty());
+        assert_eq!(
+            waiting.take_all().iter().map(socket).collect::<Vec<_>>(),
+            [2]
+        );
     }
 }
