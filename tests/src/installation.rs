@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
-use underpass_proto::Status;
 use underpass_proto::snapshot::HycoReport;
+use underpass_proto::{Rule, Status, Which};
 
 use crate::deadline::{MOMENT, wait_for};
 use crate::fidelity::{Part, Processes};
@@ -70,7 +70,7 @@ impl Setup {
         }
     }
 
-    fn arguments(&self) -> [String; 3] {
+    pub(crate) fn arguments(&self) -> [String; 3] {
         [
             format!("--io={}", self.io.name()),
             format!("--workers={}", self.workers),
@@ -317,6 +317,11 @@ impl Installation {
     /// When that does not come about.
     pub fn start_agent(&self, names: &[&str], allow: &[&str]) -> Result<Agent> {
         let agent = self.start_agent_unregistered(names, allow)?;
+        self.wait_for_listener(&agent, names)?;
+        Ok(agent)
+    }
+
+    fn wait_for_listener(&self, agent: &Agent, names: &[&str]) -> Result<()> {
         for name in names {
             agent.wait_until_registered(name)?;
             wait_for(&format!("a listener for {name}"), MOMENT, || {
@@ -326,7 +331,7 @@ impl Installation {
                     .filter(|hyco| hyco.listeners > 0)
             })?;
         }
-        Ok(agent)
+        Ok(())
     }
 
     /// Starts an agent as [`Self::start_agent`] does, and waits for nothing.
@@ -334,6 +339,14 @@ impl Installation {
     /// # Errors
     /// When it cannot be started.
     pub fn start_agent_unregistered(&self, names: &[&str], allow: &[&str]) -> Result<Agent> {
+        self.start_agent_apart(self.setup.clone(), names, allow)
+    }
+
+    /// As [`Self::start_agent_unregistered`], set up otherwise than the relay.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_agent_apart(&self, setup: Setup, names: &[&str], allow: &[&str]) -> Result<Agent> {
         let folder = TempDir::with_prefix("underpass-agent-")?;
         let mut config = format!("allow = {allow:?}\n");
         for name in names {
@@ -344,7 +357,7 @@ impl Installation {
         fs::write(folder.path().join("agent.toml"), config)?;
         let agent = Agent {
             folder,
-            setup: self.setup.clone(),
+            setup,
             process: Mutex::default(),
         };
         agent.start()?;
@@ -356,12 +369,39 @@ impl Installation {
     /// # Errors
     /// When the command fails.
     pub fn connection_string(&self, name: &str) -> Result<String> {
+        self.string_of(name, Rule::Listen, &[])
+    }
+
+    /// A connection string of a hybrid connection, with options such as `--secondary`.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn string_of(&self, name: &str, rule: Rule, options: &[&str]) -> Result<String> {
+        let role = match rule {
+            Rule::Listen => "on-premises",
+            Rule::Send => "application",
+        };
         let mut command = underpass()?;
         command
-            .args(["connection", "string", name, "--role", "on-premises"])
+            .args(["connection", "string", name, "--role", role])
+            .args(options)
             .arg("--dir")
             .arg(self.directory());
         run_ok(&mut command, MOMENT)
+    }
+
+    /// Makes a key anew, by the command.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn regenerate(&self, name: &str, rule: Rule, key: Which) -> Result<()> {
+        let (rule, key) = (rule.right(), key.to_string());
+        let mut command = underpass()?;
+        command
+            .args(["key", "regenerate", name, "--rule", rule, "--key", &key])
+            .arg("--dir")
+            .arg(self.directory());
+        run_ok(&mut command, MOMENT).map(drop)
     }
 
     /// What `underpass status --json` says.
@@ -442,6 +482,12 @@ impl Agent {
         Ok(())
     }
 
+    /// The file of one connection string: writing another into it rotates the key.
+    #[must_use]
+    pub fn string_file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(format!("{name}.connection"))
+    }
+
     /// Its `agent.toml`.
     #[must_use]
     pub fn config(&self) -> PathBuf {
@@ -505,6 +551,18 @@ impl Tunnel {
     /// # Errors
     /// When that does not come about.
     pub fn open_with(setup: Setup, endpoint: SocketAddr, allow: &[&str]) -> Result<Self> {
+        Self::begin(setup.clone(), setup, endpoint, allow)
+    }
+
+    /// As [`Self::open`], with an agent that is set up otherwise than the relay.
+    ///
+    /// # Errors
+    /// When that does not come about.
+    pub fn open_apart(setup: Setup, agent: Setup, endpoint: SocketAddr) -> Result<Self> {
+        Self::begin(setup, agent, endpoint, &[])
+    }
+
+    fn begin(setup: Setup, agent: Setup, endpoint: SocketAddr, allow: &[&str]) -> Result<Self> {
         let endpoint = endpoint.to_string();
         let setup = Setup {
             probe: false,
@@ -512,7 +570,9 @@ impl Tunnel {
         };
         let installation =
             Installation::start(setup, &[(NAME, &endpoint), (UNKNOWN, "name.invalid:80")])?;
-        let agent = installation.start_agent(&[NAME, UNKNOWN], allow)?;
+        let names = [NAME, UNKNOWN];
+        let agent = installation.start_agent_apart(agent, &names, allow)?;
+        installation.wait_for_listener(&agent, &names)?;
         let address = installation.binding(NAME)?;
         Ok(Self {
             installation,
@@ -521,18 +581,19 @@ impl Tunnel {
         })
     }
 
-    fn part(&self, part: Part) -> MutexGuard<'_, Option<Process>> {
-        match part {
+    fn part(&self, part: Part) -> Result<MutexGuard<'_, Option<Process>>> {
+        Ok(match part {
             Part::Relay => lock(&self.installation.relay),
             Part::Agent => lock(&self.agent.process),
             Part::Control => lock(&self.installation.control),
-        }
+            Part::Sender => bail!("this tunnel has no sender"),
+        })
     }
 }
 
 impl Processes for Tunnel {
     fn kill(&self, part: Part) -> Result<()> {
-        match self.part(part).as_mut() {
+        match self.part(part)?.as_mut() {
             Some(process) => process.kill(),
             None => bail!("{part:?} was never started"),
         }
@@ -543,6 +604,7 @@ impl Processes for Tunnel {
             Part::Relay => self.installation.start_relay(),
             Part::Agent => self.agent.start(),
             Part::Control => self.installation.start_control(),
+            Part::Sender => bail!("this tunnel has no sender"),
         }
     }
 }

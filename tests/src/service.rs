@@ -114,6 +114,14 @@ impl Talk {
         })
     }
 
+    /// Where the application connected from.
+    ///
+    /// # Errors
+    /// When the conversation is over.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        self.stream.local_addr()
+    }
+
     /// Says something and hears it again.
     ///
     /// # Errors

@@ -95,6 +95,10 @@ pub(super) fn kill_agent(stage: &mut Stage<'_>) -> Result<(), Fault> {
     kill(stage, Part::Agent)
 }
 
+pub(super) fn kill_sender(stage: &mut Stage<'_>) -> Result<(), Fault> {
+    kill(stage, Part::Sender)
+}
+
 /// Kills a process under a flow at rest, an upload and a download. No end of them may look clean; the far ends may learn of it only when the process is back.
 fn kill(stage: &mut Stage<'_>, part: Part) -> Result<(), Fault> {
     let processes = stage.processes()?;

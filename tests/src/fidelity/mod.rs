@@ -39,10 +39,17 @@ pub enum Part {
     Agent,
     /// Not on the way of a byte: its death must not be noticed.
     Control,
+    /// Where applications connect that are not beside the relay; not every tunnel has one.
+    Sender,
 }
 
 /// Kills and restores the processes of a tunnel.
 pub trait Processes: Sync {
+    /// Whether the tunnel has such a process.
+    fn has(&self, part: Part) -> bool {
+        part != Part::Sender
+    }
+
     /// Kills (SIGKILL) a process.
     ///
     /// # Errors
@@ -220,6 +227,7 @@ struct Play {
 enum Needs {
     Nothing,
     Processes,
+    Sender,
     UnknownName,
 }
 
@@ -245,6 +253,9 @@ impl Play {
         match self.needs {
             Needs::Processes if tunnel.processes.is_none() => {
                 Some("needs a way to kill the tunnel's processes")
+            }
+            Needs::Sender if !tunnel.processes.is_some_and(|has| has.has(Part::Sender)) => {
+                Some("needs a tunnel with a sender, and a way to kill it")
             }
             Needs::UnknownName if tunnel.unknown_name.is_none() => {
                 Some("needs an address whose endpoint has an unknown name")
@@ -438,4 +449,10 @@ const ROWS: &[Play] = &[
         failures::kill_agent,
     )
     .needing(Needs::Processes),
+    Play::new(
+        "kill_sender",
+        "no clean end after missing bytes",
+        failures::kill_sender,
+    )
+    .needing(Needs::Sender),
 ];

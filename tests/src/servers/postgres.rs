@@ -1,5 +1,6 @@
 //! PostgreSQL.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,6 +15,7 @@ use tempfile::TempDir;
 
 use super::{find, program, text};
 use crate::deadline::MOMENT;
+use crate::network::Machine;
 use crate::process::{Process, free_tcp_port, quick, run_ok};
 
 /// A running server, and the user and the folder it needs.
@@ -31,6 +33,18 @@ impl Postgres {
     /// # Errors
     /// When it is not installed or does not start.
     pub fn start() -> Result<Self> {
+        Self::start_at(([127, 0, 0, 1], free_tcp_port()).into(), None)
+    }
+
+    /// The same on another machine, open to all who reach that.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_on(machine: &Machine, address: SocketAddr) -> Result<Self> {
+        Self::start_at(address, Some(machine))
+    }
+
+    fn start_at(address: SocketAddr, machine: Option<&Machine>) -> Result<Self> {
         let folder = TempDir::with_prefix("underpass-postgres-")?;
         let user = User::fit_to_run_a_server()?;
         chown(folder.path(), Some(user.uid), Some(user.gid))?;
@@ -50,17 +64,26 @@ impl Postgres {
                 .args(initdb),
             Duration::from_secs(120),
         )?;
-        let port = free_tcp_port();
-        let mut command = user.command(server_program("postgres")?, &folder);
+        if machine.is_some() {
+            let mut hba = fs::OpenOptions::new()
+                .append(true)
+                .open(folder.path().join("data").join("pg_hba.conf"))?;
+            hba.write_all(b"host all all all trust\n")?;
+        }
+        let program = server_program("postgres")?;
+        let mut command = match machine {
+            None => user.command(program, &folder),
+            Some(machine) => user.command_on(machine, program, &folder),
+        };
         command.args([
             "-D",
             data,
             "-p",
-            &port.to_string(),
+            &address.port().to_string(),
             "-k",
             "",
             "-h",
-            "127.0.0.1",
+            &address.ip().to_string(),
             "-c",
             "fsync=off",
             "-c",
@@ -71,7 +94,7 @@ impl Postgres {
         Ok(Self {
             _process: process,
             _folder: folder,
-            address: ([127, 0, 0, 1], port).into(),
+            address,
         })
     }
 }
@@ -105,6 +128,21 @@ impl User {
         if rustix::process::getuid().is_root() {
             command.uid(self.uid).gid(self.gid);
         }
+        command
+    }
+
+    fn command_on(&self, machine: &Machine, program: PathBuf, folder: &TempDir) -> Command {
+        let mut command = Command::new("nsenter");
+        let mut network = OsString::from("--net=");
+        network.push(machine.network());
+        command
+            .arg(network)
+            .arg(format!("--setuid={}", self.uid))
+            .arg(format!("--setgid={}", self.gid))
+            .arg("--")
+            .arg(program)
+            .current_dir(folder.path())
+            .env("LC_ALL", "C");
         command
     }
 }
