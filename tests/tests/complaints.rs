@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use underpass_proto::snapshot::{HealthState, SessionReport};
@@ -57,6 +58,12 @@ fn c02_connected_but_dead() {
     assert_eq!(ready, None);
     // An agent that is connected and does nothing.
     let other = scene.installation.start_agent(&[NAME], &[]).unwrap();
+    let sender = Sender::start(&scene.installation, setup(Io::Ring), &[NAME]).unwrap();
+    wait_for("both to listen", MOMENT, || {
+        let hyco = scene.installation.hyco(NAME).unwrap();
+        hyco.filter(|hyco| hyco.listeners == 2)
+    })
+    .unwrap();
     scene
         .agent
         .process()
@@ -65,6 +72,16 @@ fn c02_connected_but_dead() {
         .signal(Signal::STOP)
         .unwrap();
     let stopped = Instant::now();
+    // Nobody knows yet that it is dead: who asks it waits for no longer than it takes to be found out.
+    let at_once = [scene.binding, sender.address(NAME).unwrap()].map(|address| {
+        [(); 10].map(|()| thread::spawn(move || (Talk::start(address), Instant::now())))
+    });
+    for flow in at_once.into_iter().flatten() {
+        let (talk, heard) = flow.join().unwrap();
+        assert_eq!(talk.unwrap().letter, b'a');
+        let waited = heard - stopped;
+        assert!(waited < SUSPECT + TOLD, "waited {waited:?}");
+    }
     let why = scene.wait_for_health(HealthState::Degraded, "does not answer");
     assert_within(stopped, SUSPECT + TOLD);
     assert!(why.is_some());

@@ -51,6 +51,8 @@ struct Peer {
     flows_allowed: u32,
     /// When a newer process of the same agent said Hello.
     replaced: Option<Instant>,
+    /// It was told as silent, and was not heard since.
+    silent: bool,
 }
 
 struct Registration {
@@ -116,6 +118,7 @@ impl Peers {
             draining: false,
             flows_allowed: 0,
             replaced: None,
+            silent: false,
         };
         self.sessions.insert(session, peer);
     }
@@ -561,6 +564,20 @@ impl Peers {
             }
         }
         overdue
+    }
+
+    /// Sessions that do not answer any more, each once until it is heard again.
+    pub(crate) fn fell_silent(&mut self, quic: &Driver, now: Instant) -> Vec<SessionId> {
+        let mut fell = Vec::new();
+        for (&session, peer) in &mut self.sessions {
+            let silence = quic.silence(now, session).unwrap_or(Duration::MAX);
+            let silent = silence > PING_AFTER + SUSPECT_AFTER;
+            if silent && !peer.silent {
+                fell.push(session);
+            }
+            peer.silent = silent;
+        }
+        fell
     }
 
     /// Says Draining to all.

@@ -451,6 +451,9 @@ impl Role for Relay {
         for (session, code) in self.peers.overdue(&core.quic, core.now, load) {
             self.close(core, session, code);
         }
+        for session in self.peers.fell_silent(&core.quic, core.now) {
+            self.rescue(core, session);
+        }
         self.senders.expire(&mut core.quic, core.now);
         self.expire_opening(core);
         if self.drain.is_none() {

@@ -231,8 +231,9 @@ impl Relay {
         }
     }
 
-    /// Flows that sent nothing yet lose nothing by another listener; all others end with their session.
+    /// The session is gone or does not answer. Flows that sent nothing yet lose nothing by another listener; all others stay with it.
     pub(super) fn rescue<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
+        self.rescue_joined(core, session);
         for key in core.flows.of_session(session) {
             let untouched = core
                 .flows

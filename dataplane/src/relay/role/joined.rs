@@ -93,31 +93,55 @@ impl Relay {
         };
         self.note(core.now, &join.data, Some(code));
         let opening = join.data.opening.as_deref();
-        let first_time = opening.filter(|opening| opening.refused_by.is_none());
-        let Some(refused_by) = first_time.and_then(|opening| opening.asked) else {
-            return core.fail_join(key, JoinEnd::Said(Toward::Agent, code));
-        };
-        let name = join.data.hyco.clone();
-        let other = code
-            .is_refusal()
-            .then(|| self.choose(core, &name, Some(refused_by)))
-            .flatten();
-        let Some((session, stream)) = other else {
-            return core.fail_join(key, JoinEnd::Said(Toward::Agent, code));
-        };
-        let asked = self.peers.instance(session);
-        let Some(join) = core.joins.get_mut(key) else {
+        let first_time = opening.is_some_and(|opening| opening.refused_by.is_none());
+        if code.is_refusal() && first_time && self.join_elsewhere(core, key) {
             return;
+        }
+        core.fail_join(key, JoinEnd::Said(Toward::Agent, code));
+    }
+
+    fn join_elsewhere<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: JoinKey) -> bool {
+        let Some(join) = core.joins.get(key) else {
+            return false;
+        };
+        let opening = join.data.opening.as_deref();
+        let (name, asked) = (
+            join.data.hyco.clone(),
+            opening.and_then(|opening| opening.asked),
+        );
+        let Some((session, stream)) = self.choose(core, &name, asked) else {
+            return false;
+        };
+        let now_asked = self.peers.instance(session);
+        let Some(join) = core.joins.get_mut(key) else {
+            return false;
         };
         join.data.opening = Some(Box::new(Opening {
             reader: FrameReader::new(),
-            refused_by: Some(refused_by),
-            asked,
+            refused_by: asked,
+            asked: now_asked,
             asked_at: Some(core.now),
         }));
         debug!(hyco = %name, flow = join.data.id.0, "tried elsewhere");
         let open = join.data.open_frame();
         core.rejoin(key, (session, stream), open);
+        true
+    }
+
+    /// The joins among what [`Self::rescue`] is about.
+    pub(super) fn rescue_joined<I: Io>(
+        &mut self,
+        core: &mut Core<I, RelayFlow>,
+        session: SessionId,
+    ) {
+        for key in core.joins.of_session(session) {
+            let untouched = core.joins.get(key).is_some_and(|join| {
+                join.agent.0 == session && join.is_unopened() && join.bytes_to_agent() == 0
+            });
+            if untouched {
+                self.join_elsewhere(core, key);
+            }
+        }
     }
 
     /// The listener answered, perhaps not whole yet.
