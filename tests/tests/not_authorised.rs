@@ -75,32 +75,6 @@ on_every_backend! {
         scene.assert_nothing_served();
     }
 
-    fn agents_and_senders_that_may_not_end_with_4_and_are_served_nothing(io) {
-        let scene = Scene::open(io);
-        let foreign = Installation::new(Setup::new(io)).unwrap();
-        foreign.define(NAME, "127.0.0.1:1433").unwrap();
-        for (rule, other) in [(Rule::Listen, Rule::Send), (Rule::Send, Rule::Listen)] {
-            let string = scene.installation.string_of(NAME, rule, &[]).unwrap();
-            let key = Secret::parse(&string).key;
-            // A relay that never knew this key, or knows it no more.
-            let foreign_key = Secret::parse(&foreign.string_of(NAME, rule, &[]).unwrap()).key;
-            scene.installation.regenerate(NAME, rule, Which::Secondary).unwrap();
-            let was = scene.installation.string_of(NAME, rule, &["--secondary"]).unwrap();
-            scene.installation.regenerate(NAME, rule, Which::Secondary).unwrap();
-            for (what, wrong) in [
-                ("the key of another relay", string.replace(&key, &foreign_key)),
-                ("a key that was made anew", was),
-                ("the key of the other rule", string.replace(&key, &scene.secret(other).key)),
-                ("an unknown name", string.replace(NAME, "payroll-xyz")),
-            ] {
-                let ran = run_role(rule, &wrong, &[]);
-                assert_eq!(ran.status.code(), Some(4), "{what}: {}", ran.stderr);
-                assert!(ran.stderr.contains("hint: ") && !ran.stderr.contains(&key), "{what}: {}", ran.stderr);
-            }
-        }
-        scene.assert_nothing_served();
-    }
-
     fn a_relay_with_another_certificate_gets_no_session(io) {
         let scene = Scene::open(io);
         for rule in [Rule::Listen, Rule::Send] {
@@ -164,6 +138,52 @@ on_every_backend! {
             assert!(flow.is_err(), "the application's flow was opened");
         });
     }
+}
+
+#[test]
+fn agents_and_senders_that_may_not_end_with_4_and_are_served_nothing() {
+    let scene = Scene::open(Io::Ring);
+    let foreign = Installation::new(Setup::new(Io::Ring)).unwrap();
+    foreign.define(NAME, "127.0.0.1:1433").unwrap();
+    for (rule, other) in [(Rule::Listen, Rule::Send), (Rule::Send, Rule::Listen)] {
+        let string = scene.installation.string_of(NAME, rule, &[]).unwrap();
+        let key = Secret::parse(&string).key;
+        // A relay that never knew this key, or knows it no more.
+        let foreign_key = Secret::parse(&foreign.string_of(NAME, rule, &[]).unwrap()).key;
+        scene
+            .installation
+            .regenerate(NAME, rule, Which::Secondary)
+            .unwrap();
+        let was = scene
+            .installation
+            .string_of(NAME, rule, &["--secondary"])
+            .unwrap();
+        scene
+            .installation
+            .regenerate(NAME, rule, Which::Secondary)
+            .unwrap();
+        for (what, wrong) in [
+            (
+                "the key of another relay",
+                string.replace(&key, &foreign_key),
+            ),
+            ("a key that was made anew", was),
+            (
+                "the key of the other rule",
+                string.replace(&key, &scene.secret(other).key),
+            ),
+            ("an unknown name", string.replace(NAME, "payroll-xyz")),
+        ] {
+            let ran = run_role(rule, &wrong, &[]);
+            assert_eq!(ran.status.code(), Some(4), "{what}: {}", ran.stderr);
+            assert!(
+                ran.stderr.contains("hint: ") && !ran.stderr.contains(&key),
+                "{what}: {}",
+                ran.stderr
+            );
+        }
+    }
+    scene.assert_nothing_served();
 }
 
 #[test]
