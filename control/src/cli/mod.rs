@@ -153,10 +153,20 @@ fn run(arguments: Vec<OsString>) -> Result<(), Ended> {
     Ok(())
 }
 
+/// What the crate that watches files may log, unless it is asked for by name.
+const QUIET_NOTIFY: &str = "notify=error";
+
 fn start_log(filter: &str) -> Result<(), Failure> {
+    let asked = filter;
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         Failure::new(Exit::Usage, format!("--log cannot be \"{}\": {error}", filter.escape_default())).hint("write a level, like --log debug, or a module and a level, like --log underpass_dataplane=debug")
     })?;
+    // It tells of each watch that it takes off, as if somebody had to act on that.
+    let filter = if asked.contains("notify") {
+        filter
+    } else {
+        filter.add_directive(QUIET_NOTIFY.parse().expect("a directive"))
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

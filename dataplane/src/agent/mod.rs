@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, never};
+use crossbeam_channel::Receiver;
 use underpass_proto::{
     AgentId, AllowEntry, AllowList, ConnectionString, Instance, Role as PeerRole, Rule,
 };
@@ -102,12 +102,6 @@ pub fn check(
     let checked = workers.check(&plan, give_up, deadline);
     workers.tell(|| Message::Stop);
     checked
-}
-
-/// No update ever comes.
-#[must_use]
-pub fn no_updates() -> Receiver<Config> {
-    never()
 }
 
 /// What all workers of an agent know.
