@@ -6,7 +6,8 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::thread;
+use std::sync::{LazyLock, Mutex};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use underpass_proto::snapshot::{HealthState, SessionReport};
@@ -37,6 +38,10 @@ const BACK: Duration = Duration::from_millis(2_000 + 1_000);
 
 #[test]
 fn c01_not_connected_until_somebody_restarts_the_service() {
+    Long::C01.join();
+}
+
+fn c01() {
     let scene = Scene::open(Io::Poll);
     let agent = scene.agent.process().as_ref().unwrap().id();
     scene.kill_relay();
@@ -134,6 +139,10 @@ fn c03_a_listener_that_stops_reconnecting() {
 
 #[test]
 fn c04_minutes_until_a_loss_is_noticed() {
+    Long::C04.join();
+}
+
+fn c04() {
     let scene = Scene::open(Io::Poll);
     let mut live = Talk::start(scene.binding).unwrap();
     // Nothing tells the relay: the agent's sockets stay as they are.
@@ -414,6 +423,10 @@ fn c11_no_log_per_flow_and_no_reason_for_a_close() {
 
 #[test]
 fn c12_a_forced_reconnect_every_so_often() {
+    Long::C12.join();
+}
+
+fn c12() {
     let scene = Scene::open(Io::Ring);
     let sessions = |scene: &Scene| {
         let mut sessions: Vec<_> = scene
@@ -440,6 +453,25 @@ fn c12_a_forced_reconnect_every_so_often() {
     assert_eq!(sessions(&scene), before);
     idle.finish().unwrap();
     assert_eq!(scene.flows_failed(), 0);
+}
+
+/// Tests that wait for a quarter of a minute and more. All begin with the first, so that the file takes no longer than the longest.
+#[derive(Clone, Copy)]
+enum Long {
+    C01,
+    C04,
+    C12,
+}
+
+impl Long {
+    fn join(self) {
+        static ALL: LazyLock<[Mutex<Option<JoinHandle<()>>>; 3]> =
+            LazyLock::new(|| [c01, c04, c12].map(|test| Mutex::new(Some(thread::spawn(test)))));
+        let thread = ALL[self as usize].lock().unwrap().take();
+        if let Err(panic) = thread.expect("each is run once").join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
 }
 
 /// Another hybrid connection, whose endpoint is not there.

@@ -31,7 +31,10 @@ on_every_backend! {
     // What is accepted on the worker where the agent is not must go to the other.
     fn two_workers_keep_it_where_the_agent_has_one(io) {
         let two = Setup { workers: 2, ..Setup::new(io) };
-        keeps_the_meaning(two, Setup::new(io), &Options::short());
+        // Slow peers and silence are no different from one worker's.
+        let only = ["speaks", "half_close", "closes", "reset", "size", "bulk", "many", "refuses", "unknown", "kill"];
+        let only = only.map(str::to_owned).to_vec();
+        keeps_the_meaning(two, Setup::new(io), &Options { only, ..Options::short() });
     }
 
     fn a_relay_that_restarts_serves_those_who_waited_and_the_next_flow_within_two_seconds(io) {
