@@ -75,7 +75,7 @@ on_every_backend! {
     }
 
     fn an_endpoint_that_is_not_there_is_seen_at_registration_and_found_again_without_any_flow(io) {
-        let _turn = turn::alone();
+        let _turn = turn::shared();
         let address = nobody();
         let installation = Installation::start(setup(io), &[(NAME, &address.to_string())]).unwrap();
         let _agent = installation.start_agent(&[NAME], &[]).unwrap();
@@ -111,7 +111,7 @@ on_every_backend! {
     }
 
     fn without_an_agent_there_is_no_listener_and_the_status_says_since_when(io) {
-        let _turn = turn::alone();
+        let _turn = turn::shared();
         let service = Service::start(b'a').unwrap();
         let begun = now_ms();
         let installation = Installation::start(setup(io), &[(NAME, &service.address.to_string())]).unwrap();
@@ -183,7 +183,7 @@ on_every_backend! {
     }
 
     fn with_probe_off_nothing_is_dialled_but_flows(io) {
-        let _turn = turn::alone();
+        let _turn = turn::shared();
         let (quiet, probed) = (Service::start(b'q').unwrap(), Service::start(b'p').unwrap());
         let installation = Installation::start(setup(io), &[
             (NAME, &quiet.address.to_string()),
@@ -320,7 +320,7 @@ struct Scene {
 impl Scene {
     fn open(io: Io) -> Self {
         // Times are measured.
-        let turn = turn::alone();
+        let turn = turn::shared();
         let service = Service::start_at(nobody(), b'a').unwrap();
         let endpoint = service.address.to_string();
         let installation = Installation::start(setup(io), &[(NAME, &endpoint)]).unwrap();
