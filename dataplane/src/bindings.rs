@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 
-use tracing::info;
+use tracing::{info, warn};
 use underpass_proto::{Fault, HycoName};
 
 use crate::io::socket;
+use crate::listening::Change;
+use crate::worker::Running;
 
 /// All bindings of a relay or a sender.
 #[derive(Debug, Default)]
@@ -37,6 +39,40 @@ pub(crate) enum Step {
     },
     /// Accept no more.
     Unbind(u64),
+}
+
+/// Tells every worker its part; `message` makes what is said of it.
+pub(crate) fn tell<M>(
+    steps: impl IntoIterator<Item = Step>,
+    workers: &[Running<M>],
+    message: impl Fn(Change) -> M,
+) {
+    for step in steps {
+        match step {
+            Step::Unbind(number) => {
+                for worker in workers {
+                    // One that ended is noticed by its supervisor.
+                    let _ = worker.handle.send(message(Change::Unbind(number)));
+                }
+            }
+            Step::Bind {
+                number,
+                hyco,
+                listeners,
+            } => {
+                for (worker, listener) in workers.iter().zip(listeners) {
+                    let bind = Change::Bind {
+                        number,
+                        hyco: hyco.clone(),
+                        listener,
+                    };
+                    if !worker.handle.send(message(bind)) {
+                        warn!(%hyco, "a worker does not take its binding");
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl Bindings {

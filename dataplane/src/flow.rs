@@ -8,11 +8,12 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use quinn_proto::StreamId;
-use underpass_proto::FlowCode;
 use underpass_proto::limits::REPLAY_MAX;
+use underpass_proto::{FlowCode, FrameReader};
 
 use crate::core::{Core, Owner};
 use crate::io::{Close, GATHER_MAX, Io, SocketId};
+use crate::opening::{Head, read_head};
 use crate::quic::{Read, SessionId, WriteError};
 
 /// Bytes that one flow moves towards its socket at a time, so that many flows share a turn fairly.
@@ -41,7 +42,7 @@ pub(crate) struct Flow<D> {
     /// Read from the socket, not yet taken by the stream.
     pending: VecDeque<Bytes>,
     to_socket: ToSocket,
-    /// What was read before the far end said Opened; `None` once it did.
+    /// What was read before the far end said Opened, and its answer; `None` once it said so.
     replay: Option<Replay>,
     socket_closed_first: Option<bool>,
     /// A receive is armed.
@@ -90,8 +91,11 @@ enum ToSocket {
     Finished,
 }
 
+/// What a flow without Opened needs beside the rest.
 #[derive(Debug, Default)]
 struct Replay {
+    /// The far end's answer, as far as it came.
+    answer: FrameReader,
     /// Sent already, to be sent again to another listener after a refusal.
     sent: Vec<Bytes>,
     bytes: usize,
@@ -160,6 +164,22 @@ impl<I: Io, D> Core<I, D> {
         key
     }
 
+    /// What the far end answered to Open, while it has not said Opened.
+    pub(crate) fn read_answer(&mut self, key: FlowKey) -> Head {
+        let Some(flow) = self.flows.get_mut(key) else {
+            return Head::Partial;
+        };
+        match &mut flow.replay {
+            Some(replay) => read_head(
+                &mut self.quic,
+                flow.session,
+                flow.stream,
+                &mut replay.answer,
+            ),
+            None => Head::Partial,
+        }
+    }
+
     /// The far end said Opened; `first` followed it in the stream.
     pub(crate) fn opened(&mut self, key: FlowKey, first: Bytes) {
         let Some(flow) = self.flows.get_mut(key) else {
@@ -201,7 +221,8 @@ impl<I: Io, D> Core<I, D> {
         flow.stream = stream;
         flow.pending.clear();
         flow.pending.push_back(open);
-        if let Some(replay) = &flow.replay {
+        if let Some(replay) = &mut flow.replay {
+            replay.answer = FrameReader::new();
             flow.pending.extend(replay.sent.iter().cloned());
         }
         self.quic.abort(old_session, old_stream, FlowCode::Aborted);

@@ -13,6 +13,7 @@ use underpass_proto::{FlowCode, FrameReader};
 
 use crate::core::Core;
 use crate::io::{GATHER_MAX, Io};
+use crate::opening::{Head, read_head};
 use crate::quic::{Read, SessionId, WriteError};
 
 /// Bytes that one direction takes from its stream at a time: what a stream without credit leaves waiting here.
@@ -42,11 +43,18 @@ pub(crate) struct Join<D> {
     pub(crate) agent: (SessionId, StreamId),
     to_agent: Way,
     to_sender: Way,
-    /// The agent's answer, as far as it came; `None` once it said Opened.
-    answer: Option<FrameReader>,
-    /// What the sender said so far, to be said again to another agent; `None` once Opened came.
-    replay: Option<Vec<Bytes>>,
+    /// `None` once the agent said Opened.
+    unopened: Option<Unopened>,
     finished_first: Option<Toward>,
+}
+
+/// What a join without Opened needs beside the rest.
+#[derive(Debug, Default)]
+struct Unopened {
+    /// The agent's answer, as far as it came.
+    answer: FrameReader,
+    /// What the sender said so far, to be said again to another agent.
+    sent: Vec<Bytes>,
 }
 
 /// One direction.
@@ -85,15 +93,6 @@ pub(crate) enum JoinEnd {
     Lost(Toward),
 }
 
-/// What an agent answered to an Open.
-#[derive(Debug)]
-pub(crate) enum Answer {
-    /// The frame, as it is to be passed on, and what followed it.
-    Opened(underpass_proto::Frame, Bytes),
-    /// A refusal, or a reset.
-    Refused(FlowCode),
-}
-
 /// The live joins of a worker, by key and by stream.
 #[derive(Debug)]
 pub(crate) struct Joins<D> {
@@ -118,7 +117,7 @@ impl<D> Join<D> {
     /// Whether the agent has not said Opened yet.
     #[must_use]
     pub(crate) fn is_unopened(&self) -> bool {
-        self.answer.is_some()
+        self.unopened.is_some()
     }
 
     /// Bytes of the conversation that came from the sender.
@@ -254,13 +253,12 @@ impl<I: Io, D> Core<I, D> {
             agent,
             to_agent: Way::default(),
             to_sender: Way::default(),
-            answer: Some(FrameReader::new()),
-            replay: Some(Vec::new()),
+            unopened: Some(Unopened::default()),
             finished_first: None,
         };
         join.to_agent.pending.push_back(open);
         if !first.is_empty() {
-            join.to_agent.take(vec![first], join.replay.as_mut());
+            join.take(Toward::Agent, vec![first]);
         }
         self.joins.by_key.insert(key, join);
         self.joins.link(sender, key, Toward::Sender);
@@ -275,11 +273,14 @@ impl<I: Io, D> Core<I, D> {
             return;
         };
         let old = std::mem::replace(&mut join.agent, agent);
-        join.answer = Some(FrameReader::new());
+        let Some(unopened) = &mut join.unopened else {
+            return;
+        };
+        unopened.answer = FrameReader::new();
         let way = &mut join.to_agent;
         way.pending.clear();
         way.pending.push_back(open);
-        way.pending.extend(join.replay.iter().flatten().cloned());
+        way.pending.extend(unopened.sent.iter().cloned());
         if way.stage != Stage::Open {
             way.stage = Stage::Ending;
         }
@@ -289,29 +290,15 @@ impl<I: Io, D> Core<I, D> {
         self.carry(key, Toward::Agent);
     }
 
-    /// What the agent answered, once that is whole.
-    pub(crate) fn read_answer(&mut self, key: JoinKey) -> Option<Answer> {
-        let join = self.joins.by_key.get_mut(&key)?;
+    /// What the agent answered to Open, while it has not said Opened.
+    pub(crate) fn read_join_answer(&mut self, key: JoinKey) -> Head {
+        let Some(join) = self.joins.by_key.get_mut(&key) else {
+            return Head::Partial;
+        };
         let (session, stream) = join.agent;
-        let reader = join.answer.as_mut()?;
-        loop {
-            let mut chunks = Vec::new();
-            // One chunk at a time: what follows Opened belongs to the application.
-            let read = self.quic.read(session, stream, 1, usize::MAX, &mut chunks);
-            for chunk in chunks {
-                reader.push(chunk);
-            }
-            return Some(match (reader.next(), read) {
-                (Ok(Some(frame @ underpass_proto::Frame::Opened(_))), Ok(_)) => {
-                    Answer::Opened(frame, reader.rest())
-                }
-                (Ok(None), Ok(Read::More)) => continue,
-                (Ok(None), Ok(Read::Empty)) => return None,
-                (Ok(_), Err(code)) => Answer::Refused(code),
-                (Ok(Some(_)) | Err(_), _) | (_, Ok(Read::End)) => {
-                    Answer::Refused(FlowCode::Protocol)
-                }
-            });
+        match &mut join.unopened {
+            Some(unopened) => read_head(&mut self.quic, session, stream, &mut unopened.answer),
+            None => Head::Partial,
         }
     }
 
@@ -320,11 +307,10 @@ impl<I: Io, D> Core<I, D> {
         let Some(join) = self.joins.by_key.get_mut(&key) else {
             return;
         };
-        join.answer = None;
-        join.replay = None;
+        join.unopened = None;
         join.to_sender.pending.push_back(opened);
         if !first.is_empty() {
-            join.to_sender.take(vec![first], None);
+            join.take(Toward::Sender, vec![first]);
         }
         self.carry(key, Toward::Sender);
         self.carry(key, Toward::Agent);
@@ -347,7 +333,7 @@ impl<I: Io, D> Core<I, D> {
                 return;
             };
             let (from, to) = (join.stream(toward.other()), join.stream(toward));
-            let opened = join.answer.is_none();
+            let room = join.room(toward);
             let way = join.way(toward);
             while !way.pending.is_empty() {
                 match self.quic.write(to.0, to.1, way.pending.make_contiguous()) {
@@ -365,15 +351,11 @@ impl<I: Io, D> Core<I, D> {
                 }
                 Stage::Finished | Stage::Delivered => return,
             }
-            // Before Opened the agent's stream holds its answer, and what the sender says must be kept for another agent.
-            let room = match (toward, opened) {
-                (_, true) => READ_MAX,
-                (Toward::Sender, false) => return,
-                (Toward::Agent, false) => join.replay_room(),
-            };
             if room == 0 {
-                // Opened resumes; until then only a reset is looked for.
-                if let Some(code) = self.quic.reset_of(from.0, from.1) {
+                // Opened resumes; until then only a reset of what is not read is looked for.
+                if toward == Toward::Agent
+                    && let Some(code) = self.quic.reset_of(from.0, from.1)
+                {
                     self.fail_join(key, JoinEnd::Said(toward.other(), code));
                 }
                 return;
@@ -381,15 +363,12 @@ impl<I: Io, D> Core<I, D> {
             let mut chunks = Vec::new();
             let read = self
                 .quic
-                .read(from.0, from.1, GATHER_MAX, room.min(READ_MAX), &mut chunks);
+                .read(from.0, from.1, GATHER_MAX, room, &mut chunks);
             let Some(join) = self.joins.by_key.get_mut(&key) else {
                 return;
             };
             let nothing = chunks.is_empty();
-            match toward {
-                Toward::Agent => join.to_agent.take(chunks, join.replay.as_mut()),
-                Toward::Sender => join.to_sender.take(chunks, None),
-            }
+            join.take(toward, chunks);
             match read {
                 Err(code) => return self.fail_join(key, JoinEnd::Said(toward.other(), code)),
                 Ok(Read::End) => {
@@ -452,19 +431,24 @@ impl<I: Io, D> Core<I, D> {
 }
 
 impl<D> Join<D> {
-    /// Bytes that may still be read before Opened.
-    fn replay_room(&self) -> usize {
-        let kept: usize = self.replay.iter().flatten().map(Bytes::len).sum();
-        REPLAY_MAX.saturating_sub(kept)
-    }
-}
-
-impl Way {
-    fn take(&mut self, chunks: Vec<Bytes>, replay: Option<&mut Vec<Bytes>>) {
-        self.bytes += chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
-        if let Some(replay) = replay {
-            replay.extend(chunks.iter().cloned());
+    /// Bytes that may be read now. Before Opened the agent's stream holds its answer, and what the sender says must be kept for another agent.
+    fn room(&self, toward: Toward) -> usize {
+        match (&self.unopened, toward) {
+            (None, _) => READ_MAX,
+            (Some(_), Toward::Sender) => 0,
+            (Some(unopened), Toward::Agent) => {
+                let kept: usize = unopened.sent.iter().map(Bytes::len).sum();
+                REPLAY_MAX.saturating_sub(kept).min(READ_MAX)
+            }
         }
-        self.pending.extend(chunks);
+    }
+
+    fn take(&mut self, toward: Toward, chunks: Vec<Bytes>) {
+        if let Some(unopened) = &mut self.unopened {
+            unopened.sent.extend(chunks.iter().cloned());
+        }
+        let way = self.way(toward);
+        way.bytes += chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        way.pending.extend(chunks);
     }
 }

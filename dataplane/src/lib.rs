@@ -12,6 +12,8 @@ mod flow;
 pub mod io;
 mod join;
 mod link;
+mod listening;
+mod opening;
 pub mod quic;
 pub mod relay;
 mod resolve;

@@ -11,7 +11,7 @@ use underpass_proto::limits::DIAL_DEADLINE;
 use underpass_proto::wire::{Open, Probe};
 use underpass_proto::{AllowList, Endpoint, FlowCode};
 
-use super::role::{AgentFlow, Message};
+use super::role::{AgentFlow, EndpointFound, Message};
 use crate::core::{Core, Owner};
 use crate::io::{Close, Io, SocketId};
 use crate::quic::SessionId;
@@ -135,7 +135,7 @@ impl Dials {
         }
         let handle = self.handle.clone();
         let asked = self.resolver.ask(endpoint, move |found| {
-            let _ = handle.send(Message::EndpointFound(number, found));
+            let _ = handle.send(Message::Own(EndpointFound(number, found)));
         });
         match asked {
             Ok(()) => None,

@@ -3,7 +3,7 @@
 //! [`run`] starts one worker per core; each keeps a session to each relay (`link`) and serves the flows that the relay opens on it (`role`).
 
 mod dials;
-mod opens;
+mod early;
 mod role;
 
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use underpass_proto::{
     AgentId, AllowEntry, AllowList, ConnectionString, Instance, Role as PeerRole, Rule,
 };
 
-use self::role::{Agent, Message};
+use self::role::{Agent, EndpointFound, Message};
 use crate::link::supervise::{self, Ground, Steward, Workers};
 pub use crate::link::supervise::{Checked, Error};
 use crate::link::wants::{self, Identity, Relay, Want};
@@ -156,7 +156,8 @@ struct Keeper(Arc<Plan>);
 
 impl Steward for Keeper {
     type Config = Config;
-    type Message = Message;
+    type Plan = Plan;
+    type Own = EndpointFound;
 
     fn plan(&self) -> &Arc<Plan> {
         &self.0
@@ -175,7 +176,7 @@ fn start(
     settings: &Settings,
     requests: &drain::Requests,
     give_up: Option<Instant>,
-) -> Result<Option<Workers<Message>>, Error> {
+) -> Result<Option<Workers<Plan, EndpointFound>>, Error> {
     let Some(ground) = Ground::find(&plan.relays, settings, requests, give_up)? else {
         return Ok(None);
     };

@@ -8,52 +8,33 @@ use bytes::Bytes;
 use crossbeam_channel::Sender;
 use quinn_proto::{ConnectionError, StreamId};
 use tracing::{debug, info, warn};
+use underpass_proto::limits::DIAL_DEADLINE;
 use underpass_proto::wire::{Open, Opened, Probe, Probed, RefusedCode};
 use underpass_proto::{Ending, FlowCode, Frame, HycoName, SessionCode, Side};
 
 use super::Plan;
 use super::dials::{Dials, Done, Errand};
-use super::opens::{Asked, Opens};
+use super::early::Early;
 use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Datagrams, Io, SocketId};
 use crate::join::{Join, JoinEnd, JoinKey};
-use crate::link::links::{Answer, Links};
-use crate::link::supervise::{Said, Told};
-use crate::link::{Heard, words};
+use crate::link::links::Links;
+use crate::link::supervise::Said;
+use crate::link::{self, Heard, words};
+use crate::opening::{Asked, Openings};
 use crate::quic::SessionId;
 use crate::resolve::{Found, Resolver};
 use crate::worker::{Handle, Role};
 
-/// What the supervisor and the resolver tell a worker.
-pub(crate) enum Message {
-    /// Go by this from now on.
-    Plan(Arc<Plan>),
-    /// Addresses of the relay of the link of this number.
-    RelayFound(u64, Vec<SocketAddr>),
-    /// Addresses of the endpoint that dial of this number waits for.
-    EndpointFound(u64, Vec<Found>),
-    /// Take no new flows; reset those that live at this time.
-    Drain(Instant),
-    /// End now.
-    Stop,
-}
+/// Flows whose Open has not come whole, on one worker: as many as may be dialled at once.
+const PARTIAL_MAX: usize = 10_000;
 
-impl Told for Message {
-    type Plan = Plan;
+/// Addresses of the endpoint that the dial of this number waits for.
+pub(crate) struct EndpointFound(pub(crate) u64, pub(crate) Vec<Found>);
 
-    fn plan(plan: Arc<Plan>) -> Self {
-        Self::Plan(plan)
-    }
-
-    fn drain(until: Instant) -> Self {
-        Self::Drain(until)
-    }
-
-    fn stop() -> Self {
-        Self::Stop
-    }
-}
+/// What a worker of an agent is told.
+pub(crate) type Message = link::Message<Plan, EndpointFound>;
 
 /// What an agent keeps with each flow.
 pub(crate) struct AgentFlow {
@@ -66,9 +47,8 @@ pub(crate) struct AgentFlow {
 pub(crate) struct Agent {
     plan: Arc<Plan>,
     links: Links,
-    handle: Handle<Message>,
-    say: Sender<Said>,
-    opens: Opens,
+    openings: Openings,
+    early: Early,
     dials: Dials,
     drain: Option<Instant>,
     done: bool,
@@ -84,15 +64,14 @@ impl Agent {
         handle: Handle<Message>,
         say: Sender<Said>,
     ) -> Self {
+        let dials = Dials::new(resolver.clone(), handle.clone());
         let (relays, identity) = (&plan.relays, plan.identity);
-        let links = Links::new(relays, worker, identity, resolver.clone(), Instant::now());
-        let dials = Dials::new(resolver, handle.clone());
+        let links = Links::new(relays, worker, identity, resolver, handle, say);
         Self {
             plan,
             links,
-            handle,
-            say,
-            opens: Opens::default(),
+            openings: Openings::new(PARTIAL_MAX, DIAL_DEADLINE),
+            early: Early::default(),
             dials,
             drain: None,
             done: false,
@@ -100,35 +79,19 @@ impl Agent {
     }
 
     fn keep_links<I: Io>(&mut self, core: &mut Core<I, AgentFlow>) {
-        let flows = |id| core.flows.count_of_session(id);
-        for (session, why) in self.links.stale(&core.quic, core.now, flows) {
-            core.quic.close(core.now, session, SessionCode::Done);
+        for (session, why) in self.links.close_stale(core) {
             self.lose(core, session, &why);
         }
-        let handle = self.handle.clone();
-        let answer = |number| -> Answer {
-            let handle = handle.clone();
-            Box::new(move |found| {
-                let _ = handle.send(Message::RelayFound(number, found));
-            })
-        };
         let may_dial = self.drain.is_none();
-        self.links
-            .keep_up(&mut core.quic, core.now, may_dial, answer);
+        self.links.keep_up(&mut core.quic, core.now, may_dial);
     }
 
     fn lose<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId, why: &str) {
-        self.opens.session_gone(session);
+        self.openings.session_gone(session);
+        self.early.session_gone(session);
         self.dials.session_gone(core, session);
         core.session_gone(session);
-        let Some(link) = self.links.of(session) else {
-            return;
-        };
-        link.lost(session, why, core.now);
-        let _ = self.say.try_send(Said::Lost {
-            relay: link.relay.endpoint.clone(),
-            why: why.to_string(),
-        });
+        self.links.lost(session, why, core.now);
     }
 
     fn heard<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId, heard: Heard) {
@@ -138,23 +101,16 @@ impl Agent {
                     warn!(%hyco, %endpoint, "the endpoint is not on this agent's allow-list: its flows are refused; \
                         add it to `allow` in the agent's file");
                 }
-                let rtt = core
-                    .quic
-                    .path(session)
-                    .map_or(Duration::ZERO, |path| path.rtt);
-                for asked in self.opens.ready(session, &hyco) {
+                for asked in self.early.ready(session, &hyco) {
                     self.open(core, asked);
                 }
-                let _ = self.say.try_send(Said::Registered {
-                    hyco,
-                    endpoint,
-                    rtt,
-                });
+                let links = &self.links;
+                links.tell_registered(&core.quic, session, hyco, endpoint);
             }
             Heard::Refused(hyco, code) => {
                 self.refuse_early(core, session, &hyco);
                 if code == RefusedCode::NotAuthorised {
-                    let _ = self.say.try_send(Said::Refused { hyco });
+                    self.links.tell_refused(hyco);
                 }
             }
             Heard::Ended(hyco) => self.refuse_early(core, session, &hyco),
@@ -172,7 +128,7 @@ impl Agent {
         session: SessionId,
         hyco: &HycoName,
     ) {
-        for asked in self.opens.ready(session, hyco) {
+        for asked in self.early.ready(session, hyco) {
             let (stream, code) = (asked.stream, FlowCode::RegistrationEnded);
             refuse(core, session, stream, &asked.open, code);
         }
@@ -185,16 +141,16 @@ impl Agent {
         session: SessionId,
         stream: StreamId,
     ) {
-        let Some(asked) = self.opens.read(&mut core.quic, session, stream) else {
+        let Some(asked) = self.openings.read(&mut core.quic, session, stream) else {
             return;
         };
         if !self.links.is_awaited(session, &asked.open.hyco) {
             return self.open(core, asked);
         }
-        if self.opens.is_full() {
+        if self.early.is_full() {
             return refuse(core, session, stream, &asked.open, FlowCode::Overloaded);
         }
-        self.opens.wait(core.now, asked);
+        self.early.wait(core.now, asked);
     }
 
     fn open<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, asked: Asked) {
@@ -304,15 +260,12 @@ impl Agent {
         said: Probed,
     ) {
         debug!(hyco = %said.hyco, failed = ?said.failed, dialled = ?said.dialled, dial_us = said.dial_us, "probed");
-        if let Some(link) = self.links.of(session) {
-            link.say(&mut core.quic, session, &Frame::Probed(said));
-        }
+        self.links
+            .say(&mut core.quic, session, &Frame::Probed(said));
     }
 
     fn end<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, code: SessionCode) {
-        for session in self.links.sessions() {
-            core.quic.close(core.now, session, code);
-        }
+        self.links.close_all(core, code);
         self.done = true;
     }
 
@@ -341,14 +294,12 @@ impl Role for Agent {
                 self.links.found(number, addresses);
                 self.keep_links(core);
             }
-            Message::EndpointFound(number, found) => {
+            Message::Own(EndpointFound(number, found)) => {
                 let done = self.dials.found(core, &self.plan.allow, number, &found);
                 self.dialled(core, done);
             }
             Message::Drain(until) => {
-                for link in self.links.iter_mut() {
-                    link.say_to_all(&mut core.quic, &Frame::Draining);
-                }
+                self.links.say_draining(&mut core.quic);
                 self.drain = Some(until);
             }
             Message::Stop => {
@@ -379,9 +330,7 @@ impl Role for Agent {
     }
 
     fn session_up<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId) {
-        if let Some(link) = self.links.of(session) {
-            link.up(&mut core.quic, session);
-        }
+        self.links.up(&mut core.quic, session);
     }
 
     fn session_lost<I: Io>(
@@ -402,7 +351,8 @@ impl Role for Agent {
         session: SessionId,
         stream: StreamId,
     ) {
-        self.opens.stream_opened(session, stream);
+        self.openings
+            .stream_opened(&mut core.quic, core.now, session, stream);
         self.read_open(core, session, stream);
     }
 
@@ -412,14 +362,14 @@ impl Role for Agent {
         session: SessionId,
         stream: StreamId,
     ) {
-        if self.opens.is_partial(session, stream) {
+        if self.openings.is_partial(session, stream) {
             return self.read_open(core, session, stream);
         }
         // Data waits until the endpoint is there; a reset ends the wait.
         let dial = self.dials.of_stream(session, stream);
-        if dial.is_some() || self.opens.is_early(session, stream) {
+        if dial.is_some() || self.early.has(session, stream) {
             if core.quic.reset_of(session, stream).is_some() {
-                self.opens.forget(session, stream);
+                self.early.forget(session, stream);
                 if let Some(number) = dial {
                     self.dials.abandon(core, number);
                 }
@@ -427,15 +377,10 @@ impl Role for Agent {
             }
             return;
         }
-        let (quic, now) = (&mut core.quic, core.now);
-        let Some(link) = self
+        let heard = self
             .links
-            .of(session)
-            .filter(|link| link.is_control(session, stream))
-        else {
-            return;
-        };
-        for heard in link.readable(quic, session, now, &mut rand::rng()) {
+            .readable(&mut core.quic, session, stream, core.now);
+        for heard in heard {
             self.heard(core, session, heard);
         }
     }
@@ -446,9 +391,7 @@ impl Role for Agent {
         session: SessionId,
         _: StreamId,
     ) {
-        if let Some(link) = self.links.of(session) {
-            link.writable(&mut core.quic, session);
-        }
+        self.links.writable(&mut core.quic, session);
     }
 
     fn unopened_readable<I: Io>(&mut self, _: &mut Core<I, AgentFlow>, _: FlowKey) {
@@ -481,7 +424,8 @@ impl Role for Agent {
         for done in self.dials.expire(core) {
             self.dialled(core, Some(done));
         }
-        for asked in self.opens.expired(core.now) {
+        self.openings.expire(&mut core.quic, core.now);
+        for asked in self.early.expired(core.now) {
             let Asked {
                 session,
                 stream,

@@ -1,18 +1,25 @@
-//! All links of one worker: kept up, renewed, and brought in line with a new configuration. Knows no sockets but through the driver of sessions.
+//! All links of one worker: kept up, renewed, and brought in line with a new configuration. Tells the supervisor what became of them. Knows no
+//! sockets but through the driver of sessions.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use underpass_proto::{Endpoint, HycoName};
+use crossbeam_channel::Sender;
+use quinn_proto::StreamId;
+use underpass_proto::{Endpoint, Frame, HycoName, SessionCode};
 
-use super::Link;
+use super::supervise::Said;
 use super::wants::{Identity, Relay};
+use super::{Heard, Link, Message};
+use crate::core::Core;
+use crate::io::Io;
 use crate::quic::{Driver, SessionId};
 use crate::resolve::{self, Found, Resolver};
+use crate::worker::Handle;
 
-/// What is called with the addresses of a link's relay.
-pub(crate) type Answer = Box<dyn FnOnce(Vec<SocketAddr>) + Send>;
+/// Brings the addresses of the relay of the link of this number to the worker.
+type Bring = Arc<dyn Fn(u64, Vec<SocketAddr>) + Send + Sync>;
 
 /// The links of a worker.
 pub(crate) struct Links {
@@ -21,28 +28,39 @@ pub(crate) struct Links {
     /// This worker, which dials the relay's worker of the same number.
     worker: u8,
     resolver: Resolver,
+    bring: Bring,
+    say: Sender<Said>,
     next_number: u64,
 }
 
 impl Links {
-    /// One to each relay.
+    /// One to each relay. What the resolver finds comes to the worker by `handle`, what the supervisor should know goes to `say`.
     #[must_use]
-    pub(crate) fn new(
+    pub(crate) fn new<P, M>(
         relays: &[Arc<Relay>],
         worker: u8,
         identity: Identity,
         resolver: Resolver,
-        now: Instant,
-    ) -> Self {
+        handle: Handle<Message<P, M>>,
+        say: Sender<Said>,
+    ) -> Self
+    where
+        Message<P, M>: Send + 'static,
+    {
+        let bring = move |number, addresses| {
+            let _ = handle.send(Message::RelayFound(number, addresses));
+        };
         let mut links = Self {
             links: Vec::new(),
             identity,
             worker,
             resolver,
+            bring: Arc::new(bring),
+            say,
             next_number: 0,
         };
         for relay in relays {
-            links.add(Arc::clone(relay), worker, now);
+            links.add(Arc::clone(relay), worker, Instant::now());
         }
         links
     }
@@ -70,25 +88,26 @@ impl Links {
     }
 
     /// The link of a session.
-    pub(crate) fn of(&mut self, session: SessionId) -> Option<&mut Link> {
+    fn of(&mut self, session: SessionId) -> Option<&mut Link> {
         self.links.iter_mut().find(|link| link.has(session))
     }
 
-    /// The link to another worker of the relay where this hybrid connection is asked for; made if need be.
-    pub(crate) fn at_worker(
-        &mut self,
-        hyco: &HycoName,
-        relay_worker: u8,
-        now: Instant,
-    ) -> Option<&mut Link> {
-        let wanted = |link: &&mut Link| link.relay.want(hyco).is_some();
-        let there =
-            |link: &Link| link.relay.want(hyco).is_some() && link.relay_worker == relay_worker;
-        if let Some(at) = self.links.iter().position(there) {
-            return Some(&mut self.links[at]);
+    /// Makes sure that there is a link to this worker of the relay where the hybrid connection is asked for. False: the relay has no such worker.
+    #[must_use]
+    pub(crate) fn ensure(&mut self, hyco: &HycoName, relay_worker: u8, now: Instant) -> bool {
+        let asks = |link: &&Link| link.relay.want(hyco).is_some();
+        let Some(link) = self.links.iter().find(asks) else {
+            return false;
+        };
+        let relay = Arc::clone(&link.relay);
+        if relay_worker >= relay.workers() {
+            return false;
         }
-        let relay = Arc::clone(&self.links.iter_mut().find(wanted)?.relay);
-        (relay_worker < relay.workers()).then(|| self.add(relay, relay_worker, now))
+        let mut asking = self.links.iter().filter(asks);
+        if asking.all(|link| link.relay_worker != relay_worker) {
+            self.add(relay, relay_worker, now);
+        }
+        true
     }
 
     /// Every link.
@@ -96,9 +115,88 @@ impl Links {
         self.links.iter()
     }
 
-    /// Every link.
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Link> {
-        self.links.iter_mut()
+    /// The relay's worker that this session is on.
+    #[must_use]
+    pub(crate) fn relay_worker(&mut self, session: SessionId) -> Option<u8> {
+        self.of(session).map(|link| link.relay_worker)
+    }
+
+    /// Says something on one session.
+    pub(crate) fn say(&mut self, quic: &mut Driver, session: SessionId, frame: &Frame) {
+        if let Some(link) = self.of(session) {
+            link.say(quic, session, frame);
+        }
+    }
+
+    /// Says on every session that no new flows are wanted.
+    pub(crate) fn say_draining(&mut self, quic: &mut Driver) {
+        for link in &mut self.links {
+            link.say_to_all(quic, &Frame::Draining);
+        }
+    }
+
+    /// The handshake of a session is done.
+    pub(crate) fn up(&mut self, quic: &mut Driver, session: SessionId) {
+        if let Some(link) = self.of(session) {
+            link.up(quic, session);
+        }
+    }
+
+    /// A session is gone.
+    pub(crate) fn lost(&mut self, session: SessionId, why: &str, now: Instant) {
+        let Some(link) = self.of(session) else {
+            return;
+        };
+        link.lost(session, why, now);
+        let said = Said::Lost {
+            relay: link.relay.endpoint.clone(),
+            why: why.to_string(),
+        };
+        let _ = self.say.try_send(said);
+    }
+
+    /// A stream may be read: what the relay said, where it is a control stream.
+    pub(crate) fn readable(
+        &mut self,
+        quic: &mut Driver,
+        session: SessionId,
+        stream: StreamId,
+        now: Instant,
+    ) -> Vec<Heard> {
+        match self.of(session) {
+            Some(link) if link.is_control(session, stream) => {
+                link.readable(quic, session, now, &mut rand::rng())
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// A control stream may be written again.
+    pub(crate) fn writable(&mut self, quic: &mut Driver, session: SessionId) {
+        if let Some(link) = self.of(session) {
+            link.writable(quic, session);
+        }
+    }
+
+    /// Tells the supervisor that a registration stands.
+    pub(crate) fn tell_registered(
+        &self,
+        quic: &Driver,
+        session: SessionId,
+        hyco: HycoName,
+        endpoint: Endpoint,
+    ) {
+        let path = quic.path(session);
+        let _ = self.say.try_send(Said::Registered {
+            hyco,
+            endpoint,
+            rtt: path.map_or(Duration::ZERO, |path| path.rtt),
+        });
+    }
+
+    /// Tells the supervisor that a name or a key was refused.
+    pub(crate) fn tell_refused(&self, hyco: HycoName) {
+        let _ = self.say.try_send(Said::Refused { hyco });
     }
 
     /// What this hybrid connection leads to, where both proofs hold on this session.
@@ -115,34 +213,38 @@ impl Links {
         self.links.iter().any(|link| link.is_awaited(session, hyco))
     }
 
-    /// Sessions that are to be given up, and why.
-    pub(crate) fn stale(
+    /// Closes sessions that are of no more use. Which, and why; each is to be followed by [`Self::lost`].
+    #[must_use]
+    pub(crate) fn close_stale<I: Io, D>(
         &mut self,
-        quic: &Driver,
-        now: Instant,
-        flows: impl Fn(SessionId) -> usize,
+        core: &mut Core<I, D>,
     ) -> Vec<(SessionId, String)> {
-        let stale = |link: &mut Link| link.stale(quic, now, &flows);
-        let stale = self.links.iter_mut().flat_map(stale).collect();
+        let flows = |id| core.flows.count_of_session(id);
+        let stale = |link: &mut Link| link.stale(&core.quic, core.now, flows);
+        let stale: Vec<_> = self.links.iter_mut().flat_map(stale).collect();
+        for (session, _) in &stale {
+            core.quic.close(core.now, *session, SessionCode::Done);
+        }
         self.links.retain(|link| !link.is_over());
         stale
     }
 
-    /// Asks again, resolves and dials where it is time. `answer` makes the receiver of the addresses for the link of a number.
-    pub(crate) fn keep_up(
-        &mut self,
-        quic: &mut Driver,
-        now: Instant,
-        may_dial: bool,
-        answer: impl Fn(u64) -> Answer,
-    ) {
+    /// Closes every session.
+    pub(crate) fn close_all<I: Io, D>(&self, core: &mut Core<I, D>, code: SessionCode) {
+        for session in self.links.iter().flat_map(Link::all) {
+            core.quic.close(core.now, session, code);
+        }
+    }
+
+    /// Asks again, resolves and dials where it is time.
+    pub(crate) fn keep_up(&mut self, quic: &mut Driver, now: Instant, may_dial: bool) {
         for link in &mut self.links {
             link.ask_again(quic, now, &mut rand::rng());
             if !may_dial || !link.wants_session(quic, now) {
                 continue;
             }
             if link.wants_address() {
-                resolve(link, &self.resolver, &answer);
+                resolve(link, &self.resolver, &self.bring);
             }
             if !link.resolving {
                 link.dial(quic, now, &mut rand::rng());
@@ -156,15 +258,9 @@ impl Links {
             link.found(addresses);
         }
     }
-
-    /// All sessions.
-    #[must_use]
-    pub(crate) fn sessions(&self) -> Vec<SessionId> {
-        self.links.iter().flat_map(Link::all).collect()
-    }
 }
 
-fn resolve(link: &mut Link, resolver: &Resolver, answer: &impl Fn(u64) -> Answer) {
+fn resolve(link: &mut Link, resolver: &Resolver, bring: &Bring) {
     let endpoint = link.relay.endpoint.clone();
     let port = endpoint.port.get();
     let addresses = move |found: Vec<Found>| -> Vec<SocketAddr> {
@@ -174,7 +270,7 @@ fn resolve(link: &mut Link, resolver: &Resolver, answer: &impl Fn(u64) -> Answer
     if let Some(found) = resolve::literal(&endpoint) {
         return link.found(addresses(found));
     }
-    let answer = answer(link.number);
-    let asked = resolver.ask(endpoint, move |found| answer(addresses(found)));
+    let (number, bring) = (link.number, Arc::clone(bring));
+    let asked = resolver.ask(endpoint, move |found| bring(number, addresses(found)));
     link.resolving = asked.is_ok();
 }

@@ -63,6 +63,20 @@ pub(crate) struct Link {
     told: Option<Instant>,
 }
 
+/// What a worker of a process that dials is told: by its supervisor, by the resolver, and (`M`) what only this kind of process is told.
+pub(crate) enum Message<P, M> {
+    /// Go by this from now on.
+    Plan(Arc<P>),
+    /// Addresses of the relay of the link of this number.
+    RelayFound(u64, Vec<SocketAddr>),
+    /// Take no new flows; reset those that live at this time.
+    Drain(Instant),
+    /// End now.
+    Stop,
+    /// What this kind of process is told.
+    Own(M),
+}
+
 /// What a worker has to act on after a session was heard.
 #[derive(Debug)]
 pub(crate) enum Heard {

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick};
 use tracing::{info, warn};
 use underpass_proto::{Endpoint, HycoName, Rule};
 
+use super::Message;
 use super::wants::Relay;
 use crate::io::{Kind, udp};
 use crate::quic::{Driver, config};
@@ -93,18 +94,6 @@ pub(crate) enum Said {
     },
 }
 
-/// What the workers of such a process can be told.
-pub(crate) trait Told: Send + 'static {
-    /// What they go by.
-    type Plan: Send + Sync + 'static;
-    /// Go by this from now on.
-    fn plan(plan: Arc<Self::Plan>) -> Self;
-    /// Take no new flows; reset those that live at this time.
-    fn drain(until: Instant) -> Self;
-    /// End now.
-    fn stop() -> Self;
-}
-
 /// What a process goes by, as far as its supervisor must know it.
 pub(crate) trait Plan {
     /// The relays, and what is asked for at each.
@@ -124,11 +113,13 @@ pub(crate) trait Plan {
 pub(crate) trait Steward {
     /// What a new configuration is made of.
     type Config;
-    /// What its workers are told.
-    type Message: Told;
+    /// What its workers go by.
+    type Plan: Plan;
+    /// What only its workers are told.
+    type Own;
 
     /// What the workers go by.
-    fn plan(&self) -> &Arc<<Self::Message as Told>::Plan>;
+    fn plan(&self) -> &Arc<Self::Plan>;
 
     /// Goes by a new configuration.
     ///
@@ -140,7 +131,7 @@ pub(crate) trait Steward {
     fn heard(&mut self, _: &Said) {}
 
     /// Called every [`LOOK_EVERY`].
-    fn look(&mut self, _: &Workers<Self::Message>, _draining: bool) {}
+    fn look(&mut self, _: &Workers<Self::Plan, Self::Own>, _draining: bool) {}
 }
 
 /// All that is there before the workers are.
@@ -192,9 +183,9 @@ impl Ground {
     ///
     /// # Errors
     /// [`Error::Worker`].
-    pub(crate) fn start<R, F>(&self, make: F) -> Result<Workers<R::Message>, Error>
+    pub(crate) fn start<R, F, P, M>(&self, make: F) -> Result<Workers<P, M>, Error>
     where
-        R: Role,
+        R: Role<Message = Message<P, M>>,
         F: Fn(u8, Handle<R::Message>, Sender<Said>) -> R + Clone + Send + 'static,
     {
         let (say, said) = bounded(SAID_MAX);
@@ -273,18 +264,15 @@ fn first_address(
 }
 
 /// The workers of an agent or a sender.
-pub(crate) struct Workers<M> {
+pub(crate) struct Workers<P, M> {
     /// Each of them.
-    pub(crate) running: Vec<Running<M>>,
+    pub(crate) running: Vec<Running<Message<P, M>>>,
     said: Receiver<Said>,
 }
 
-impl<M: Told> Workers<M>
-where
-    M::Plan: Plan,
-{
+impl<P: Plan, M> Workers<P, M> {
     /// Tells all of them.
-    pub(crate) fn tell(&self, message: impl Fn() -> M) {
+    pub(crate) fn tell(&self, message: impl Fn() -> Message<P, M>) {
         for worker in &self.running {
             // One that ended is noticed by the next look.
             let _ = worker.handle.send(message());
@@ -295,7 +283,7 @@ where
     ///
     /// # Errors
     /// [`Error::NotAuthorised`] when nothing was ever registered and all was refused; [`Error::Worker`].
-    pub(crate) fn supervise<S: Steward<Message = M>>(
+    pub(crate) fn supervise<S: Steward<Plan = P, Own = M>>(
         &mut self,
         steward: &mut S,
         settings: &Settings,
@@ -320,7 +308,7 @@ where
                 recv(updates) -> config => match config.map(|config| steward.update(config)) {
                     Ok(Ok(())) => {
                         refused.clear();
-                        self.tell(|| M::plan(Arc::clone(steward.plan())));
+                        self.tell(|| Message::Plan(Arc::clone(steward.plan())));
                     }
                     Ok(Err(why)) => warn!(%why, "the new configuration is of no use; the one before stands"),
                     Err(_) => updates = never(),
@@ -329,8 +317,8 @@ where
                     info!(grace = ?settings.grace, "draining");
                     draining = true;
                     match request.unwrap_or(drain::Request::Drain) {
-                        drain::Request::Drain => self.tell(|| M::drain(Instant::now() + settings.grace)),
-                        drain::Request::Stop => self.tell(M::stop),
+                        drain::Request::Drain => self.tell(|| Message::Drain(Instant::now() + settings.grace)),
+                        drain::Request::Stop => self.tell(|| Message::Stop),
                     }
                 }
                 recv(look) -> _ => {
@@ -342,7 +330,7 @@ where
             }
             let plan = steward.plan();
             if !registered && plan.names().iter().all(|name| refused.contains(name)) {
-                self.tell(M::stop);
+                self.tell(|| Message::Stop);
                 return Err(not_authorised(&refused, plan.rule()));
             }
         }
@@ -374,7 +362,7 @@ where
     /// [`Error::Unreachable`] when not all were by `give_up`; [`Error::NotAuthorised`] when any was refused.
     pub(crate) fn check(
         &self,
-        plan: &M::Plan,
+        plan: &P,
         give_up: Instant,
         deadline: Duration,
     ) -> Result<Vec<Checked>, Error> {

@@ -33,7 +33,7 @@ use self::health::Moment;
 use self::plan::{Directory, Plan};
 use self::role::{Counts, Message, Relay, WorkerReport};
 use self::states::{Sessions, States};
-use crate::bindings::{Bindings, Step};
+use crate::bindings::{self, Bindings};
 use crate::io::{Kind, udp};
 use crate::quic::{Driver, config};
 use crate::worker::{self, Parts, Running};
@@ -333,27 +333,8 @@ impl Supervisor {
         let hycos = running.plan.snapshot.hycos.iter();
         let sound = hycos.filter(|hyco| hyco.fault().is_none());
         let wanted = sound.filter_map(|hyco| Some((&hyco.name, hyco.bind?)));
-        for step in self.bindings.apply(wanted, running.workers.len()) {
-            match step {
-                Step::Unbind(number) => running.tell(|| Message::Unbind(number)),
-                Step::Bind {
-                    number,
-                    hyco,
-                    listeners,
-                } => {
-                    for (worker, listener) in running.workers.iter().zip(listeners) {
-                        let message = Message::Bind {
-                            number,
-                            hyco: hyco.clone(),
-                            listener,
-                        };
-                        if !worker.handle.send(message) {
-                            warn!(%hyco, "a worker does not take its binding");
-                        }
-                    }
-                }
-            }
-        }
+        let steps = self.bindings.apply(wanted, running.workers.len());
+        bindings::tell(steps, &running.workers, Message::Binding);
     }
 
     /// What of the definitions does not work just now.

@@ -6,7 +6,7 @@ mod joined;
 mod tally;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,9 +14,10 @@ use bytes::Bytes;
 use crossbeam_channel::Sender;
 use quinn_proto::{ConnectionError, StreamId};
 use tracing::{info, warn};
+use underpass_proto::limits::HELLO_DEADLINE;
 use underpass_proto::wire::Open;
 use underpass_proto::{
-    AgentId, Endpoint, FlowCode, FlowId, Frame, FrameReader, HycoName, Instance, SessionCode,
+    AgentId, Endpoint, FlowCode, FlowId, Frame, HycoName, Instance, SessionCode,
 };
 
 pub(crate) use self::tally::{Counts, WorkerReport};
@@ -24,29 +25,24 @@ use self::tally::{ending, joined_ending};
 use super::health::Errand;
 use super::peers::{Asker, Opened, Over, Peers, Verdict};
 use super::plan::{Directory, Place, Plan};
-use super::senders::Senders;
-use crate::core::{Core, Owner};
+use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Datagrams, Io, SocketId};
 use crate::join::{Join, JoinEnd, JoinKey};
+use crate::listening::{Change, Drain, Listening};
+use crate::opening::Openings;
 use crate::quic::{SessionId, config};
 use crate::worker::{Handle, Role};
+
+/// Flows of senders whose Open has not come whole, on one worker.
+const PARTIAL_MAX: usize = 4096;
 
 /// What the supervisor and other workers tell a worker.
 pub(crate) enum Message {
     /// Work by this plan from now on.
     Plan(Arc<Plan>, Arc<config::Server>, Sender<()>),
-    /// Take connections of this hybrid connection.
-    Bind {
-        /// Names the binding in later messages.
-        number: u64,
-        /// Whose.
-        hyco: HycoName,
-        /// Bound and listening.
-        listener: TcpListener,
-    },
-    /// Close a binding.
-    Unbind(u64),
+    /// Open or close a binding.
+    Binding(Change),
     /// A connection that another worker accepted, and has no listener for.
     Adopt {
         /// For what.
@@ -86,7 +82,6 @@ pub(crate) struct RelayFlow {
 
 #[derive(Default)]
 struct Opening {
-    reader: FrameReader,
     /// The listener that refused already.
     refused_by: Option<Instance>,
     asked: Option<Instance>,
@@ -99,8 +94,8 @@ pub(crate) struct Relay {
     plan: Arc<Plan>,
     directory: Arc<Directory>,
     peers: Peers,
-    senders: Senders,
-    bindings: HashMap<u64, Binding>,
+    openings: Openings,
+    listening: Listening,
     others: Vec<Handle<Message>>,
     counts: HashMap<HycoName, Counts>,
     /// Flows without Opened yet, by their deadline.
@@ -117,17 +112,6 @@ enum Key {
     Join(JoinKey),
 }
 
-struct Binding {
-    socket: SocketId,
-    hyco: HycoName,
-}
-
-struct Drain {
-    /// Bindings are open until the tick after the backlog was accepted.
-    closing: bool,
-    until: Instant,
-}
-
 impl Relay {
     /// For one worker.
     #[must_use]
@@ -136,8 +120,8 @@ impl Relay {
             plan,
             peers: Peers::new(worker, workers, Arc::clone(&directory)),
             directory,
-            senders: Senders::default(),
-            bindings: HashMap::new(),
+            openings: Openings::new(PARTIAL_MAX, HELLO_DEADLINE),
+            listening: Listening::default(),
             others: Vec::new(),
             counts: HashMap::new(),
             opening: VecDeque::new(),
@@ -174,29 +158,6 @@ impl Relay {
         }
     }
 
-    fn bind<I: Io>(
-        &mut self,
-        core: &mut Core<I, RelayFlow>,
-        number: u64,
-        hyco: HycoName,
-        listener: TcpListener,
-    ) {
-        match core.io.listen(listener) {
-            Ok(socket) => {
-                core.own(socket, Owner::Role(number));
-                self.bindings.insert(number, Binding { socket, hyco });
-            }
-            Err(error) => warn!(%hyco, %error, "binding cannot be watched"),
-        }
-    }
-
-    fn unbind<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, number: u64) {
-        if let Some(binding) = self.bindings.remove(&number) {
-            core.disown(binding.socket);
-            core.io.close(binding.socket, Close::Clean);
-        }
-    }
-
     fn heed<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId, verdict: Verdict) {
         if let Verdict::Close(code) = verdict {
             self.close(core, session, code);
@@ -213,7 +174,7 @@ impl Relay {
         info!(?remote, why = %code, "session closed");
         self.peers
             .gone(core.now, &core.quic, session, &code.to_string());
-        self.senders.session_gone(session);
+        self.openings.session_gone(session);
         self.rescue(core, session);
         core.session_gone(session);
         core.quic.close(core.now, session, code);
@@ -221,13 +182,9 @@ impl Relay {
 
     fn drain_on<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
         let Some(drain) = &mut self.drain else { return };
-        if !std::mem::replace(&mut drain.closing, true) {
-            return; // The backlog is accepted until the next tick.
-        }
-        let over = core.now >= drain.until;
-        for number in self.bindings.keys().copied().collect::<Vec<_>>() {
-            self.unbind(core, number);
-        }
+        let Some(over) = drain.tick(core, &mut self.listening) else {
+            return;
+        };
         if over {
             self.cut_flows(core);
         }
@@ -264,12 +221,7 @@ impl Role for Relay {
                 self.apply(core, plan);
                 let _ = applied.send(());
             }
-            Message::Bind {
-                number,
-                hyco,
-                listener,
-            } => self.bind(core, number, hyco, listener),
-            Message::Unbind(number) => self.unbind(core, number),
+            Message::Binding(change) => self.listening.change(core, change),
             Message::Adopt {
                 hyco,
                 socket,
@@ -294,10 +246,7 @@ impl Role for Relay {
             }
             Message::Drain(until) => {
                 self.peers.say_draining(&mut core.quic);
-                self.drain = Some(Drain {
-                    closing: false,
-                    until,
-                });
+                self.drain = Some(Drain::new(until));
             }
             Message::Stop => {
                 self.cut_flows(core);
@@ -312,10 +261,7 @@ impl Role for Relay {
         listener: u64,
         socket: std::io::Result<(SocketId, SocketAddr)>,
     ) {
-        let hyco = self
-            .bindings
-            .get(&listener)
-            .map(|binding| binding.hyco.clone());
+        let hyco = self.listening.hyco(listener).cloned();
         match (socket, hyco) {
             (Ok((socket, application)), Some(hyco)) => {
                 self.begin(core, &hyco, socket, application, true);
@@ -360,7 +306,7 @@ impl Role for Relay {
         info!(remote, %why, "session lost");
         self.peers
             .gone(core.now, &core.quic, session, &departure(why));
-        self.senders.session_gone(session);
+        self.openings.session_gone(session);
         self.rescue(core, session);
     }
 
@@ -373,7 +319,7 @@ impl Role for Relay {
         match self.peers.stream_opened(session, stream) {
             Opened::Control => {}
             Opened::Flow => self
-                .senders
+                .openings
                 .stream_opened(&mut core.quic, core.now, session, stream),
             Opened::Misplaced => {
                 self.heed(core, session, Verdict::Close(SessionCode::Protocol));
@@ -388,7 +334,7 @@ impl Role for Relay {
         session: SessionId,
         stream: StreamId,
     ) {
-        if let Some(asked) = self.senders.read(&mut core.quic, session, stream) {
+        if let Some(asked) = self.openings.read(&mut core.quic, session, stream) {
             return self.begin_joined(core, asked);
         }
         let mut hello = None;
@@ -454,7 +400,7 @@ impl Role for Relay {
         for session in self.peers.fell_silent(&core.quic, core.now) {
             self.rescue(core, session);
         }
-        self.senders.expire(&mut core.quic, core.now);
+        self.openings.expire(&mut core.quic, core.now);
         self.expire_opening(core);
         if self.drain.is_none() {
             self.peers.keep_probing(core.now, &mut core.quic);

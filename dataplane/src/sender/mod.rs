@@ -18,10 +18,11 @@ use underpass_proto::{
 };
 
 use self::role::{Message, Sender};
-use crate::bindings::{Bindings, Step};
+use crate::bindings::{self, Bindings, Step};
 use crate::link::supervise::{self, Ground, Said, Steward, Workers};
 pub use crate::link::supervise::{Checked, Error};
 use crate::link::wants::{self, Identity, Relay, Want};
+use crate::listening::Change;
 use crate::{Settings, drain};
 
 /// Between two attempts to open a binding that could not be opened.
@@ -141,7 +142,7 @@ fn identity(agent_id: AgentId, check_only: bool) -> Identity {
     }
 }
 
-fn start(plan: &Arc<Plan>, ground: &Ground) -> Result<Workers<Message>, Error> {
+fn start(plan: &Arc<Plan>, ground: &Ground) -> Result<Workers<Plan, Change>, Error> {
     let (plan, resolver) = (Arc::clone(plan), ground.resolver.clone());
     let make = move |worker, handle, say| {
         Sender::new(worker, Arc::clone(&plan), resolver.clone(), handle, say)
@@ -251,7 +252,8 @@ impl Keeper {
 
 impl Steward for Keeper {
     type Config = Config;
-    type Message = Message;
+    type Plan = Plan;
+    type Own = Change;
 
     fn plan(&self) -> &Arc<Plan> {
         &self.plan
@@ -292,7 +294,7 @@ impl Steward for Keeper {
         self.say();
     }
 
-    fn look(&mut self, workers: &Workers<Message>, draining: bool) {
+    fn look(&mut self, workers: &Workers<Plan, Change>, draining: bool) {
         if draining {
             return;
         }
@@ -300,26 +302,6 @@ impl Steward for Keeper {
             self.bind();
             self.say();
         }
-        for step in std::mem::take(&mut self.steps) {
-            match step {
-                Step::Unbind(number) => workers.tell(|| Message::Unbind(number)),
-                Step::Bind {
-                    number,
-                    hyco,
-                    listeners,
-                } => {
-                    for (worker, listener) in workers.running.iter().zip(listeners) {
-                        let message = Message::Bind {
-                            number,
-                            hyco: hyco.clone(),
-                            listener,
-                        };
-                        if !worker.handle.send(message) {
-                            warn!(%hyco, "a worker does not take its binding");
-                        }
-                    }
-                }
-            }
-        }
+        bindings::tell(self.steps.drain(..), &workers.running, Message::Own);
     }
 }

@@ -1,72 +1,35 @@
-//! What a sender's worker does with what its loop hears: sessions kept up, applications in, flows opened at the relay and followed to the worker of
-//! it that has a listener.
+//! What a sender's worker does with what its loop hears: sessions kept up, bindings opened, drains followed. Its flows are in `flows`.
+
+mod flows;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Bytes;
 use crossbeam_channel::Sender as Say;
 use quinn_proto::{ConnectionError, StreamId};
 use tracing::{debug, info, warn};
-use underpass_proto::limits::OPEN_DEADLINE;
-use underpass_proto::wire::{Open, RefusedCode};
-use underpass_proto::{
-    Ending, Endpoint, FlowCode, FlowId, Frame, FrameReader, HycoName, SessionCode, Side,
-};
+use underpass_proto::wire::RefusedCode;
+use underpass_proto::{Ending, Endpoint, FlowCode, FlowId, HycoName, SessionCode, Side};
 
+use self::flows::turn_away;
 use super::Plan;
 use super::waiting::{Application, WAIT_MAX, Waiting};
-use crate::core::{Core, Owner};
+use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Datagrams, Io, SocketId};
 use crate::join::{Join, JoinEnd, JoinKey};
-use crate::link::links::{Answer, Links};
-use crate::link::supervise::{Said, Told};
-use crate::link::{Heard, Link, words};
-use crate::quic::{Read, SessionId};
+use crate::link::links::Links;
+use crate::link::supervise::Said;
+use crate::link::{self, Heard, words};
+use crate::listening::{Change, Drain, Listening};
+use crate::quic::SessionId;
 use crate::resolve::Resolver;
 use crate::worker::{Handle, Role};
 
-/// What the supervisor and the resolver tell a worker.
-pub(crate) enum Message {
-    /// Go by this from now on.
-    Plan(Arc<Plan>),
-    /// Addresses of the relay of the link of this number.
-    RelayFound(u64, Vec<SocketAddr>),
-    /// Take connections for this hybrid connection.
-    Bind {
-        /// Names the binding in later messages.
-        number: u64,
-        /// Whose.
-        hyco: HycoName,
-        /// Bound and listening.
-        listener: TcpListener,
-    },
-    /// Close a binding.
-    Unbind(u64),
-    /// Take no new flows; reset those that live at this time.
-    Drain(Instant),
-    /// End now.
-    Stop,
-}
-
-impl Told for Message {
-    type Plan = Plan;
-
-    fn plan(plan: Arc<Plan>) -> Self {
-        Self::Plan(plan)
-    }
-
-    fn drain(until: Instant) -> Self {
-        Self::Drain(until)
-    }
-
-    fn stop() -> Self {
-        Self::Stop
-    }
-}
+/// What a worker of a sender is told.
+pub(crate) type Message = link::Message<Plan, Change>;
 
 /// What a sender keeps with each flow.
 pub(crate) struct SenderFlow {
@@ -75,24 +38,18 @@ pub(crate) struct SenderFlow {
     application: SocketAddr,
     endpoint: Endpoint,
     since: Instant,
-    /// The relay's answer, as far as it came; `None` once it said Opened.
-    answer: Option<FrameReader>,
 }
 
 /// The role of a sender's worker.
 pub(crate) struct Sender {
     plan: Arc<Plan>,
     links: Links,
-    handle: Handle<Message>,
-    say: Say<Said>,
-    bindings: HashMap<u64, Binding>,
+    listening: Listening,
     /// The relay's worker that has a listener, where that is not the one of this worker's own session.
     elsewhere: HashMap<HycoName, u8>,
     waiting: Waiting,
-    /// Flows that are to go on at another worker of the relay, once there is a session to it.
-    moving: Vec<(FlowKey, u8)>,
-    /// Flows that are to be asked for again, until then; and how they end when that was in vain.
-    parked: Vec<(Instant, FlowKey, End)>,
+    /// Flows that are to be asked for again.
+    parked: Vec<Parked>,
     /// Flows without Opened yet, by their deadline.
     opening: VecDeque<(Instant, FlowKey)>,
     next_flow: u64,
@@ -103,15 +60,14 @@ pub(crate) struct Sender {
 /// A session, a stream on it, and the endpoint as the relay told it.
 type Place = (SessionId, StreamId, Endpoint);
 
-struct Binding {
-    socket: SocketId,
-    hyco: HycoName,
-}
-
-struct Drain {
-    /// Bindings are open until the tick after the backlog was accepted.
-    closing: bool,
+/// A flow that is asked for again as soon as that may help.
+struct Parked {
+    flow: FlowKey,
+    /// The relay's worker that has a listener; `None`: any may have.
+    at: Option<u8>,
+    /// When it is given up, and how it ends then.
     until: Instant,
+    end: End,
 }
 
 impl Sender {
@@ -125,16 +81,13 @@ impl Sender {
         say: Say<Said>,
     ) -> Self {
         let (relays, identity) = (&plan.relays, plan.identity);
-        let links = Links::new(relays, worker, identity, resolver, Instant::now());
+        let links = Links::new(relays, worker, identity, resolver, handle, say);
         Self {
             plan,
             links,
-            handle,
-            say,
-            bindings: HashMap::new(),
+            listening: Listening::default(),
             elsewhere: HashMap::new(),
             waiting: Waiting::default(),
-            moving: Vec::new(),
             parked: Vec::new(),
             opening: VecDeque::new(),
             // Unlike those of other workers and senders, so that logs of several do not mix.
@@ -145,21 +98,11 @@ impl Sender {
     }
 
     fn keep_links<I: Io>(&mut self, core: &mut Core<I, SenderFlow>) {
-        let flows = |id| core.flows.count_of_session(id);
-        for (session, why) in self.links.stale(&core.quic, core.now, flows) {
-            core.quic.close(core.now, session, SessionCode::Done);
+        for (session, why) in self.links.close_stale(core) {
             self.lose(core, session, &why);
         }
-        let handle = self.handle.clone();
-        let answer = |number| -> Answer {
-            let handle = handle.clone();
-            Box::new(move |found| {
-                let _ = handle.send(Message::RelayFound(number, found));
-            })
-        };
         let may_dial = self.drain.is_none();
-        self.links
-            .keep_up(&mut core.quic, core.now, may_dial, answer);
+        self.links.keep_up(&mut core.quic, core.now, may_dial);
     }
 
     fn lose<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, session: SessionId, why: &str) {
@@ -167,28 +110,25 @@ impl Sender {
             let flow = core.flows.get(key);
             // Nothing that an application said can have reached an endpoint.
             if flow.is_some_and(|flow| flow.is_unopened() && flow.bytes_from_socket == 0) {
-                self.park(core, key, core.now + WAIT_MAX, End::Lost);
+                self.park(core, key, None, core.now + WAIT_MAX, End::Lost);
             }
         }
         core.session_gone(session);
-        let Some(link) = self.links.of(session) else {
-            return;
-        };
-        link.lost(session, why, core.now);
         // A listener may be found on any worker when the relay is back.
-        let lost = link.relay_worker;
-        self.elsewhere.retain(|_, worker| *worker != lost);
-        let _ = self.say.try_send(Said::Lost {
-            relay: link.relay.endpoint.clone(),
-            why: why.to_string(),
-        });
+        let lost = self.links.relay_worker(session);
+        self.elsewhere.retain(|_, worker| Some(*worker) != lost);
+        self.links.lost(session, why, core.now);
     }
 
     fn heard<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, session: SessionId, heard: Heard) {
         match heard {
-            Heard::Registered(hyco, endpoint) => self.registered(core, session, hyco, endpoint),
+            Heard::Registered(hyco, endpoint) => {
+                self.resume(core);
+                let links = &self.links;
+                links.tell_registered(&core.quic, session, hyco, endpoint);
+            }
             Heard::Refused(hyco, RefusedCode::NotAuthorised) => {
-                let _ = self.say.try_send(Said::Refused { hyco });
+                self.links.tell_refused(hyco);
             }
             Heard::Refused(..) | Heard::Ended(_) => {}
             Heard::Probe(_) => debug!("a relay asked a sender for a probe"),
@@ -199,217 +139,11 @@ impl Sender {
         }
     }
 
-    /// What waited for this goes on.
-    fn registered<I: Io>(
-        &mut self,
-        core: &mut Core<I, SenderFlow>,
-        session: SessionId,
-        hyco: HycoName,
-        endpoint: Endpoint,
-    ) {
-        let relay_worker = self.links.of(session).map(|link| link.relay_worker);
-        for (key, worker) in std::mem::take(&mut self.moving) {
-            let flow = core.flows.get(key);
-            if flow.is_some_and(|flow| flow.data.hyco == hyco) && relay_worker == Some(worker) {
-                self.move_to(core, key, worker);
-            } else if flow.is_some() {
-                self.moving.push((key, worker));
-            }
-        }
-        self.resume(core);
-        let path = core.quic.path(session);
-        let rtt = path.map_or(Duration::ZERO, |path| path.rtt);
-        let _ = self.say.try_send(Said::Registered {
-            hyco,
-            endpoint,
-            rtt,
-        });
-    }
-
-    /// An application connected: its flow is opened at the relay, or it waits for a session.
-    fn begin<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, application: Application) {
-        let chosen = self.choose(core, &application.hyco);
-        let Some((session, stream, endpoint)) = chosen else {
-            if self.waiting.is_full() {
-                return turn_away(core, &application, FlowCode::Overloaded);
-            }
-            return self.waiting.push(core.now, application);
-        };
-        self.start(core, application, (session, stream, endpoint));
-    }
-
-    fn start<I: Io>(
-        &mut self,
-        core: &mut Core<I, SenderFlow>,
-        application: Application,
-        (session, stream, endpoint): Place,
-    ) {
-        self.next_flow += 1;
-        let Application {
-            hyco,
-            socket,
-            address,
-        } = application;
-        let data = SenderFlow {
-            id: FlowId(self.next_flow),
-            hyco,
-            application: address,
-            endpoint,
-            since: core.now,
-            answer: Some(FrameReader::new()),
-        };
-        let open = data.open_frame();
-        let key = core.start_unopened(data, socket, session, stream, open);
-        self.opening.push_back((core.now + OPEN_DEADLINE, key));
-    }
-
-    /// A session with a stream on it, to the relay's worker that has a listener if that is known.
-    fn choose<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, hyco: &HycoName) -> Option<Place> {
-        let preferred = self.elsewhere.get(hyco).copied();
-        let is_preferred = |link: &&Link| Some(link.relay_worker) == preferred;
-        let there = |link: &Link| {
-            let (session, endpoint) = link.session_for(&core.quic, core.now, hyco)?;
-            Some((session, endpoint.clone()))
-        };
-        let (session, endpoint) = self
-            .links
-            .iter()
-            .filter(is_preferred)
-            .find_map(there)
-            .or_else(|| self.links.iter().find_map(there))?;
-        let stream = core.quic.open(session)?;
-        Some((session, stream, endpoint))
-    }
-
-    /// The relay named a worker that has a listener: the flow goes on there, when there is a session.
-    fn follow<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, key: FlowKey, worker: u8) {
-        let Some(flow) = core.flows.get_mut(key) else {
-            return;
-        };
-        let hyco = flow.data.hyco.clone();
-        flow.data.answer = Some(FrameReader::new());
-        debug!(%hyco, flow = flow.data.id.0, worker, "the relay's listener is on another worker");
-        self.elsewhere.insert(hyco.clone(), worker);
-        if self.move_to(core, key, worker) {
-            return;
-        }
-        if self.links.at_worker(&hyco, worker, core.now).is_none() {
-            return core.fail(key, End::There(FlowCode::NoListener));
-        }
-        self.moving.push((key, worker));
-        self.keep_links(core);
-    }
-
-    fn move_to<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, key: FlowKey, worker: u8) -> bool {
-        let Some(flow) = core.flows.get(key) else {
-            return true;
-        };
-        let (hyco, open) = (&flow.data.hyco, flow.data.open_frame());
-        let mut links = self.links.iter();
-        let there =
-            links.find(|link| link.relay_worker == worker && link.relay.want(hyco).is_some());
-        let session = there
-            .and_then(|link| link.session_for(&core.quic, core.now, hyco))
-            .map(|(session, _)| session);
-        let stream = session.and_then(|session| core.quic.open(session));
-        let (Some(session), Some(stream)) = (session, stream) else {
-            return false;
-        };
-        core.reroute(key, session, stream, open);
-        true
-    }
-
-    /// Takes a flow from its stream: it is asked for again as soon as that may help.
-    fn park<I: Io>(
-        &mut self,
-        core: &mut Core<I, SenderFlow>,
-        key: FlowKey,
-        until: Instant,
-        end: End,
-    ) {
-        self.moving.retain(|(other, _)| *other != key);
-        if let Some(flow) = core.flows.get_mut(key) {
-            flow.data.answer = Some(FrameReader::new());
-        }
-        core.detach(key);
-        self.parked.push((until, key, end));
-    }
-
-    /// A relay that has just started does not know its agents yet: they are back within a moment.
-    fn may_find_a_listener<I: Io>(
-        &self,
-        core: &Core<I, SenderFlow>,
-        key: FlowKey,
-    ) -> Option<Instant> {
-        let session = core.flows.get(key)?.session;
-        let since = self.links.iter().find_map(|link| link.since(session))?;
-        Some(since + WAIT_MAX).filter(|until| *until > core.now)
-    }
-
-    /// Whoever waits goes on, where there is a session with room for one more.
-    fn resume<I: Io>(&mut self, core: &mut Core<I, SenderFlow>) {
-        for (until, key, end) in std::mem::take(&mut self.parked) {
-            let Some(hyco) = core.flows.get(key).map(|flow| flow.data.hyco.clone()) else {
-                continue;
-            };
-            if until <= core.now {
-                core.fail(key, end);
-                continue;
-            }
-            let Some((session, stream, endpoint)) = self.choose(core, &hyco) else {
-                self.parked.push((until, key, end));
-                continue;
-            };
-            if let Some(flow) = core.flows.get_mut(key) {
-                flow.data.endpoint = endpoint;
-                let open = flow.data.open_frame();
-                core.reroute(key, session, stream, open);
-            }
-        }
-        let mut waiting = std::mem::take(&mut self.waiting);
-        let served = waiting.served(|hyco| self.choose(core, hyco));
-        self.waiting = waiting;
-        for (application, place) in served {
-            self.start(core, application, place);
-        }
-    }
-
-    fn unbind<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, number: u64) {
-        if let Some(binding) = self.bindings.remove(&number) {
-            core.disown(binding.socket);
-            core.io.close(binding.socket, Close::Clean);
-        }
-    }
-
-    /// Applications and flows that waited for too long.
-    fn expire<I: Io>(&mut self, core: &mut Core<I, SenderFlow>) {
-        self.resume(core);
-        for application in self.waiting.expired(core.now) {
-            turn_away(core, &application, FlowCode::SessionLost);
-        }
-        while let Some(&(deadline, key)) = self.opening.front() {
-            let unopened = core.flows.get(key).is_some_and(Flow::is_unopened);
-            if unopened && deadline > core.now {
-                break;
-            }
-            self.opening.pop_front();
-            if unopened {
-                core.fail(key, End::There(FlowCode::EndpointTimedOut));
-            }
-        }
-        self.moving
-            .retain(|(key, _)| core.flows.get(*key).is_some());
-    }
-
     fn drain_on<I: Io>(&mut self, core: &mut Core<I, SenderFlow>) {
         let Some(drain) = &mut self.drain else { return };
-        if !std::mem::replace(&mut drain.closing, true) {
-            return; // The backlog is accepted until the next tick.
-        }
-        let over = core.now >= drain.until;
-        for number in self.bindings.keys().copied().collect::<Vec<_>>() {
-            self.unbind(core, number);
-        }
+        let Some(over) = drain.tick(core, &mut self.listening) else {
+            return;
+        };
         if over {
             self.cut_flows(core);
         }
@@ -429,9 +163,7 @@ impl Sender {
     }
 
     fn end<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, code: SessionCode) {
-        for session in self.links.sessions() {
-            core.quic.close(core.now, session, code);
-        }
+        self.links.close_all(core, code);
         self.done = true;
     }
 }
@@ -451,26 +183,10 @@ impl Role for Sender {
                 self.links.found(number, addresses);
                 self.keep_links(core);
             }
-            Message::Bind {
-                number,
-                hyco,
-                listener,
-            } => match core.io.listen(listener) {
-                Ok(socket) => {
-                    core.own(socket, Owner::Role(number));
-                    self.bindings.insert(number, Binding { socket, hyco });
-                }
-                Err(error) => warn!(%hyco, %error, "binding cannot be watched"),
-            },
-            Message::Unbind(number) => self.unbind(core, number),
+            Message::Own(change) => self.listening.change(core, change),
             Message::Drain(until) => {
-                for link in self.links.iter_mut() {
-                    link.say_to_all(&mut core.quic, &Frame::Draining);
-                }
-                self.drain = Some(Drain {
-                    closing: false,
-                    until,
-                });
+                self.links.say_draining(&mut core.quic);
+                self.drain = Some(Drain::new(until));
             }
             Message::Stop => {
                 self.cut_flows(core);
@@ -485,19 +201,18 @@ impl Role for Sender {
         listener: u64,
         socket: std::io::Result<(SocketId, SocketAddr)>,
     ) {
-        let binding = self.bindings.get(&listener);
-        match (socket, binding) {
-            (Ok((socket, address)), Some(binding)) => {
+        match (socket, self.listening.hyco(listener).cloned()) {
+            (Ok((socket, address)), Some(hyco)) => {
                 let application = Application {
-                    hyco: binding.hyco.clone(),
+                    hyco,
                     socket,
                     address,
                 };
                 self.begin(core, application);
             }
             (Ok((socket, _)), None) => core.io.close(socket, Close::Reset),
-            (Err(error), binding) => {
-                warn!(hyco = ?binding.map(|binding| binding.hyco.as_str()), %error, "cannot accept");
+            (Err(error), hyco) => {
+                warn!(hyco = ?hyco.map(|name| name.to_string()), %error, "cannot accept");
             }
         }
     }
@@ -513,9 +228,7 @@ impl Role for Sender {
     }
 
     fn session_up<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, session: SessionId) {
-        if let Some(link) = self.links.of(session) {
-            link.up(&mut core.quic, session);
-        }
+        self.links.up(&mut core.quic, session);
     }
 
     fn session_lost<I: Io>(
@@ -546,15 +259,10 @@ impl Role for Sender {
         session: SessionId,
         stream: StreamId,
     ) {
-        let (quic, now) = (&mut core.quic, core.now);
-        let Some(link) = self
+        let heard = self
             .links
-            .of(session)
-            .filter(|link| link.is_control(session, stream))
-        else {
-            return;
-        };
-        for heard in link.readable(quic, session, now, &mut rand::rng()) {
+            .readable(&mut core.quic, session, stream, core.now);
+        for heard in heard {
             self.heard(core, session, heard);
         }
     }
@@ -565,9 +273,7 @@ impl Role for Sender {
         session: SessionId,
         _: StreamId,
     ) {
-        if let Some(link) = self.links.of(session) {
-            link.writable(&mut core.quic, session);
-        }
+        self.links.writable(&mut core.quic, session);
     }
 
     fn streams_available<I: Io>(&mut self, core: &mut Core<I, SenderFlow>) {
@@ -575,45 +281,7 @@ impl Role for Sender {
     }
 
     fn unopened_readable<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, key: FlowKey) {
-        let Some(flow) = core.flows.get_mut(key) else {
-            return;
-        };
-        let Some(reader) = &mut flow.data.answer else {
-            return;
-        };
-        loop {
-            let mut chunks = Vec::new();
-            // One chunk at a time: what follows Opened belongs to the application.
-            let read = core
-                .quic
-                .read(flow.session, flow.stream, 1, usize::MAX, &mut chunks);
-            for chunk in chunks {
-                reader.push(chunk);
-            }
-            return match (reader.next(), read) {
-                (Ok(Some(Frame::Opened(_))), Ok(_)) => {
-                    let first = reader.rest();
-                    flow.data.answer = None;
-                    core.opened(key, first);
-                }
-                (Ok(Some(Frame::Elsewhere(there))), Ok(_)) => {
-                    self.follow(core, key, there.worker);
-                }
-                (Ok(None), Ok(Read::More)) => continue,
-                (Ok(None), Ok(Read::Empty)) => {}
-                (Ok(_), Err(FlowCode::NoListener)) => {
-                    let end = End::There(FlowCode::NoListener);
-                    match self.may_find_a_listener(core, key) {
-                        Some(until) => self.park(core, key, until, end),
-                        None => core.fail(key, end),
-                    }
-                }
-                (Ok(_), Err(code)) => core.fail(key, End::There(code)),
-                (Ok(Some(_)) | Err(_), _) | (_, Ok(Read::End)) => {
-                    core.fail(key, End::There(FlowCode::Protocol));
-                }
-            };
-        }
+        self.answered(core, key);
     }
 
     fn join_answered<I: Io>(&mut self, _: &mut Core<I, SenderFlow>, _: JoinKey) {
@@ -659,24 +327,6 @@ impl Role for Sender {
     fn is_done(&self) -> bool {
         self.done
     }
-}
-
-impl SenderFlow {
-    fn open_frame(&self) -> Bytes {
-        let open = Open {
-            hyco: self.hyco.clone(),
-            flow: self.id,
-            endpoint: self.endpoint.clone(),
-            application: self.application,
-        };
-        Bytes::from(Frame::Open(open).to_vec())
-    }
-}
-
-fn turn_away<I: Io>(core: &mut Core<I, SenderFlow>, application: &Application, code: FlowCode) {
-    core.io.close(application.socket, Close::Reset);
-    let ending = Ending::said(code, Side::Sender);
-    info!(hyco = %application.hyco, application = %application.address, %ending, "flow refused");
 }
 
 /// Lays the end of a flow to the right side, seen from the sender.

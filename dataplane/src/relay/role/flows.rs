@@ -8,14 +8,15 @@ use std::time::Instant;
 use quinn_proto::StreamId;
 use tracing::{debug, warn};
 use underpass_proto::limits::OPEN_DEADLINE;
-use underpass_proto::{FlowCode, FlowId, Frame, FrameReader, HycoName, Instance};
+use underpass_proto::{FlowCode, FlowId, Frame, HycoName, Instance};
 
 use super::{Key, Message, Opening, Relay, RelayFlow};
 use crate::core::Core;
 use crate::flow::{End, FlowKey};
 use crate::io::{Close, Io, SocketId};
 use crate::join::{JoinEnd, Toward};
-use crate::quic::{Read, SessionId};
+use crate::opening::Head;
+use crate::quic::SessionId;
 use crate::relay::health::{Dial, Moment};
 
 impl Relay {
@@ -190,7 +191,6 @@ impl Relay {
             return false;
         };
         let opening = Opening {
-            reader: FrameReader::new(),
             refused_by: asked,
             asked: now_asked,
             asked_at: Some(core.now),
@@ -247,33 +247,17 @@ impl Relay {
 
     /// The listener answered, perhaps not whole yet.
     pub(super) fn answered<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: FlowKey) {
-        let Some(flow) = core.flows.get_mut(key) else {
-            return;
-        };
-        let mut chunks = Vec::new();
-        // One chunk at a time: what follows Opened belongs to the application.
-        let read = core
-            .quic
-            .read(flow.session, flow.stream, 1, usize::MAX, &mut chunks);
-        let Some(opening) = flow.data.opening.as_deref_mut() else {
-            return;
-        };
-        for chunk in chunks {
-            opening.reader.push(chunk);
-        }
-        match (opening.reader.next(), read) {
-            (Ok(Some(Frame::Opened(_))), Ok(_)) => {
-                let first = opening.reader.rest();
-                self.note(core.now, &flow.data, None);
-                flow.data.opening = None;
+        match core.read_answer(key) {
+            Head::Partial => {}
+            Head::Frame(Frame::Opened(_), first) => {
+                if let Some(flow) = core.flows.get_mut(key) {
+                    self.note(core.now, &flow.data, None);
+                    flow.data.opening = None;
+                }
                 core.opened(key, first);
             }
-            (Ok(Some(_)) | Err(_), _) | (_, Ok(Read::End)) => {
-                core.fail(key, End::There(FlowCode::Protocol));
-            }
-            (_, Err(code)) => self.refused(core, key, code),
-            (Ok(None), Ok(Read::More)) => self.answered(core, key),
-            (Ok(None), Ok(Read::Empty)) => {}
+            Head::Reset(code) => self.refused(core, key, code),
+            Head::Frame(..) | Head::Broken => core.fail(key, End::There(FlowCode::Protocol)),
         }
     }
 }

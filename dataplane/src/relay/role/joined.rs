@@ -7,23 +7,19 @@ use quinn_proto::StreamId;
 use tracing::debug;
 use underpass_proto::limits::OPEN_DEADLINE;
 use underpass_proto::wire::Elsewhere;
-use underpass_proto::{FlowCode, Frame, FrameReader};
+use underpass_proto::{FlowCode, Frame};
 
 use super::{Key, Opening, Relay, RelayFlow};
 use crate::core::Core;
 use crate::io::Io;
-use crate::join::{Answer, JoinEnd, JoinKey, Toward};
+use crate::join::{JoinEnd, JoinKey, Toward};
+use crate::opening::{Asked, Head};
 use crate::quic::SessionId;
-use crate::relay::senders;
 
 impl Relay {
     /// A sender asks for a flow: it is joined to a listener here, or sent to the worker that has one.
-    pub(super) fn begin_joined<I: Io>(
-        &mut self,
-        core: &mut Core<I, RelayFlow>,
-        asked: senders::Asked,
-    ) {
-        let senders::Asked {
+    pub(super) fn begin_joined<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, asked: Asked) {
+        let Asked {
             session,
             stream,
             open,
@@ -117,7 +113,6 @@ impl Relay {
             return false;
         };
         join.data.opening = Some(Box::new(Opening {
-            reader: FrameReader::new(),
             refused_by: asked,
             asked: now_asked,
             asked_at: Some(core.now),
@@ -146,16 +141,17 @@ impl Relay {
 
     /// The listener answered, perhaps not whole yet.
     pub(super) fn answered_join<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: JoinKey) {
-        match core.read_answer(key) {
-            None => {}
-            Some(Answer::Opened(frame, first)) => {
+        match core.read_join_answer(key) {
+            Head::Partial => {}
+            Head::Frame(opened @ Frame::Opened(_), first) => {
                 if let Some(join) = core.joins.get_mut(key) {
                     self.note(core.now, &join.data, None);
                     join.data.opening = None;
                 }
-                core.joined(key, Bytes::from(frame.to_vec()), first);
+                core.joined(key, Bytes::from(opened.to_vec()), first);
             }
-            Some(Answer::Refused(code)) => self.join_refused(core, key, code),
+            Head::Reset(code) => self.join_refused(core, key, code),
+            Head::Frame(..) | Head::Broken => self.join_refused(core, key, FlowCode::Protocol),
         }
     }
 }
