@@ -9,7 +9,7 @@ use underpass_proto::limits::OPEN_DEADLINE;
 use underpass_proto::snapshot::{ProbeReport, ProbedDial, ProbedListener};
 use underpass_proto::{FeedMessage, HycoName, Instance};
 
-use super::health::{Errand, Seen, View};
+use super::listeners::{Errand, Seen, View};
 use super::peers::Asker;
 
 /// Questions under way at once; a person asks one.
@@ -197,7 +197,7 @@ mod tests {
     use underpass_proto::AgentId;
 
     use super::*;
-    use crate::relay::health::Who;
+    use crate::relay::listeners::Who;
 
     fn name() -> HycoName {
         "payroll-sql".parse().expect("a name")

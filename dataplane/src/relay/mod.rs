@@ -5,8 +5,8 @@
 
 mod asked;
 mod feed;
-mod health;
 mod keys;
+mod listeners;
 mod peers;
 mod plan;
 mod role;
@@ -29,7 +29,7 @@ use underpass_proto::{
 
 use self::asked::Asked;
 use self::feed::{Answers, Brought};
-use self::health::Moment;
+use self::listeners::Moment;
 use self::plan::{Directory, Plan};
 use self::role::{Counts, Message, Relay, WorkerReport};
 use self::states::{Sessions, States};
@@ -229,7 +229,7 @@ impl Supervisor {
 
     /// Control asks whether an endpoint is reached.
     fn probe(&mut self, id: u64, name: &HycoName) {
-        let view = self.directory.health.view(name);
+        let view = self.directory.listeners.view(name);
         match self.asked.begin(Instant::now(), id, name, view.as_ref()) {
             Err(answer) => self.say(answer),
             Ok(orders) => {
@@ -260,7 +260,7 @@ impl Supervisor {
         let server = Arc::new(server(&snapshot).map_err(unusable)?);
         let mut faults = Vec::new();
         let plan = Arc::new(Plan::new(snapshot));
-        self.directory.health.define(Instant::now(), &plan);
+        self.directory.listeners.define(Instant::now(), &plan);
         self.directory.keys.define(&plan);
         self.states.define(&plan);
         match &mut self.running {
@@ -408,7 +408,7 @@ impl Supervisor {
         counts: Counts,
         complete: bool,
     ) -> HycoReport {
-        let view = self.directory.health.view(&hyco.name);
+        let view = self.directory.listeners.view(&hyco.name);
         let health = match view.as_ref().filter(|_| complete) {
             Some(view) => self.states.look(moment, &hyco.name, view, sessions),
             None => self.states.last(&hyco.name),
@@ -417,7 +417,9 @@ impl Supervisor {
         HycoReport {
             name: hyco.name.clone(),
             bound: self.bindings.bound(&hyco.name),
-            listeners: self.directory.listeners(&hyco.name),
+            listeners: view.as_ref().map_or(0, |view| {
+                u32::try_from(view.listeners.len()).unwrap_or(u32::MAX)
+            }),
             flows_live: counts.live,
             flows_total: counts.total,
             flows_failed: counts.failed,

@@ -22,7 +22,7 @@ use underpass_proto::{
 
 pub(crate) use self::probes::Asker;
 use self::probes::Probes;
-use super::health::{Moment, Who};
+use super::listeners::{Moment, Who};
 use super::plan::{Directory, Plan};
 use super::roster::{Entry, Health, Roster};
 use super::senders;
@@ -138,8 +138,8 @@ impl Peers {
     }
 
     fn leave(&self, now: Instant, name: &HycoName, instance: Instance, why: &str) {
-        self.directory
-            .leave(Moment::at(now), name, instance, self.worker, why);
+        let listeners = &self.directory.listeners;
+        listeners.leave(Moment::at(now), name, instance, self.worker, why);
     }
 
     /// The first stream of a session is its control stream; the others of a sender are flows, and an agent opens no others.
@@ -323,8 +323,8 @@ impl Peers {
                 remote: path.remote,
             };
             let most = definition.limits.listeners_max;
-            let listens = register.rule == Rule::Listen;
-            if listens && !self.directory.listen(now, &name, who, self.worker, most) {
+            let listeners = &self.directory.listeners;
+            if register.rule == Rule::Listen && !listeners.join(now, definition, who, self.worker) {
                 warn!(hyco = %name, agent = %hello.agent_id, most, "registration refused: too many listeners");
                 return peer.refuse(quic, session, name, RefusedCode::TooManyListeners);
             }
@@ -452,7 +452,7 @@ impl Peers {
         let beyond = |name: &HycoName| {
             let now = most(new, name)?;
             let lowered = most(old, name).is_some_and(|was| now < was);
-            lowered.then(|| (name.clone(), self.directory.beyond(name, now)))
+            lowered.then(|| (name.clone(), self.directory.listeners.beyond(name, now)))
         };
         self.rosters.keys().filter_map(beyond).collect()
     }
@@ -497,7 +497,7 @@ impl Peers {
         without: Option<Instance>,
         load: impl Fn(SessionId) -> usize,
     ) -> Option<SessionId> {
-        let failing = self.directory.health.failing(hyco);
+        let failing = self.directory.listeners.failing(hyco);
         let health = |session| match self.health(quic, now, session) {
             Health::Ready if self.is_one_of(session, &failing) => Health::Failing,
             health => health,

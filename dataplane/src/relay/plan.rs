@@ -1,14 +1,13 @@
 //! A snapshot made ready for the workers, and what they share about it. Changes with each snapshot, never per byte.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
-use underpass_proto::{HybridConnection, HycoName, Instance, Snapshot};
+use underpass_proto::{HybridConnection, HycoName, Snapshot};
 
-use super::health::{Book, Moment, Who};
 use super::keys::KeyBook;
+use super::listeners::Book;
 
 /// One snapshot, as the workers use it.
 #[derive(Debug)]
@@ -75,141 +74,19 @@ impl Plan {
     }
 }
 
-/// The listeners of a hybrid connection.
-type Listeners = HashMap<Instance, Listener>;
-
-#[derive(Debug, Default)]
-struct Listener {
-    /// Later ones have higher numbers.
-    joined: u64,
-    /// How many sessions it has on which worker.
-    sessions_by_worker: HashMap<u8, usize>,
-}
-
-/// What workers must know of each other: who listens where, and how many flows there are. Touched once per registration and once per flow.
+/// What workers must know of each other: who listens where, which keys are in use, and how many flows there are. Touched once per registration and
+/// once per flow.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
-    /// Whether endpoints are reached.
-    pub(crate) health: Book,
+    /// Who listens where, and whether endpoints are reached.
+    pub(crate) listeners: Book,
     /// Which keys were proven.
     pub(crate) keys: KeyBook,
-    listeners: Mutex<HashMap<HycoName, Listeners>>,
-    joined: AtomicU64,
     flows: Mutex<HashMap<HycoName, Arc<AtomicU32>>>,
     flows_all: AtomicU32,
 }
 
 impl Directory {
-    /// Notes a listener's session on a worker, unless that makes more than `most` listeners.
-    pub(crate) fn listen(
-        &self,
-        now: Instant,
-        hyco: &HycoName,
-        who: Who,
-        worker: u8,
-        most: u32,
-    ) -> bool {
-        let instance = who.instance;
-        let mut listeners = self
-            .listeners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let instances = listeners.entry(hyco.clone()).or_default();
-        if !instances.contains_key(&instance) && instances.len() >= most as usize {
-            return false;
-        }
-        let listener = instances.entry(instance).or_insert_with(|| Listener {
-            joined: self.joined.fetch_add(1, Ordering::Relaxed),
-            sessions_by_worker: HashMap::new(),
-        });
-        *listener.sessions_by_worker.entry(worker).or_default() += 1;
-        self.health.join(now, hyco, who, worker);
-        true
-    }
-
-    /// The listeners above a limit that was lowered: the newest ones. Whichever worker asks is told the same.
-    #[must_use]
-    pub(crate) fn beyond(&self, hyco: &HycoName, most: u32) -> Vec<Instance> {
-        let listeners = self
-            .listeners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(instances) = listeners.get(hyco) else {
-            return Vec::new();
-        };
-        let mut by_age: Vec<_> = instances
-            .iter()
-            .map(|(&instance, listener)| (listener.joined, instance))
-            .collect();
-        by_age.sort_unstable();
-        by_age
-            .into_iter()
-            .skip(most as usize)
-            .map(|(_, instance)| instance)
-            .collect()
-    }
-
-    /// Takes such a note back.
-    pub(crate) fn leave(
-        &self,
-        moment: Moment,
-        hyco: &HycoName,
-        instance: Instance,
-        worker: u8,
-        why: &str,
-    ) {
-        self.health.leave(moment, hyco, instance, worker, why);
-        let mut listeners = self
-            .listeners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(instances) = listeners.get_mut(hyco) else {
-            return;
-        };
-        if let Some(listener) = instances.get_mut(&instance) {
-            let workers = &mut listener.sessions_by_worker;
-            if let Some(count) = workers.get_mut(&worker) {
-                *count -= 1;
-                if *count == 0 {
-                    workers.remove(&worker);
-                }
-            }
-            if workers.is_empty() {
-                instances.remove(&instance);
-            }
-        }
-        if instances.is_empty() {
-            listeners.remove(hyco);
-        }
-    }
-
-    /// Another worker than `but` where somebody listens.
-    #[must_use]
-    pub(crate) fn worker_with(&self, hyco: &HycoName, but: u8) -> Option<u8> {
-        let listeners = self
-            .listeners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        listeners
-            .get(hyco)?
-            .values()
-            .flat_map(|listener| listener.sessions_by_worker.keys())
-            .copied()
-            .find(|worker| *worker != but)
-    }
-
-    /// How many listen.
-    #[must_use]
-    pub(crate) fn listeners(&self, hyco: &HycoName) -> u32 {
-        let listeners = self
-            .listeners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        listeners.get(hyco).map_or(0, |instances| {
-            u32::try_from(instances.len()).unwrap_or(u32::MAX)
-        })
-    }
-
     /// A place for one more flow, or `None` at a limit. Given back when dropped.
     #[must_use]
     pub(crate) fn place(
@@ -249,44 +126,5 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.live.fetch_sub(1, Ordering::Relaxed);
         self.directory.flows_all.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use underpass_proto::AgentId;
-
-    use super::*;
-
-    fn name() -> HycoName {
-        "payroll-sql".parse().expect("a name")
-    }
-
-    fn listen(directory: &Directory, instance: Instance, worker: u8) -> bool {
-        let who = Who {
-            agent_id: AgentId(instance.0),
-            instance,
-            remote: ([192, 0, 2, 7], 40_112).into(),
-        };
-        directory.listen(Instant::now(), &name(), who, worker, 3)
-    }
-
-    #[test]
-    fn above_a_lowered_limit_are_the_newest() {
-        let directory = Directory::default();
-        let [first, second, third] = [3, 1, 2].map(|number| Instance([number; 16]));
-        for instance in [first, second, third] {
-            assert!(listen(&directory, instance, 0));
-        }
-        assert!(
-            listen(&directory, first, 1),
-            "one more session is no listener more"
-        );
-        assert!(!listen(&directory, Instance([9; 16]), 0));
-        assert_eq!(directory.beyond(&name(), 3), []);
-        assert_eq!(directory.beyond(&name(), 1), [second, third]);
-        let moment = Moment::at(Instant::now());
-        directory.leave(moment, &name(), second, 0, "deregistered");
-        assert_eq!(directory.beyond(&name(), 1), [third]);
     }
 }

@@ -22,7 +22,7 @@ use underpass_proto::{
 
 pub(crate) use self::tally::{Counts, WorkerReport};
 use self::tally::{ending, joined_ending};
-use super::health::Errand;
+use super::listeners::Errand;
 use super::peers::{Asker, Opened, Over, Peers, Verdict};
 use super::plan::{Directory, Place, Plan};
 use crate::core::Core;

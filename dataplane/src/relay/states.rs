@@ -12,7 +12,7 @@ use underpass_proto::snapshot::{
 };
 use underpass_proto::{AgentId, HycoName, Instance, KeyId, Role, Rule};
 
-use super::health::{Dial, Moment, Seen, View, Who};
+use super::listeners::{Dial, Moment, Seen, View, Who};
 use super::plan::Plan;
 
 /// Listeners that are named as the cause; of more only the number is told.

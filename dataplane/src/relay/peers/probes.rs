@@ -11,7 +11,7 @@ use underpass_proto::{Endpoint, FlowCode, Frame, HycoName, Instance};
 
 use super::Peers;
 use crate::quic::{Driver, SessionId};
-use crate::relay::health::{Dial, Errand, Moment};
+use crate::relay::listeners::{Dial, Errand, Moment};
 
 /// Probes that may be under way at once on one worker: far below what an agent dials at once, and 10,000 endpoints are still asked within seconds.
 const PROBES_MAX: usize = 1024;
@@ -49,11 +49,11 @@ impl Peers {
     pub(crate) fn keep_probing(&mut self, now: Instant, quic: &mut Driver) {
         self.give_up(now, quic);
         let room = PROBES_MAX.saturating_sub(self.probes.by_id.len());
-        for errand in self.directory.health.due(self.worker, now, room) {
+        for errand in self.directory.listeners.due(self.worker, now, room) {
             if let Err(errand) = self.probe(now, quic, errand, None) {
                 let (name, instance) = (&errand.hyco, errand.instance);
                 self.directory
-                    .health
+                    .listeners
                     .unsaid(now, name, instance, &mut rand::rng());
             }
         }
@@ -185,7 +185,7 @@ impl Peers {
             let (name, instance) = (&sent.errand.hyco, sent.errand.instance);
             if sent.asker.is_none() {
                 self.directory
-                    .health
+                    .listeners
                     .unsaid(now, name, instance, &mut rand::rng());
             }
             self.answer(quic, sent, None);
@@ -193,7 +193,7 @@ impl Peers {
     }
 
     fn write_down(&self, now: Instant, errand: &Errand, dial: Dial) {
-        self.directory.health.dialled(
+        self.directory.listeners.dialled(
             Moment::at(now),
             &errand.hyco,
             errand.instance,

@@ -17,7 +17,7 @@ use crate::io::{Close, Io, SocketId};
 use crate::join::{JoinEnd, Toward};
 use crate::opening::Head;
 use crate::quic::SessionId;
-use crate::relay::health::{Dial, Moment};
+use crate::relay::listeners::{Dial, Moment};
 
 impl Relay {
     /// An application connected: its flow goes to a listener here, or the socket to a worker that has one.
@@ -100,7 +100,7 @@ impl Relay {
         socket: SocketId,
         application: SocketAddr,
     ) -> bool {
-        let Some(worker) = self.directory.worker_with(hyco, core.worker) else {
+        let Some(worker) = self.directory.listeners.worker_with(hyco, core.worker) else {
             return false;
         };
         let Some(other) = self.others.get(usize::from(worker)) else {
@@ -165,7 +165,7 @@ impl Relay {
         let (hyco, endpoint) = (&flow.hyco, &flow.endpoint);
         let moment = Moment::at(now);
         self.directory
-            .health
+            .listeners
             .dialled(moment, hyco, instance, endpoint, dial, &mut rand::rng());
     }
 

@@ -47,7 +47,11 @@ impl Relay {
             return refuse(core, FlowCode::TooManyFlows);
         };
         let Some((agent, to_agent)) = self.choose(core, &hyco.name, None) else {
-            if let Some(worker) = self.directory.worker_with(&hyco.name, core.worker) {
+            if let Some(worker) = self
+                .directory
+                .listeners
+                .worker_with(&hyco.name, core.worker)
+            {
                 return say_elsewhere(core, session, stream, worker);
             }
             self.note_refusal(&hyco.name, open.application, FlowCode::NoListener);

@@ -1,4 +1,4 @@
-//! Whether endpoints are reached: how each listener's endpoint was last dialled, by a flow or by a probe, and when it is to be probed next.
+//! Who listens where, and whether endpoints are reached: how each listener's endpoint was last dialled, by a flow or by a probe, and when it is to be probed next.
 //!
 //! One book for all workers, touched once per flow and per probe, never per byte. Real flows count first: a probe is due only where no flow says more.
 //! Knows no sockets; time and chance are arguments.
@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rand::Rng;
-use underpass_proto::{AgentId, Endpoint, FlowCode, HycoName, Instance};
+use underpass_proto::{AgentId, Endpoint, FlowCode, HybridConnection, HycoName, Instance};
 
 use self::due::{Due, idle, retry};
 use super::plan::Plan;
@@ -95,6 +95,8 @@ pub(crate) struct Book {
 struct Pages {
     by_name: HashMap<HycoName, Page>,
     due: Due,
+    /// Listeners that ever joined.
+    joined: u64,
 }
 
 #[derive(Debug)]
@@ -108,6 +110,8 @@ struct Page {
 #[derive(Debug)]
 struct Listener {
     who: Who,
+    /// Later ones have higher numbers.
+    joined: u64,
     sessions_by_worker: BTreeMap<u8, u32>,
     last: Option<(Dial, Moment)>,
     /// Probes in a row that did not reach the endpoint.
@@ -131,7 +135,7 @@ impl Book {
     /// A new plan: what it defines anew is probed at once, and what an old endpoint was found to be is forgotten.
     pub(crate) fn define(&self, now: Instant, plan: &Plan) {
         let mut pages = self.open();
-        let Pages { by_name, due } = &mut *pages;
+        let Pages { by_name, due, .. } = &mut *pages;
         by_name.retain(|name, page| {
             let stays = plan.hyco(name).is_some();
             if !stays {
@@ -168,22 +172,63 @@ impl Book {
         self.failing.store(failing, Ordering::Relaxed);
     }
 
-    /// A listener registered on a worker. The first session of a process is probed at once.
-    pub(crate) fn join(&self, now: Instant, name: &HycoName, who: Who, worker: u8) {
+    /// A listener registers on a worker, unless that makes more than the definition permits. The first session of a process is probed at once.
+    #[must_use]
+    pub(crate) fn join(
+        &self,
+        now: Instant,
+        definition: &HybridConnection,
+        who: Who,
+        worker: u8,
+    ) -> bool {
         let mut pages = self.open();
-        let Pages { by_name, due } = &mut *pages;
+        let Pages {
+            by_name,
+            due,
+            joined,
+        } = &mut *pages;
+        let name = &definition.name;
         let Some(page) = by_name.get_mut(name) else {
-            return; // Removed meanwhile: the worker is about to hear of it.
+            return true; // Removed meanwhile: the worker is about to hear of it.
         };
         let known = page.listeners.contains_key(&who.instance);
-        let listener = page
-            .listeners
-            .entry(who.instance)
-            .or_insert_with(|| Listener::new(who));
+        if !known && page.listeners.len() >= definition.limits.listeners_max as usize {
+            return false;
+        }
+        let listener = page.listeners.entry(who.instance).or_insert_with(|| {
+            *joined += 1;
+            Listener::new(who, *joined)
+        });
         *listener.sessions_by_worker.entry(worker).or_default() += 1;
         if !known && page.probe {
             due.set(name, listener, Some(now));
         }
+        true
+    }
+
+    /// The listeners above a limit that was lowered: the newest ones. Whichever worker asks is told the same.
+    #[must_use]
+    pub(crate) fn beyond(&self, name: &HycoName, most: u32) -> Vec<Instance> {
+        let pages = self.open();
+        let Some(page) = pages.by_name.get(name) else {
+            return Vec::new();
+        };
+        let by_age = |(&instance, listener): (&Instance, &Listener)| (listener.joined, instance);
+        let mut by_age: Vec<_> = page.listeners.iter().map(by_age).collect();
+        by_age.sort_unstable();
+        let newest = by_age.into_iter().skip(most as usize);
+        newest.map(|(_, instance)| instance).collect()
+    }
+
+    /// Another worker than `but` where somebody listens.
+    #[must_use]
+    pub(crate) fn worker_with(&self, name: &HycoName, but: u8) -> Option<u8> {
+        let pages = self.open();
+        let listeners = pages.by_name.get(name)?.listeners.values();
+        listeners
+            .flat_map(|listener| listener.sessions_by_worker.keys())
+            .copied()
+            .find(|worker| *worker != but)
     }
 
     /// A listener's session left a worker.
@@ -196,7 +241,7 @@ impl Book {
         why: &str,
     ) {
         let mut pages = self.open();
-        let Pages { by_name, due } = &mut *pages;
+        let Pages { by_name, due, .. } = &mut *pages;
         let Some(page) = by_name.get_mut(name) else {
             return;
         };
@@ -225,7 +270,7 @@ impl Book {
     #[must_use]
     pub(crate) fn due(&self, worker: u8, now: Instant, most: usize) -> Vec<Errand> {
         let mut pages = self.open();
-        let Pages { by_name, due } = &mut *pages;
+        let Pages { by_name, due, .. } = &mut *pages;
         let mut errands = Vec::new();
         while errands.len() < most
             && let Some((name, instance)) = due.pop(worker, now)
@@ -262,7 +307,7 @@ impl Book {
             return;
         }
         let mut pages = self.open();
-        let Pages { by_name, due } = &mut *pages;
+        let Pages { by_name, due, .. } = &mut *pages;
         let Some(page) = by_name.get_mut(name) else {
             return;
         };
@@ -303,7 +348,7 @@ impl Book {
         rng: &mut impl Rng,
     ) {
         let mut pages = self.open();
-        let Pages { by_name, due } = &mut *pages;
+        let Pages { by_name, due, .. } = &mut *pages;
         let Some(page) = by_name.get_mut(name).filter(|page| page.probe) else {
             return;
         };
@@ -379,9 +424,10 @@ impl Page {
 }
 
 impl Listener {
-    fn new(who: Who) -> Self {
+    fn new(who: Who, joined: u64) -> Self {
         Self {
             who,
+            joined,
             sessions_by_worker: BTreeMap::new(),
             last: None,
             in_vain: 0,

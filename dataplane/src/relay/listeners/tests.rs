@@ -196,14 +196,33 @@ fn no_more_than_was_asked_for_is_handed_out() {
         .map(|name| (name.as_str(), "db01.corp:1433", true))
         .collect();
     let scene = Scene::new();
-    scene.book.define(scene.now, &Plan::of_test(&hycos));
-    for name in names {
-        let name = name.parse().expect("a name");
-        scene.book.join(scene.now, &name, who(FIRST), 0);
+    let plan = Plan::of_test(&hycos);
+    scene.book.define(scene.now, &plan);
+    for definition in &plan.snapshot.hycos {
+        assert!(scene.book.join(scene.now, definition, who(FIRST), 0));
     }
     assert_eq!(scene.book.due(0, scene.now, 600).len(), 600);
     assert_eq!(scene.book.due(0, scene.now, 600).len(), MANY - 600);
     assert_eq!(scene.due(0), []);
+}
+
+#[test]
+fn above_a_lowered_limit_are_the_newest() {
+    let mut scene = Scene::new();
+    scene.plan.snapshot.hycos[0].limits.listeners_max = 3;
+    let [first, second, third] = [3, 1, 2].map(|number| Instance([number; 16]));
+    for instance in [first, second, third] {
+        scene.join(instance, 0);
+    }
+    assert!(
+        scene.joins(first, 1),
+        "one more session is no listener more"
+    );
+    assert!(!scene.joins(Instance([9; 16]), 0));
+    assert_eq!(scene.book.beyond(&name(), 3), []);
+    assert_eq!(scene.book.beyond(&name(), 1), [second, third]);
+    scene.leave(second, 0);
+    assert_eq!(scene.book.beyond(&name(), 1), [third]);
 }
 
 /// A book, a clock and seeded chance.
@@ -211,6 +230,7 @@ struct Scene {
     book: Book,
     now: Instant,
     endpoint: Endpoint,
+    plan: Plan,
     rng: StdRng,
 }
 
@@ -220,6 +240,7 @@ impl Scene {
             book: Book::default(),
             now: Instant::now(),
             endpoint: "db01.corp:1433".parse().expect("an endpoint"),
+            plan: Plan::of_test(&[]),
             rng: StdRng::seed_from_u64(7),
         };
         scene.define("db01.corp:1433", true);
@@ -228,8 +249,8 @@ impl Scene {
 
     fn define(&mut self, endpoint: &str, probe: bool) {
         self.endpoint = endpoint.parse().expect("an endpoint");
-        let plan = Plan::of_test(&[(NAME, endpoint, probe)]);
-        self.book.define(self.now, &plan);
+        self.plan = Plan::of_test(&[(NAME, endpoint, probe)]);
+        self.book.define(self.now, &self.plan);
     }
 
     fn pass(&mut self, length: Duration) {
@@ -244,7 +265,13 @@ impl Scene {
     }
 
     fn join(&self, instance: Instance, worker: u8) {
-        self.book.join(self.now, &name(), who(instance), worker);
+        assert!(self.joins(instance, worker), "under the limit");
+    }
+
+    /// Whether it was let in.
+    fn joins(&self, instance: Instance, worker: u8) -> bool {
+        let definition = &self.plan.snapshot.hycos[0];
+        self.book.join(self.now, definition, who(instance), worker)
     }
 
     fn leave(&self, instance: Instance, worker: u8) {
