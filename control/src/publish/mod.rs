@@ -16,7 +16,7 @@ pub(crate) mod watch;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -152,8 +152,8 @@ pub(crate) fn lock(directory: &Directory) -> Result<Lock, Error> {
     })
 }
 
-/// The lock is held, so a socket that is there is a dead process's.
-fn listen(socket: &PathBuf) -> io::Result<tokio::net::UnixListener> {
+/// Opens a socket of control's for its own user. Its lock is held, so one that is there is a dead process's.
+pub(crate) fn listen(socket: &Path) -> io::Result<tokio::net::UnixListener> {
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

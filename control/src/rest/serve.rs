@@ -4,7 +4,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -25,7 +24,7 @@ use super::{Remote, Shared, router, tls};
 use crate::files::control_section::ControlSettings;
 use crate::files::namespace::Namespace;
 use crate::files::{Directory, Fault};
-use crate::publish::is_ours;
+use crate::publish::{is_ours, listen};
 
 /// Connections of one listener at once: people and their scripts, not the world.
 const CONNECTIONS_MAX: usize = 64;
@@ -68,7 +67,7 @@ pub(crate) async fn serve(rest: Shared) {
 async fn serve_local(rest: &Shared, router: Router) {
     let path = rest.directory().run().join("api.sock");
     let listener = loop {
-        match bind_local(&path) {
+        match listen(&path) {
             Ok(listener) => break listener,
             Err(error) => {
                 warn!(path = %path.display(), %error, "the REST API cannot be served to commands; they work on the files");
@@ -93,17 +92,6 @@ async fn serve_local(rest: &Shared, router: Router) {
             Err(error) => pause(&error).await,
         }
     }
-}
-
-/// Control's lock is held, so a socket that is there is a dead process's.
-fn bind_local(path: &std::path::Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
 }
 
 async fn serve_network(rest: &Shared, router: Router) {
