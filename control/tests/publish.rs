@@ -2,23 +2,22 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[expect(dead_code, reason = "other tests need more of it")]
+mod running;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use running::{PATIENCE, Relay, wait_for};
 use tokio::sync::oneshot;
 use underpass::files::Directory;
 use underpass::publish::{self, Error};
-use underpass_proto::feed::{self, DialRole};
-use underpass_proto::limits::{REPORT_MAX, SNAPSHOT_MAX};
-use underpass_proto::{FeedMessage, FeedReader, HybridConnection, Report, Snapshot, Status};
-
-/// The longest that anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+use underpass_proto::limits::REPORT_MAX;
+use underpass_proto::{FeedMessage, HybridConnection, Report, Snapshot, Status};
 
 /// What users are promised for a change of a file.
 const EFFECT: Duration = Duration::from_secs(1);
@@ -368,12 +367,12 @@ fn find<'a>(snapshot: &'a Snapshot, name: &str) -> &'a HybridConnection {
         .unwrap()
 }
 
-/// A control process, as a thread.
+/// A control process and its folder.
 struct Control {
+    /// Ended before the folder goes.
+    running: running::Control,
     directory: Directory,
-    folder: Option<tempfile::TempDir>,
-    stop: Option<oneshot::Sender<()>>,
-    running: Option<JoinHandle<Result<(), Error>>>,
+    folder: tempfile::TempDir,
 }
 
 impl Control {
@@ -395,33 +394,15 @@ impl Control {
             )
             .unwrap();
         }
-        let (tell, stop) = oneshot::channel();
-        let running = thread::spawn({
-            let directory = directory.clone();
-            move || publish::run(&directory, stop)
-        });
-        let control = Self {
+        Self {
+            running: running::Control::start(&folder),
             directory,
-            folder: Some(folder),
-            stop: Some(tell),
-            running: Some(running),
-        };
-        wait_for("control to answer", || {
-            publish::status(&control.directory).ok()
-        });
-        control
-    }
-
-    fn stop(mut self) -> tempfile::TempDir {
-        self.end();
-        self.folder.take().unwrap()
-    }
-
-    fn end(&mut self) {
-        let _ = self.stop.take().map(|stop| stop.send(()));
-        if let Some(running) = self.running.take() {
-            running.join().unwrap().unwrap();
+            folder,
         }
+    }
+
+    fn stop(self) -> tempfile::TempDir {
+        self.folder
     }
 
     /// Written in one step, as editors and tools should.
@@ -450,69 +431,6 @@ impl Control {
     }
 
     fn relay(&self) -> Relay {
-        let mut relay = Relay {
-            stream: self.connect(),
-            reader: FeedReader::new(SNAPSHOT_MAX),
-        };
-        relay.send(&FeedMessage::Dial {
-            role: DialRole::Relay,
-            process_id: std::process::id(),
-        });
-        relay
-    }
-}
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        if !thread::panicking() {
-            self.end();
-        }
-    }
-}
-
-struct Relay {
-    stream: UnixStream,
-    reader: FeedReader,
-}
-
-impl Relay {
-    fn send(&mut self, message: &FeedMessage) {
-        self.stream
-            .write_all(&feed::encode(message).unwrap())
-            .unwrap();
-    }
-
-    fn snapshot(&mut self) -> Snapshot {
-        let mut chunk = vec![0; 64 * 1024];
-        loop {
-            match self.reader.next().unwrap() {
-                Some(FeedMessage::Snapshot(snapshot)) => return *snapshot,
-                Some(_) => panic!("a relay gets snapshots alone"),
-                None => {}
-            }
-            let len = self.stream.read(&mut chunk).unwrap();
-            assert!(len > 0, "control closed the connection");
-            self.reader.push(&chunk[..len]);
-        }
-    }
-
-    fn snapshot_when(&mut self, holds: impl Fn(&Snapshot) -> bool) -> Snapshot {
-        loop {
-            let snapshot = self.snapshot();
-            if holds(&snapshot) {
-                return snapshot;
-            }
-        }
-    }
-}
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let give_up = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < give_up, "waited in vain for {what}");
-        thread::yield_now();
+        self.running.relay()
     }
 }

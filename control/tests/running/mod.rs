@@ -14,7 +14,7 @@ use underpass::rest::Client;
 use underpass::rest::model::NamespaceTold;
 use underpass_proto::feed::{self, DialRole};
 use underpass_proto::limits::SNAPSHOT_MAX;
-use underpass_proto::{FeedMessage, FeedReader};
+use underpass_proto::{FeedMessage, FeedReader, Snapshot};
 
 /// The longest that anything may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -118,6 +118,24 @@ impl Relay {
                 return None;
             }
             self.reader.push(&chunk[..len]);
+        }
+    }
+
+    /// The next snapshot, which must be the next message.
+    pub(crate) fn snapshot(&mut self) -> Snapshot {
+        match self.next() {
+            FeedMessage::Snapshot(snapshot) => *snapshot,
+            other => panic!("not a snapshot: {other:?}"),
+        }
+    }
+
+    /// The next snapshot of which this holds; those before are let go.
+    pub(crate) fn snapshot_when(&mut self, holds: impl Fn(&Snapshot) -> bool) -> Snapshot {
+        loop {
+            let snapshot = self.snapshot();
+            if holds(&snapshot) {
+                return snapshot;
+            }
         }
     }
 
