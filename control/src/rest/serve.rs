@@ -15,7 +15,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
@@ -157,14 +157,16 @@ impl Door {
 
     async fn serve(mut self, directory: &Directory, settings: &ControlSettings, router: &Router) {
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut next_look = Instant::now() + CERTIFICATE_EVERY;
         loop {
+            // Asked ahead of each accept: a listener that is never idle has a certificate too.
+            if Instant::now() >= next_look {
+                self.renew(directory, settings);
+                next_look = Instant::now() + CERTIFICATE_EVERY;
+            }
             let place = place(&room).await;
-            let accepted = match timeout(CERTIFICATE_EVERY, self.listener.accept()).await {
-                Ok(accepted) => accepted,
-                Err(_) => {
-                    self.renew(directory, settings);
-                    continue;
-                }
+            let Ok(accepted) = timeout_at(next_look, self.listener.accept()).await else {
+                continue;
             };
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,

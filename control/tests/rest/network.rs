@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::thread;
 
@@ -58,16 +59,13 @@ fn a_busy_port_is_a_fault_that_is_told_and_mended_and_files_go_on() {
         )
     );
     let mut relay = control.relay();
-    relay.next_that(|message| matches!(message, FeedMessage::Snapshot(_)).then_some(()));
+    relay.snapshot();
     std::fs::write(
         folder.path().join("connections/payroll-sql.toml"),
         "host = \"a\"\nport = 1\n",
     )
     .unwrap();
-    relay.next_that(|message| {
-        matches!(message, FeedMessage::Snapshot(snapshot) if snapshot.hycos.len() == 1)
-            .then_some(())
-    });
+    relay.snapshot_when(|snapshot| snapshot.hycos.len() == 1);
     drop(busy);
     wait_for("the fault to be gone", || faults().is_empty().then_some(()));
     assert_eq!(address(&control), wanted);
@@ -114,33 +112,34 @@ fn with_the_relays_certificate_it_speaks_tls() {
     let control = Control::start(&place);
     let address = address(&control);
     let pem = std::fs::read(place.path().join("tls/certificate.pem")).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(&pem).unwrap())
-        .unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let name = ServerName::try_from("127.0.0.1").unwrap();
-    let mut tls = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-    let mut stream = TcpStream::connect(address).unwrap();
-    let mut stream = rustls::Stream::new(&mut tls, &mut stream);
-    write!(
-        stream,
-        "GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer);
-    assert!(
-        String::from_utf8_lossy(&answer).starts_with("HTTP/1.1 200 OK"),
-        "{answer:?}"
-    );
+    let answer = secure(address, &pem).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     let plain = plain(address, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(!plain.contains("HTTP/1.1 200"), "{plain}");
+}
+
+#[test]
+fn a_new_certificate_is_taken_up_though_somebody_always_calls() {
+    let place = folder(
+        "[control]\nlisten = \"127.0.0.1:0\"\ncertificate = \"api.pem\"\nkey = \"api-key.pem\"\n",
+        &[],
+    );
+    let certify = || {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let key = place.path().join("api-key.pem");
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(place.path().join("api.pem"), made.cert.pem()).unwrap();
+        made.cert.pem().into_bytes()
+    };
+    let first = certify();
+    let control = Control::start(&place);
+    let address = address(&control);
+    assert!(secure(address, &first).is_some());
+    let second = certify();
+    let answer = wait_for("the new certificate", || secure(address, &second));
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert_eq!(secure(address, &first), None);
 }
 
 #[test]
@@ -249,6 +248,30 @@ fn refused(folder: &tempfile::TempDir) -> String {
 
 fn address(control: &Control) -> SocketAddr {
     wait_for("the address", || control.namespace().api_address)
+}
+
+/// The answer to a request by TLS; nothing where the server has another certificate than this.
+fn secure(address: SocketAddr, pem: &[u8]) -> Option<String> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(pem).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let mut tls = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut stream = rustls::Stream::new(&mut tls, &mut stream);
+    let request = format!("GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    Some(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// Everything that comes back, until the other side closes.
