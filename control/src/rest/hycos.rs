@@ -10,7 +10,7 @@ use underpass_proto::HycoName;
 use underpass_proto::snapshot::HycoReport;
 
 use super::body::{Body, Name, condition};
-use super::model::{HybridConnection, HybridConnections, HycoState, Probed, Usage};
+use super::model::{HybridConnection, HybridConnections, HycoState, Probed};
 use super::patterns::NamePath;
 use super::problem::{Kind, Problem};
 use super::wanted::Wanted;
@@ -212,20 +212,12 @@ fn told<'a>(
 ) -> HybridConnection {
     let described = Described::of(stored);
     let name = described.name.parse::<HycoName>().ok();
-    let usage = match &name {
-        Some(name) => rest.live.meter().of(name).into(),
-        None => Usage {
-            bytes_to_endpoint: 0,
-            bytes_to_application: 0,
-            ..rest.live.meter().current().into()
-        },
-    };
     HybridConnection {
         state: name
             .as_ref()
             .and_then(report)
             .map_or_else(HycoState::default, Into::into),
-        usage,
+        usage: rest.live.meter().of(name.as_ref()).into(),
         etag: stored.etag().to_string(),
         described,
     }

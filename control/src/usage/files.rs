@@ -1,29 +1,34 @@
 //! `usage/MONTH.json`: the figures of a month, written whole. What cannot be read is put aside, never overwritten.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::MONTHS_MAX;
 use super::ledger::{Ledger, Month};
-use super::{Data, MONTHS_MAX, Sum};
-use crate::files::{Directory, Fault, disk};
+use crate::files::disk::{self, FileSystem};
+use crate::files::{Directory, Fault};
 
 /// The largest file that is read, bytes: 50,000 names and eight relays that carried for all of them.
 const FILE_SIZE_MAX: u64 = 64 * 1024 * 1024;
 
-/// The files, and the sums of the months that are closed.
+/// The files. Whoever writes is alone with them.
+#[derive(Clone)]
 pub(super) struct Files {
     directory: Directory,
-    sums: BTreeMap<Month, Data>,
+    system: Arc<dyn FileSystem>,
 }
 
 impl Files {
     /// Reads what is there. What is wrong is told, and put aside.
-    pub(super) fn open(directory: &Directory) -> (Self, Vec<Ledger>, Vec<Fault>) {
-        let mut files = Self {
+    pub(super) fn open(
+        directory: &Directory,
+        system: Arc<dyn FileSystem>,
+    ) -> (Self, Vec<Ledger>, Vec<Fault>) {
+        let files = Self {
             directory: directory.clone(),
-            sums: BTreeMap::new(),
+            system,
         };
         let mut found = Vec::new();
         let mut faults = Vec::new();
@@ -33,27 +38,7 @@ impl Files {
                 Err(fault) => faults.push(fault),
             }
         }
-        files.sums = found
-            .iter()
-            .map(|ledger| (ledger.month, ledger.total()))
-            .collect();
         (files, found, faults)
-    }
-
-    /// The closed months.
-    pub(super) fn sums(&self) -> Vec<Sum> {
-        let sum = |(month, data): (&Month, &Data)| Sum {
-            month: *month,
-            data: *data,
-        };
-        self.sums.iter().map(sum).collect()
-    }
-
-    /// Remembers what a month came to.
-    pub(super) fn close(&mut self, sum: Sum) {
-        if sum.data != Data::default() {
-            self.sums.insert(sum.month, sum.data);
-        }
     }
 
     /// Reads a month, if it has a file.
@@ -76,34 +61,37 @@ impl Files {
         Err(Fault::whole(file, format!("cannot be used: {why}; {next}")))
     }
 
-    pub(super) fn write(&mut self, ledger: &Ledger) -> Result<(), Fault> {
+    /// Writes a month. A new one makes the oldest go: which, it says.
+    pub(super) fn write(&self, ledger: &Ledger) -> Result<Vec<Month>, Fault> {
         let path = self.path(ledger.month);
         let is_new = !path.exists();
         let written = serde_json::to_vec(ledger)
             .map_err(io::Error::from)
             .and_then(|text| {
                 disk::folder(&self.directory.usage(), 0o700)?;
-                disk::replace(&path, &text, disk::SECRET)
+                disk::replace_on(&*self.system, &path, &text, disk::SECRET)
             });
         written.map_err(|error| {
             let file = self.directory.shown(&path);
             Fault::whole(file, format!("cannot be written: {error}; data use is kept in memory until it can, so make room or see to the folder's rights"))
         })?;
-        if is_new {
-            self.prune(ledger.month);
-        }
-        Ok(())
+        Ok(if is_new {
+            self.prune(ledger.month)
+        } else {
+            Vec::new()
+        })
     }
 
     /// Removes the oldest months; never the open one, whatever the clock says.
-    fn prune(&mut self, open: Month) {
+    fn prune(&self, open: Month) -> Vec<Month> {
         let mut months = self.months();
         months.retain(|month| *month != open);
         let surplus = (months.len() + 1).saturating_sub(MONTHS_MAX);
-        for month in months.into_iter().take(surplus) {
-            self.sums.remove(&month);
-            let _ = fs::remove_file(self.path(month));
+        months.truncate(surplus);
+        for month in &months {
+            let _ = fs::remove_file(self.path(*month));
         }
+        months
     }
 
     /// The months that have a file, oldest first.

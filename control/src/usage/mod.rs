@@ -6,13 +6,15 @@
 mod files;
 mod ledger;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
 use underpass_proto::{HycoName, Report};
 
 use crate::clock::Clock;
+use crate::files::disk::{FileSystem, System};
 use crate::files::quota::Quota;
 use crate::files::{Directory, Fault};
 use files::Files;
@@ -33,12 +35,18 @@ const WRITING_PART: u32 = 20;
 pub struct Meter {
     clock: Clock,
     state: Mutex<State>,
+    /// A write has ended.
+    written: Condvar,
 }
 
 struct State {
     files: Files,
     ledger: Ledger,
+    /// What the closed months came to.
+    sums: BTreeMap<Month, Data>,
     changed: bool,
+    /// A copy of the ledger is on its way to the disk: nobody but another writer waits for that.
+    writing: bool,
     /// Not written again before.
     rest_until: Option<Instant>,
     /// What went wrong with the files.
@@ -59,8 +67,15 @@ impl Meter {
     /// Goes on from what the files say.
     #[must_use]
     pub fn open(directory: &Directory, clock: Clock) -> Arc<Self> {
-        let (files, found, faults) = Files::open(directory);
+        Self::on(directory, clock, Arc::new(System))
+    }
+
+    /// The same, writing through a file system.
+    fn on(directory: &Directory, clock: Clock, system: Arc<dyn FileSystem>) -> Arc<Self> {
+        let (files, found, faults) = Files::open(directory, system);
         let month = Month::of(clock());
+        let sums = found.iter().map(|ledger| (ledger.month, ledger.total()));
+        let sums = sums.collect();
         let mut ledger = Ledger::new(month);
         for other in found {
             if other.month == month {
@@ -76,11 +91,14 @@ impl Meter {
             state: Mutex::new(State {
                 files,
                 ledger,
+                sums,
                 changed: false,
+                writing: false,
                 rest_until: None,
                 faults,
                 unwritten: None,
             }),
+            written: Condvar::new(),
         })
     }
 
@@ -90,13 +108,13 @@ impl Meter {
         state.changed |= state.ledger.count(report);
     }
 
-    /// What one hybrid connection carried this month.
+    /// What one hybrid connection carried this month. One without a name carries nothing.
     #[must_use]
-    pub fn of(&self, name: &HycoName) -> Sum {
+    pub fn of(&self, name: Option<&HycoName>) -> Sum {
         let state = self.now();
         Sum {
             month: state.ledger.month,
-            data: state.ledger.of(name),
+            data: name.map_or_else(Data::default, |name| state.ledger.of(name)),
         }
     }
 
@@ -111,12 +129,13 @@ impl Meter {
     pub fn sums(&self) -> Vec<Sum> {
         let state = self.now();
         let current = state.current();
-        let mut sums = state.files.sums();
-        sums.retain(|sum| sum.month != current.month);
-        sums.sort_by_key(|sum| std::cmp::Reverse(sum.month));
-        sums.insert(0, current);
-        sums.truncate(MONTHS_MAX);
-        sums
+        let closed = state.sums.iter().rev();
+        let closed = closed.filter(|(month, _)| **month != current.month);
+        let closed = closed.map(|(&month, &data)| Sum { month, data });
+        std::iter::once(current)
+            .chain(closed)
+            .take(MONTHS_MAX)
+            .collect()
     }
 
     /// Whether the data of the month is used up.
@@ -136,31 +155,56 @@ impl Meter {
         faults
     }
 
-    /// Writes what is new, unless it was written a moment ago. Blocks for the disk.
+    /// Writes what is new, unless it was written a moment ago. Blocks for the disk, and keeps nobody else waiting for it.
     pub fn keep(&self) {
         let mut state = self.now();
         let resting = state.rest_until.is_some_and(|until| Instant::now() < until);
-        if state.changed && !resting {
-            state.write();
+        if !state.changed || state.writing || resting {
+            return;
         }
+        let ledger = state.begin_write();
+        let files = state.files.clone();
+        state.writing = true;
+        drop(state);
+        let began = Instant::now();
+        let written = files.write(&ledger);
+        let mut state = self.lock();
+        state.end_write(began, written);
+        state.writing = false;
+        self.written.notify_all();
     }
 
     /// Writes what is new. For the end.
     pub fn close(&self) {
-        let mut state = self.now();
+        let mut state = self.idle(self.now());
         if state.changed {
             state.write();
         }
     }
 
-    /// The state, in the month that the clock says.
+    /// The state, in the month that the clock says. Waits for the disk when that is another.
     fn now(&self) -> MutexGuard<'_, State> {
         let month = Month::of((self.clock)());
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         if state.ledger.month != month {
-            state.turn_to(month);
+            state = self.idle(state);
+            // Somebody else may have turned meanwhile.
+            if state.ledger.month != month {
+                state.turn_to(month);
+            }
         }
         state
+    }
+
+    /// The state, once nothing of it is on its way to the disk: an older copy must not land upon a newer one.
+    fn idle<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.written
+            .wait_while(state, |state| state.writing)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -176,8 +220,10 @@ impl State {
         if self.changed {
             self.write();
         }
-        let sum = self.current();
-        self.files.close(sum);
+        let Sum { month: was, data } = self.current();
+        if data != Data::default() {
+            self.sums.insert(was, data);
+        }
         let other = match self.files.read(month) {
             Ok(other) => other.unwrap_or_else(|| Ledger::new(month)),
             Err(fault) => {
@@ -189,14 +235,27 @@ impl State {
     }
 
     fn write(&mut self) {
+        let ledger = self.begin_write();
         let began = Instant::now();
+        let written = self.files.write(&ledger);
+        self.end_write(began, written);
+    }
+
+    /// What is to be written. What is counted from here on is new again.
+    fn begin_write(&mut self) -> Ledger {
+        self.changed = false;
         self.ledger.sequence += 1;
-        match self.files.write(&self.ledger) {
-            Ok(()) => {
-                self.changed = false;
+        self.ledger.clone()
+    }
+
+    fn end_write(&mut self, began: Instant, written: Result<Vec<Month>, Fault>) {
+        match written {
+            Ok(removed) => {
+                self.sums.retain(|month, _| !removed.contains(month));
                 self.unwritten = None;
             }
             Err(fault) => {
+                self.changed = true;
                 if self.unwritten.as_ref() != Some(&fault) {
                     warn!("{fault}");
                 }
@@ -242,183 +301,4 @@ fn judge(quota: &Quota, month: Month, used: u64) -> Option<Fault> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    use super::ledger::tests::report;
-    use super::*;
-    use crate::files::quota::Edition;
-
-    const OCTOBER: u64 = 1_792_800_000;
-    const NOVEMBER: u64 = 1_795_392_000;
-    const GB: u64 = crate::files::quota::GB;
-
-    #[test]
-    fn what_was_counted_survives_a_kill_and_what_was_not_is_counted_afterwards() {
-        let place = Place::new(NOVEMBER);
-        let meter = place.open();
-        meter.count(&report(1, &[("payroll-sql", 100, 1)]));
-        meter.keep();
-        meter.count(&report(1, &[("payroll-sql", 170, 2)]));
-        drop(meter); // Killed: the last report is in no file.
-        let meter = place.open();
-        assert_eq!(place.of(&meter), (100, 1));
-        meter.count(&report(1, &[("payroll-sql", 200, 2)]));
-        assert_eq!(place.of(&meter), (200, 2));
-    }
-
-    #[test]
-    fn use_goes_to_the_month_that_the_clock_says_whichever_way_it_jumps() {
-        let place = Place::new(OCTOBER);
-        let meter = place.open();
-        meter.count(&report(1, &[("payroll-sql", 100, 0)]));
-        place.set(NOVEMBER);
-        meter.count(&report(1, &[("payroll-sql", 130, 0)]));
-        assert_eq!(place.of(&meter), (30, 0));
-        place.set(OCTOBER);
-        meter.count(&report(1, &[("payroll-sql", 135, 0)]));
-        assert_eq!(place.of(&meter), (105, 0));
-        meter.keep();
-        place.set(NOVEMBER + 10 * 365 * 86_400);
-        meter.count(&report(1, &[("payroll-sql", 136, 0)]));
-        place.set(NOVEMBER);
-        let told: Vec<(String, u64)> = meter
-            .sums()
-            .iter()
-            .map(|sum| (sum.month.to_string(), sum.data.sum()))
-            .collect();
-        let expected = [("2026-11", 30), ("2036-11", 1), ("2026-10", 105)];
-        assert_eq!(told, expected.map(|(month, sum)| (month.to_owned(), sum)));
-
-        meter.close();
-        let meter = place.open();
-        meter.count(&report(1, &[("payroll-sql", 140, 0)]));
-        assert_eq!(
-            (
-                place.of(&meter),
-                meter.sums().iter().map(|sum| sum.data.sum()).sum::<u64>()
-            ),
-            ((34, 0), 140),
-            "all that the relay carried, once"
-        );
-    }
-
-    #[test]
-    fn thirteen_months_are_kept() {
-        let place = Place::new(OCTOBER);
-        let meter = place.open();
-        for month in 0..20 {
-            place.set(OCTOBER + month * 31 * 86_400);
-            meter.count(&report(1, &[("payroll-sql", month + 1, 0)]));
-            meter.keep();
-        }
-        assert_eq!(meter.sums().len(), MONTHS_MAX);
-        assert_eq!(
-            std::fs::read_dir(place.directory.usage()).unwrap().count(),
-            MONTHS_MAX
-        );
-        drop(meter);
-        assert_eq!(place.open().sums().len(), MONTHS_MAX);
-    }
-
-    #[test]
-    fn a_person_is_warned_at_80_and_100_percent() {
-        let place = Place::new(NOVEMBER);
-        let meter = place.open();
-        let mut quota = Edition::Free.quota();
-        let told = |used: u64| {
-            meter.count(&report(1, &[("payroll-sql", used, 0)]));
-            meter
-                .faults(&quota)
-                .iter()
-                .map(Fault::to_string)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(told(4 * GB - 1), Vec::<String>::new());
-        assert_eq!(
-            told(4 * GB),
-            [
-                "namespace.toml: 80 % of the data of 2026-11 is used: 5 GB (edition free); set `edition` or `data_gb_month` if that will not do"
-            ]
-        );
-        assert_eq!(
-            told(5 * GB),
-            [
-                "namespace.toml: the data of 2026-11 is used up: 5 GB (edition free); flows go on; set `edition` or `data_gb_month`"
-            ]
-        );
-        assert!(meter.is_used_up(&quota));
-        quota.enforce_data = true;
-        assert!(
-            meter.faults(&quota)[0]
-                .what
-                .contains("no new flows until the month ends")
-        );
-        place.set(NOVEMBER + 20 * 86_400);
-        assert!(!meter.is_used_up(&quota) && meter.faults(&quota).is_empty());
-        assert!(!meter.is_used_up(&Quota::default()));
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_read_is_put_aside_and_told() {
-        let place = Place::new(NOVEMBER);
-        let meter = place.open();
-        meter.count(&report(1, &[("payroll-sql", 100, 0)]));
-        meter.keep();
-        drop(meter);
-        let path = place.directory.usage().join("2026-11.json");
-        std::fs::write(&path, "{\"month\":").unwrap();
-        let meter = place.open();
-        let told = meter.faults(&Quota::default())[0].to_string();
-        assert!(
-            told.starts_with("usage/2026-11.json: cannot be used: ")
-                && told
-                    .ends_with("put aside as 2026-11.json.broken, and that month is counted anew"),
-            "{told}"
-        );
-        meter.count(&report(2, &[("payroll-sql", 5, 0)]));
-        meter.keep();
-        drop(meter);
-        let meter = place.open();
-        assert_eq!(
-            (place.of(&meter), meter.faults(&Quota::default()).len()),
-            ((5, 0), 0)
-        );
-    }
-
-    /// A directory and a clock that stands where it is put.
-    struct Place {
-        _folder: tempfile::TempDir,
-        directory: Directory,
-        time: Arc<AtomicU64>,
-    }
-
-    impl Place {
-        fn new(time: u64) -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let directory = Directory::new(folder.path());
-            Self {
-                _folder: folder,
-                directory,
-                time: Arc::new(AtomicU64::new(time)),
-            }
-        }
-
-        fn open(&self) -> Arc<Meter> {
-            let time = Arc::clone(&self.time);
-            Meter::open(
-                &self.directory,
-                Arc::new(move || time.load(Ordering::SeqCst)),
-            )
-        }
-
-        fn set(&self, time: u64) {
-            self.time.store(time, Ordering::SeqCst);
-        }
-
-        fn of(&self, meter: &Meter) -> (u64, u64) {
-            let data = meter.of(&"payroll-sql".parse().unwrap()).data;
-            (data.to_endpoint, data.to_application)
-        }
-    }
-}
+mod tests;
