@@ -12,7 +12,7 @@ use tracing::info;
 use underpass_proto::HycoName;
 
 use crate::clock::Clock;
-use crate::files::Directory;
+use crate::files::{Directory, Lock, LockError};
 
 /// A file this large becomes `audit.log.1`, bytes: some 100,000 lines are kept, and twice as many at most.
 const FILE_SIZE_MAX: u64 = 16 * 1024 * 1024;
@@ -81,9 +81,7 @@ pub fn note(
 
 /// One write: lines of two processes never mix.
 fn append(path: &Path, line: &[u8]) -> io::Result<()> {
-    if fs::metadata(path).is_ok_and(|metadata| metadata.len() > FILE_SIZE_MAX) {
-        fs::rename(path, path.with_extension("log.1"))?;
-    }
+    make_room(path)?;
     let mut file = OpenOptions::new()
         .create(true)
         .append(true)
@@ -91,6 +89,22 @@ fn append(path: &Path, line: &[u8]) -> io::Result<()> {
         .open(path)?;
     file.write_all(line)?;
     file.sync_data()
+}
+
+/// Under a lock: of two who find the file too large, the second would put a new one in the place of what the first has kept.
+fn make_room(path: &Path) -> io::Result<()> {
+    let is_large = || fs::metadata(path).is_ok_and(|metadata| metadata.len() > FILE_SIZE_MAX);
+    if !is_large() {
+        return Ok(());
+    }
+    let _lock = Lock::take(&path.with_extension("lock")).map_err(|error| match error {
+        LockError::Held => io::ErrorKind::WouldBlock.into(),
+        LockError::Io(error) => error,
+    })?;
+    if is_large() {
+        fs::rename(path, path.with_extension("log.1"))?;
+    }
+    Ok(())
 }
 
 fn shown(unix_secs: u64) -> String {
