@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, body};
 use underpass_proto::key::Which;
-use underpass_proto::{HycoKeys, HycoName, Rule};
+use underpass_proto::{HycoName, Rule};
 use zeroize::Zeroizing;
 
 use super::audit::{Actor, record};
@@ -15,7 +15,7 @@ use super::model::{KeyWord, Keys, Regenerate, RuleKeys, RuleWord};
 use super::patterns::NamePath;
 use super::problem::{Kind, Problem};
 use super::{Api, Rest, blocking};
-use crate::store::{Refusal, string_of};
+use crate::store::{Issuer, Refusal};
 
 /// List its keys
 ///
@@ -34,9 +34,9 @@ pub(super) async fn list(
     Name(name): Name,
 ) -> Result<Response, Problem> {
     let text = blocking(&rest, move |rest| {
-        rest.store.find(&name)?;
+        let issuer = rest.store.issuer(&name)?;
         audit(rest, remote, "listKeys", &name, None)?;
-        let keys = strings(rest, &name)?;
+        let keys = keys_of(&issuer);
         let text = serde_json::to_vec(&keys).map(Zeroizing::new);
         text.map_err(|error| {
             Problem::new(
@@ -108,38 +108,27 @@ fn audit(
         .map_err(|error| Refusal::storage(&rest.directory().run().join("audit.log"), &error).into())
 }
 
-fn strings(rest: &Rest, name: &HycoName) -> Result<Keys, Refusal> {
-    let stored = rest.store.find(name)?;
-    let definition = stored.good()?;
-    let namespace = rest.store.namespace()?;
-    let identity = rest.store.identity(&namespace)?;
-    let keys = rest.store.keys(name)?;
+fn keys_of(issuer: &Issuer) -> Keys {
     let of_rule = |rule| {
-        let key = |which| of(&keys, rule, which);
+        let key = |which| {
+            let key = issuer.key(rule, which);
+            key.map(|key| key.expose().to_owned())
+        };
         let string = |which| {
-            key(which).map(|key| {
-                string_of(definition, &namespace, &identity, rule, key)
-                    .emit()
-                    .to_string()
-            })
+            let string = issuer.string(rule, which);
+            string.map(|string| string.emit().to_string())
         };
         RuleKeys {
-            primary_key: key(Which::Primary)
-                .map(|key| key.expose().to_owned())
-                .unwrap_or_default(),
-            secondary_key: key(Which::Secondary).map(|key| key.expose().to_owned()),
+            primary_key: key(Which::Primary).unwrap_or_default(),
+            secondary_key: key(Which::Secondary),
             primary_connection_string: string(Which::Primary).unwrap_or_default(),
             secondary_connection_string: string(Which::Secondary),
         }
     };
-    Ok(Keys {
+    Keys {
         listen: of_rule(Rule::Listen),
         send: of_rule(Rule::Send),
-    })
-}
-
-fn of(keys: &HycoKeys, rule: Rule, which: Which) -> Option<underpass_proto::Key> {
-    keys.rule(rule).and_then(|pair| pair.which(which)).cloned()
+    }
 }
 
 impl Keys {

@@ -7,12 +7,13 @@
 
 mod described;
 mod etag;
+mod issuer;
 mod refusal;
 mod stored;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use underpass_proto::key::Which;
@@ -21,11 +22,11 @@ use underpass_proto::{ConnectionString, HycoKeys, HycoName, Rule};
 use crate::files::definition::{Definition, name_of};
 use crate::files::disk::{self, FileSystem, System};
 use crate::files::namespace::Namespace;
-use crate::files::tls::{self, Identity};
-use crate::files::{Directory, Fault, Lock, LockError, agent, keys, unreadable};
+use crate::files::{Directory, Fault, Lock, LockError, agent, keys, tls, unreadable};
 
 pub use described::Described;
 pub use etag::{Condition, ETag};
+pub use issuer::Issuer;
 pub use refusal::{Code, Refusal};
 pub use stored::Stored;
 
@@ -171,8 +172,7 @@ impl Store {
     /// There is no such hybrid connection, or its key file cannot be used.
     pub fn keys(&self, name: &HycoName) -> Result<HycoKeys, Refusal> {
         self.find(name)?;
-        let path = self.key_file(name)?;
-        Ok(keys::load(&self.directory.shown(&path), &path)?)
+        self.load_keys(name)
     }
 
     /// Makes one key anew; the old one is dead as soon as control has read the file.
@@ -200,14 +200,24 @@ impl Store {
         rule: Rule,
         which: Which,
     ) -> Result<ConnectionString, Refusal> {
-        let stored = self.find(name)?;
-        let definition = stored.good()?;
+        let issuer = self.issuer(name)?;
+        let string = issuer.string(rule, which);
+        string.ok_or_else(|| Refusal::no_key(&issuer.definition.name, rule, which))
+    }
+
+    /// What makes connection strings; keys are made where they are missing.
+    ///
+    /// # Errors
+    /// The definition, its keys, the namespace or the relay's certificate cannot be used.
+    pub fn issuer(&self, name: &HycoName) -> Result<Issuer, Refusal> {
+        let definition = self.find(name)?.good()?.clone();
         let namespace = self.namespace()?;
-        let identity = self.identity(&namespace)?;
-        let keys = self.keys(&definition.name)?;
-        let key = keys.rule(rule).and_then(|pair| pair.which(which)).cloned();
-        let key = key.ok_or_else(|| Refusal::no_key(&definition.name, rule, which))?;
-        Ok(string_of(definition, &namespace, &identity, rule, key))
+        Ok(Issuer {
+            identity: tls::load_or_make(&self.directory, &namespace.public_address)?,
+            keys: self.load_keys(name)?,
+            definition,
+            namespace,
+        })
     }
 
     /// What `namespace.toml` says now.
@@ -219,14 +229,6 @@ impl Store {
         let file = self.directory.shown(&path);
         let text = disk::read(&path).map_err(|error| vec![unreadable(&file, &error)])?;
         Namespace::parse(&file, &text.text, &agent::host_name())
-    }
-
-    /// The relay's certificate; made where it is missing.
-    ///
-    /// # Errors
-    /// What is wrong with the files.
-    pub fn identity(&self, namespace: &Namespace) -> Result<Identity, Fault> {
-        tls::load_or_make(&self.directory, &namespace.public_address)
     }
 
     fn create(&self, definition: &Definition, others: &[PathBuf]) -> Result<Stored, Refusal> {
@@ -286,6 +288,11 @@ impl Store {
         })
     }
 
+    fn load_keys(&self, name: &HycoName) -> Result<HycoKeys, Refusal> {
+        let path = self.key_file(name)?;
+        Ok(keys::load(&self.directory.shown(&path), &path)?)
+    }
+
     fn key_file(&self, name: &HycoName) -> Result<PathBuf, Refusal> {
         let path = keys::find(&self.directory, name)?;
         if !path.exists() {
@@ -311,7 +318,7 @@ impl Store {
             .map_err(|error| unreadable(&self.directory.shown(&folder), &error).into())
     }
 
-    fn my_turn(&self) -> Result<impl Drop, Refusal> {
+    fn my_turn(&self) -> Result<Turn<'_>, Refusal> {
         let own = self.own_turn.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.directory.run().join("edit.lock");
         let lock = Lock::take_within(&path, EDIT_WAIT).map_err(|error| match error {
@@ -328,11 +335,7 @@ impl Store {
 /// Held while something is edited. The lock between processes goes first.
 struct Turn<'a> {
     _lock: Lock,
-    _own: std::sync::MutexGuard<'a, ()>,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {}
+    _own: MutexGuard<'a, ()>,
 }
 
 fn count(paths: &[PathBuf]) -> usize {
@@ -350,24 +353,4 @@ fn check(definition: &Definition, text: &str) -> Result<(), Refusal> {
     Definition::parse(definition.name.clone(), "", text)
         .map(|_| ())
         .map_err(Refusal::invalid)
-}
-
-/// The target is what the administrator on-premises is shown, and what an agent may dial unless told more.
-#[must_use]
-pub fn string_of(
-    definition: &Definition,
-    namespace: &Namespace,
-    identity: &Identity,
-    rule: Rule,
-    key: underpass_proto::Key,
-) -> ConnectionString {
-    ConnectionString {
-        relay_host: namespace.public_address.host.clone(),
-        relay_port: namespace.public_address.port.get(),
-        key,
-        rule,
-        pins: vec![identity.pin],
-        target: (rule == Rule::Listen).then(|| definition.endpoint.clone()),
-        name: definition.name.clone(),
-    }
 }
