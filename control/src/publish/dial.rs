@@ -14,8 +14,8 @@ use crate::files::Directory;
 /// The longest that control may take to answer: it answers from memory.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The longest that a probe may take: control waits 20 s for the relay.
-const PROBE_DEADLINE: Duration = Duration::from_secs(25);
+/// The longest that a probe may take: control answers when its own wait for the relay is over.
+const PROBE_DEADLINE: Duration = super::PROBE_DEADLINE.saturating_add(ANSWER_DEADLINE);
 
 /// One read, bytes.
 const READ_SIZE: usize = 64 * 1024;
