@@ -2,18 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[expect(dead_code, reason = "other tests need more of it")]
 mod running;
 
 use std::fs;
 use std::process::{Command, Stdio};
 
-use running::{Control, Relay, folder, wait_for};
+use running::{Control, folder, wait_for};
 use underpass::clock;
 use underpass::files::Directory;
 use underpass::publish;
 use underpass::rest::Client;
 use underpass::rest::model::NamespaceTold;
-use underpass_proto::snapshot::{Health, HycoReport};
+use underpass_proto::snapshot::HycoReport;
 use underpass_proto::wire::Instance;
 use underpass_proto::{FeedMessage, Report, Snapshot};
 
@@ -29,7 +30,7 @@ fn a_file_beyond_the_limit_is_a_fault_of_its_own_and_those_that_stood_stay() {
     {
         let control = Control::start(&folder);
         let mut relay = control.relay();
-        assert_eq!(names(&snapshot(&mut relay)), ["payroll-2", "payroll-3"]);
+        assert_eq!(names(&relay.snapshot()), ["payroll-2", "payroll-3"]);
         fs::write(
             folder.path().join("connections/payroll-1.toml"),
             "host = \"a\"\nport = 1\n",
@@ -51,7 +52,7 @@ fn a_file_beyond_the_limit_is_a_fault_of_its_own_and_those_that_stood_stay() {
     let control = Control::start(&folder);
     let mut relay = control.relay();
     assert_eq!(
-        names(&snapshot(&mut relay)),
+        names(&relay.snapshot()),
         ["payroll-2", "payroll-3"],
         "over a restart too"
     );
@@ -61,7 +62,7 @@ fn a_file_beyond_the_limit_is_a_fault_of_its_own_and_those_that_stood_stay() {
     )
     .unwrap();
     assert_eq!(
-        names(&snapshot(&mut relay)),
+        names(&relay.snapshot()),
         ["payroll-1", "payroll-2", "payroll-3"]
     );
 }
@@ -71,7 +72,7 @@ fn data_is_counted_warned_of_and_enforced() {
     let folder = folder(&format!("data_gb_month = 1\n{CONTROL}"), &["payroll-sql"]);
     let control = Control::start(&folder);
     let mut relay = control.relay();
-    assert!(!snapshot(&mut relay).hycos[0].over_quota);
+    assert!(!relay.snapshot().hycos[0].over_quota);
     relay.send(&report(1, GB - 10, 0));
     wait_for("the first figures", || {
         (used(&control.namespace()) == GB - 10).then_some(())
@@ -95,7 +96,7 @@ fn data_is_counted_warned_of_and_enforced() {
         format!("data_gb_month = 1\nenforce_data = true\n{CONTROL}"),
     )
     .unwrap();
-    assert!(snapshot(&mut relay).hycos[0].over_quota);
+    assert!(relay.snapshot().hycos[0].over_quota);
     wait_for("the third warning", || {
         told(&control, "no new flows until the month ends")
     });
@@ -104,7 +105,7 @@ fn data_is_counted_warned_of_and_enforced() {
         format!("data_gb_month = 2\nenforce_data = true\n{CONTROL}"),
     )
     .unwrap();
-    assert!(!snapshot(&mut relay).hycos[0].over_quota);
+    assert!(!relay.snapshot().hycos[0].over_quota);
 }
 
 #[test]
@@ -149,31 +150,15 @@ fn used(namespace: &NamespaceTold) -> u64 {
 
 fn report(instance: u8, to_endpoint: u64, to_application: u64) -> FeedMessage {
     let hyco = HycoReport {
-        name: "payroll-sql".parse().unwrap(),
-        bound: None,
-        listeners: 0,
-        flows_live: 0,
-        flows_total: 0,
-        flows_failed: 0,
         bytes_to_endpoint: to_endpoint,
         bytes_to_application: to_application,
-        last_ending: None,
-        health: Health::default(),
-        agents: Vec::new(),
-        keys: Vec::new(),
+        ..HycoReport::new("payroll-sql".parse().unwrap())
     };
     FeedMessage::Report(Box::new(Report {
         instance: Instance([instance; 16]),
         hycos: vec![hyco],
         ..Report::default()
     }))
-}
-
-fn snapshot(relay: &mut Relay) -> Snapshot {
-    relay.next_that(|message| match message {
-        FeedMessage::Snapshot(snapshot) => Some(*snapshot),
-        _ => None,
-    })
 }
 
 fn names(snapshot: &Snapshot) -> Vec<&str> {

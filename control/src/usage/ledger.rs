@@ -239,7 +239,7 @@ impl<'de> Deserialize<'de> for Month {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use underpass_proto::snapshot::{Health, HycoReport};
+    use underpass_proto::snapshot::HycoReport;
 
     use super::*;
 
@@ -332,18 +332,9 @@ pub(super) mod tests {
         let hycos = hycos
             .iter()
             .map(|(name, to_endpoint, to_application)| HycoReport {
-                name: name.parse().unwrap(),
-                bound: None,
-                listeners: 0,
-                flows_live: 0,
-                flows_total: 0,
-                flows_failed: 0,
                 bytes_to_endpoint: *to_endpoint,
                 bytes_to_application: *to_application,
-                last_ending: None,
-                health: Health::default(),
-                agents: Vec::new(),
-                keys: Vec::new(),
+                ..HycoReport::new(name.parse().unwrap())
             });
         Report {
             instance: Instance([instance; 16]),

@@ -1,0 +1,292 @@
+//! What the relay tells control each second, what a probe found, and what control makes of it for the command line.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Fault, Generation};
+use crate::endpoint::Endpoint;
+use crate::key::{KeyId, Rule, Which};
+use crate::name::HycoName;
+use crate::wire::{AgentId, Instance, Role};
+
+/// What a relay says each second.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// Random per process: counts are since its start.
+    pub instance: Instance,
+    /// The snapshot that it works by.
+    pub generation: Generation,
+    /// `ring` or `poll`.
+    pub io: String,
+    /// Why that one.
+    pub io_why: String,
+    /// Number of workers.
+    pub workers: u16,
+    /// All sessions, or as many as fit.
+    pub sessions: Vec<SessionReport>,
+    /// All hybrid connections, or as many as fit.
+    pub hycos: Vec<HycoReport>,
+    /// What is wrong just now.
+    pub faults: Vec<Fault>,
+    /// Whether something was left out to stay under [`REPORT_MAX`](crate::limits::REPORT_MAX).
+    pub truncated: bool,
+    /// When, milliseconds since 1970.
+    pub unix_ms: u64,
+}
+
+/// One session.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SessionReport {
+    /// Agent or sender.
+    pub role: Role,
+    /// Which installation.
+    pub agent_id: AgentId,
+    /// Which process of it.
+    pub instance: Instance,
+    /// Where it is seen to come from.
+    pub remote: SocketAddr,
+    /// Which worker it is on.
+    pub worker: u16,
+    /// Round-trip time, microseconds, smoothed (RFC 9002, section 5.3).
+    pub rtt_us: u64,
+    /// Largest UDP payload that the path was found to carry, bytes.
+    pub mtu: u16,
+    /// How it is.
+    pub state: SessionState,
+    /// Since when, milliseconds since 1970.
+    pub since_unix_ms: u64,
+    /// What it is registered for.
+    pub hycos: Vec<RegistrationReport>,
+}
+
+/// How a session is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionState {
+    /// Takes new flows.
+    Ready,
+    /// Has not answered for a while: picked only when no other is there.
+    Suspect,
+    /// Takes no new flows.
+    Draining,
+}
+
+/// One registration of a session.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RegistrationReport {
+    /// The hybrid connection.
+    pub name: HycoName,
+    /// The right.
+    pub rule: Rule,
+    /// The key that was proven last.
+    pub key_id: KeyId,
+    /// Which of the two that is.
+    pub key: Which,
+}
+
+/// One hybrid connection, as the relay sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HycoReport {
+    /// Its name.
+    pub name: HycoName,
+    /// The real address of its binding (port 0 resolved), while it is open.
+    pub bound: Option<SocketAddr>,
+    /// Listeners just now.
+    pub listeners: u32,
+    /// Flows just now.
+    pub flows_live: u64,
+    /// Flows since the relay started.
+    pub flows_total: u64,
+    /// Those of them that did not end clean.
+    pub flows_failed: u64,
+    /// Bytes from applications.
+    pub bytes_to_endpoint: u64,
+    /// Bytes to applications.
+    pub bytes_to_application: u64,
+    /// How the last flow that did not end clean did.
+    pub last_ending: Option<String>,
+    /// Whether flows can be had, since when, and why not.
+    #[serde(default)]
+    pub health: Health,
+    /// Each process that listens, and whether it reaches the endpoint.
+    #[serde(default)]
+    pub agents: Vec<ListenerReport>,
+    /// Each key that was proven since the relay started.
+    #[serde(default)]
+    pub keys: Vec<KeyUse>,
+}
+
+/// Whether flows of a hybrid connection can be had.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Health {
+    /// In a word.
+    pub state: HealthState,
+    /// Since when, milliseconds since 1970.
+    pub since_unix_ms: u64,
+    /// Why it is not ready.
+    pub why: Option<String>,
+}
+
+/// Whether flows of a hybrid connection can be had, in a word.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthState {
+    /// Every listener answers and reached the endpoint when it was last dialled.
+    Ready,
+    /// Somebody listens, but not every listener answers and reaches the endpoint.
+    Degraded,
+    /// Nobody listens.
+    #[default]
+    NoListener,
+}
+
+/// One process that listens on a hybrid connection. Its sessions are one listener.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ListenerReport {
+    /// Which installation.
+    pub agent_id: AgentId,
+    /// Which process of it.
+    pub instance: Instance,
+    /// Where its sessions are seen to come from.
+    pub remote: SocketAddr,
+    /// How the best of its sessions is.
+    pub state: SessionState,
+    /// How the endpoint was last dialled, by a flow or a probe; `None`: not yet.
+    pub dial: Option<DialReport>,
+}
+
+/// How an endpoint was last dialled by one agent.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DialReport {
+    /// Why it was not reached ([`FlowCode::name`](crate::FlowCode::name)); `None`: it was.
+    pub failed: Option<String>,
+    /// How long the connection took, microseconds: of a probe as the agent measured it, of a flow with the way there and back.
+    pub latency_us: u64,
+    /// Whether a flow or a probe says so.
+    pub by_flow: bool,
+    /// When, milliseconds since 1970.
+    pub unix_ms: u64,
+}
+
+/// One key, and when it was last of use.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct KeyUse {
+    /// The right.
+    pub rule: Rule,
+    /// Its identifier.
+    pub key_id: KeyId,
+    /// Registrations that stand on it just now.
+    pub registrations: u32,
+    /// When it was last proven or stood on, milliseconds since 1970.
+    pub last_used_unix_ms: u64,
+}
+
+/// What a probe of a hybrid connection found, hop by hop.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ProbeReport {
+    /// Whether the relay knows the hybrid connection.
+    pub known: bool,
+    /// What each listener found. Empty: nobody listens.
+    pub agents: Vec<ProbedListener>,
+}
+
+/// What one listener found.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ProbedListener {
+    /// Which installation.
+    pub agent_id: AgentId,
+    /// Which process of it.
+    pub instance: Instance,
+    /// Where it is seen to come from.
+    pub remote: SocketAddr,
+    /// From the relay to the agent and back, microseconds: the session's smoothed round-trip time.
+    pub rtt_us: u64,
+    /// `None`: the agent did not answer in time.
+    pub dial: Option<ProbedDial>,
+}
+
+/// How a probe's dial went.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ProbedDial {
+    /// What was dialled, as defined.
+    pub endpoint: Endpoint,
+    /// The address that was dialled last; `None`: none was.
+    pub address: Option<SocketAddr>,
+    /// How long the name took to resolve, microseconds.
+    pub resolve_us: u32,
+    /// How long the connection took, microseconds.
+    pub dial_us: u32,
+    /// Why the endpoint was not reached ([`FlowCode::name`](crate::FlowCode::name)); `None`: it was.
+    pub failed: Option<String>,
+    /// The same for people.
+    pub why: Option<String>,
+}
+
+/// What control answers to the command line.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// The newest snapshot.
+    pub generation: Generation,
+    /// The relay's last report; `None` while no relay is there.
+    pub relay: Option<Report>,
+    /// The newest snapshot that a relay has applied.
+    pub applied: Option<Generation>,
+    /// Why the relay rejected the newest one, if it did.
+    pub rejected: Option<String>,
+    /// What is wrong with the files.
+    pub faults: Vec<Fault>,
+    /// Data of this month.
+    #[serde(default)]
+    pub usage: Option<UsageReport>,
+}
+
+/// Data of the namespace in one calendar month, UTC.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct UsageReport {
+    /// Which, like `2026-11`.
+    pub month: String,
+    /// Bytes from applications.
+    pub bytes_to_endpoint: u64,
+    /// Bytes to applications.
+    pub bytes_to_application: u64,
+    /// The edition's name.
+    pub edition: String,
+    /// The most that both may be together; `None`: no limit.
+    pub bytes_max: Option<u64>,
+    /// Whether new flows are refused beyond that.
+    pub enforced: bool,
+}
+
+impl HycoReport {
+    /// Of a hybrid connection of which nothing is known but its name.
+    #[must_use]
+    pub fn new(name: HycoName) -> Self {
+        Self {
+            name,
+            bound: None,
+            listeners: 0,
+            flows_live: 0,
+            flows_total: 0,
+            flows_failed: 0,
+            bytes_to_endpoint: 0,
+            bytes_to_application: 0,
+            last_ending: None,
+            health: Health::default(),
+            agents: Vec::new(),
+            keys: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Display for SessionState {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(match self {
+            Self::Ready => "ready",
+            Self::Suspect => "suspect",
+            Self::Draining => "draining",
+        })
+    }
+}
