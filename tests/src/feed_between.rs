@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use anyhow::{Context, Result};
@@ -15,6 +15,7 @@ use underpass_proto::snapshot::ProbeReport;
 use underpass_proto::{FeedMessage, FeedReader, Snapshot, feed};
 
 use crate::deadline::MOMENT;
+use crate::process::lock;
 
 /// What stands there.
 #[derive(Debug)]
@@ -159,8 +160,4 @@ fn hear(mut from: UnixStream, mut to: impl FnMut(FeedMessage) -> Result<()>) -> 
 
 fn say(mut to: &UnixStream, message: &FeedMessage) -> Result<()> {
     Ok(to.write_all(&feed::encode(message)?)?)
-}
-
-fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
-    what.lock().unwrap_or_else(PoisonError::into_inner)
 }

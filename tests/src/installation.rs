@@ -10,14 +10,14 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use tempfile::TempDir;
 use underpass_proto::snapshot::HycoReport;
 use underpass_proto::{Rule, Status, Which};
 
+use crate::agent::Agent;
 use crate::deadline::{MOMENT, wait_for};
-use crate::fidelity::{Part, Processes};
-use crate::process::{Process, Ran, Signal, free_tcp_port, free_udp_port, run, run_ok};
+use crate::process::{Process, Ran, Signal, free_tcp_address, free_udp_port, lock, run, run_ok};
 
 /// A backend of the data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,7 +196,7 @@ impl Installation {
             .lines()
             .find(|line| line.starts_with("bind = "))
             .map(str::to_owned);
-        let bind = bind.unwrap_or_else(|| format!("bind = \"127.0.0.1:{}\"", free_tcp_port()));
+        let bind = bind.unwrap_or_else(|| format!("bind = \"{}\"", free_tcp_address()));
         let probe = if self.setup.probe {
             ""
         } else {
@@ -321,15 +321,10 @@ impl Installation {
         Ok(agent)
     }
 
-    fn wait_for_listener(&self, agent: &Agent, names: &[&str]) -> Result<()> {
+    pub(crate) fn wait_for_listener(&self, agent: &Agent, names: &[&str]) -> Result<()> {
         for name in names {
             agent.wait_until_registered(name)?;
-            wait_for(&format!("a listener for {name}"), MOMENT, || {
-                self.hyco(name)
-                    .ok()
-                    .flatten()
-                    .filter(|hyco| hyco.listeners > 0)
-            })?;
+            self.wait_for_hyco(name, "a listener", |hyco| hyco.listeners > 0)?;
         }
         Ok(())
     }
@@ -347,21 +342,7 @@ impl Installation {
     /// # Errors
     /// When it cannot be started.
     pub fn start_agent_apart(&self, setup: Setup, names: &[&str], allow: &[&str]) -> Result<Agent> {
-        let folder = TempDir::with_prefix("underpass-agent-")?;
-        let mut config = format!("allow = {allow:?}\n");
-        for name in names {
-            let string = self.connection_string(name)?;
-            write_secret(&folder.path().join(format!("{name}.connection")), &string)?;
-            config += &format!("[[connect]]\nstring_file = \"{name}.connection\"\n");
-        }
-        fs::write(folder.path().join("agent.toml"), config)?;
-        let agent = Agent {
-            folder,
-            setup,
-            process: Mutex::default(),
-        };
-        agent.start()?;
-        Ok(agent)
+        Agent::install(self, setup, names, allow)
     }
 
     /// The on-premises connection string of a hybrid connection.
@@ -433,6 +414,24 @@ impl Installation {
         }))
     }
 
+    /// Waits until the relay reports of a hybrid connection what is wanted, and answers that report.
+    ///
+    /// # Errors
+    /// When it does not; what it reported last is in the message.
+    pub fn wait_for_hyco(
+        &self,
+        name: &str,
+        what: &str,
+        is_so: impl Fn(&HycoReport) -> bool,
+    ) -> Result<HycoReport> {
+        let mut last = None;
+        let reported = wait_for(&format!("{name}: {what}"), MOMENT, || {
+            last = self.hyco(name).ok().flatten();
+            last.clone().filter(&is_so)
+        });
+        reported.with_context(|| format!("the last report: {last:?}"))
+    }
+
     /// Where applications connect for a hybrid connection; waits until the relay says so.
     ///
     /// # Errors
@@ -458,157 +457,6 @@ impl Installation {
     }
 }
 
-/// An agent: its folder of files, and its process.
-#[derive(Debug)]
-pub struct Agent {
-    folder: TempDir,
-    setup: Setup,
-    process: Mutex<Option<Process>>,
-}
-
-impl Agent {
-    /// Starts it, again where it was killed. Does not wait until it is registered.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn start(&self) -> Result<()> {
-        let mut command = underpass()?;
-        command
-            .args(["agent", "run", "--config"])
-            .arg(self.config())
-            .args(self.setup.arguments())
-            .envs(self.setup.environment.iter().cloned());
-        *lock(&self.process) = Some(Process::start("agent", &mut command)?);
-        Ok(())
-    }
-
-    /// The file of one connection string: writing another into it rotates the key.
-    #[must_use]
-    pub fn string_file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(format!("{name}.connection"))
-    }
-
-    /// Its `agent.toml`.
-    #[must_use]
-    pub fn config(&self) -> PathBuf {
-        self.folder.path().join("agent.toml")
-    }
-
-    /// Its process.
-    pub fn process(&self) -> MutexGuard<'_, Option<Process>> {
-        lock(&self.process)
-    }
-
-    /// Waits for the line `listener registered` that names this hybrid connection.
-    ///
-    /// # Errors
-    /// When it does not come.
-    pub fn wait_until_registered(&self, name: &str) -> Result<()> {
-        let what = format!("the agent to register {name}");
-        let registered = || {
-            let process = lock(&self.process);
-            let log = process.as_ref()?.stderr();
-            log.lines()
-                .any(|line| line.contains("listener registered") && line.contains(name))
-                .then_some(())
-        };
-        wait_for(&what, MOMENT, registered).with_context(|| {
-            lock(&self.process)
-                .as_ref()
-                .map_or_else(String::new, Process::log_end)
-        })
-    }
-}
-
-/// One hybrid connection to one endpoint, with everything that it needs.
-#[derive(Debug)]
-pub struct Tunnel {
-    /// Directory, control and relay.
-    pub installation: Installation,
-    /// The agent.
-    pub agent: Agent,
-    /// Where applications connect.
-    pub address: SocketAddr,
-}
-
-/// The hybrid connection of a [`Tunnel`].
-pub const NAME: &str = "through-here";
-
-/// A second one of the same tunnel, whose endpoint's name does not exist (RFC 6761, section 6.4).
-pub const UNKNOWN: &str = "to-nowhere";
-
-impl Tunnel {
-    /// Starts all processes and waits until a flow would get through. Every connection that the endpoint gets is a flow.
-    ///
-    /// # Errors
-    /// When that does not come about.
-    pub fn open(setup: Setup, endpoint: SocketAddr) -> Result<Self> {
-        Self::open_with(setup, endpoint, &[])
-    }
-
-    /// As [`Self::open`], with more allow-list entries for the agent.
-    ///
-    /// # Errors
-    /// When that does not come about.
-    pub fn open_with(setup: Setup, endpoint: SocketAddr, allow: &[&str]) -> Result<Self> {
-        Self::begin(setup.clone(), setup, endpoint, allow)
-    }
-
-    /// As [`Self::open`], with an agent that is set up otherwise than the relay.
-    ///
-    /// # Errors
-    /// When that does not come about.
-    pub fn open_apart(setup: Setup, agent: Setup, endpoint: SocketAddr) -> Result<Self> {
-        Self::begin(setup, agent, endpoint, &[])
-    }
-
-    fn begin(setup: Setup, agent: Setup, endpoint: SocketAddr, allow: &[&str]) -> Result<Self> {
-        let endpoint = endpoint.to_string();
-        let setup = Setup {
-            probe: false,
-            ..setup
-        };
-        let installation =
-            Installation::start(setup, &[(NAME, &endpoint), (UNKNOWN, "name.invalid:80")])?;
-        let names = [NAME, UNKNOWN];
-        let agent = installation.start_agent_apart(agent, &names, allow)?;
-        installation.wait_for_listener(&agent, &names)?;
-        let address = installation.binding(NAME)?;
-        Ok(Self {
-            installation,
-            agent,
-            address,
-        })
-    }
-
-    fn part(&self, part: Part) -> Result<MutexGuard<'_, Option<Process>>> {
-        Ok(match part {
-            Part::Relay => lock(&self.installation.relay),
-            Part::Agent => lock(&self.agent.process),
-            Part::Control => lock(&self.installation.control),
-            Part::Sender => bail!("this tunnel has no sender"),
-        })
-    }
-}
-
-impl Processes for Tunnel {
-    fn kill(&self, part: Part) -> Result<()> {
-        match self.part(part)?.as_mut() {
-            Some(process) => process.kill(),
-            None => bail!("{part:?} was never started"),
-        }
-    }
-
-    fn restore(&self, part: Part) -> Result<()> {
-        match part {
-            Part::Relay => self.installation.start_relay(),
-            Part::Agent => self.agent.start(),
-            Part::Control => self.installation.start_control(),
-            Part::Sender => bail!("this tunnel has no sender"),
-        }
-    }
-}
-
 /// Runs the binary with some arguments to its end, however it ends.
 ///
 /// # Errors
@@ -618,6 +466,23 @@ pub fn run_underpass<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Result<Ran> 
         underpass()?.env("UNDERPASS_LOG", "info").args(arguments),
         MOMENT,
     )
+}
+
+/// Runs the role that proves this right, with a connection string in a file of its own, to its end.
+///
+/// # Errors
+/// When it does not end.
+pub fn run_role(rule: Rule, string: &str, options: &[&str]) -> Result<Ran> {
+    let folder = TempDir::new()?;
+    let file = folder.path().join("a.connection");
+    write_secret(&file, string)?;
+    let role = match rule {
+        Rule::Listen => "agent",
+        Rule::Send => "sender",
+    };
+    let file = file.to_str().context("a path that is not UTF-8")?;
+    let from = [role, "run", "--connection-string-file", file];
+    run_underpass(&[&from, options].concat())
 }
 
 /// Asks a process to end as an init system does, and returns its exit code.
@@ -632,23 +497,18 @@ pub fn terminate(process: &mut Process, within: Duration) -> Result<i32> {
         .with_context(|| format!("ended with {status}"))
 }
 
-/// Writes a file that only we can read.
+/// Writes a file that only we can read, by a rename, so that no reader sees half of it.
 ///
 /// # Errors
 /// When it cannot be written.
 pub fn write_secret(path: &Path, text: &str) -> Result<()> {
+    let new = path.with_extension("new");
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
-        .open(path)?;
-    Ok(file.write_all(text.as_bytes())?)
-}
-
-fn lock(process: &Mutex<Option<Process>>) -> MutexGuard<'_, Option<Process>> {
-    // A test that failed with the lock must not hide its own message behind another.
-    process
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .open(&new)?;
+    file.write_all(text.as_bytes())?;
+    Ok(fs::rename(new, path)?)
 }

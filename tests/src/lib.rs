@@ -2,6 +2,7 @@
 //!
 //! The tests themselves are in `tests/`. Nothing here sleeps: whatever must come about is waited for with [`deadline::wait_for`].
 
+pub mod agent;
 pub mod conversation;
 pub mod deadline;
 pub mod feed_between;
@@ -11,10 +12,12 @@ pub mod installation;
 pub mod load;
 pub mod network;
 pub mod process;
+pub mod promise;
 pub mod rest;
 pub mod sender;
 pub mod servers;
 pub mod service;
+pub mod tunnel;
 pub mod turn;
 
 /// Defines a test for each backend of the data plane: `a_sentence::poll` and `a_sentence::ring`.

@@ -3,11 +3,13 @@
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::net::{self, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{net, thread};
 
 use anyhow::{Context, Result, bail};
 pub use rustix::process::Signal;
@@ -276,18 +278,19 @@ pub fn quick(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&stdout).trim().to_owned())
 }
 
-/// A TCP port that nobody listens on, for servers that cannot be asked for one of the kernel's choice.
+/// An address of this machine where nobody listens, for servers that cannot be asked for a port of the kernel's choice.
 ///
 /// Ports are taken in turn from a range below the one that the kernel gives to clients, starting at a place that depends on the process, so two tests hardly ever want the same.
 ///
 /// # Panics
 /// When no port of the range is free.
 #[must_use]
-pub fn free_tcp_port() -> u16 {
-    free_port(|port| net::TcpListener::bind(("127.0.0.1", port)).is_ok())
+pub fn free_tcp_address() -> SocketAddr {
+    let port = free_port(|port| net::TcpListener::bind(("127.0.0.1", port)).is_ok());
+    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-/// A UDP port that nobody has, as [`free_tcp_port`].
+/// A UDP port that nobody has, as [`free_tcp_address`].
 ///
 /// # Panics
 /// When no port of the range is free.
@@ -309,4 +312,9 @@ fn free_port(free: impl Fn(u16) -> bool) -> u16 {
         .filter_map(|port| u16::try_from(port).ok())
         .find(|&port| free(port))
         .expect("a port is free")
+}
+
+/// What other threads of a test share. A test that failed with the lock must not hide its own message behind another.
+pub(crate) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

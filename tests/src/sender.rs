@@ -3,16 +3,15 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tempfile::TempDir;
 use underpass_proto::{Role, Rule};
 
 use crate::deadline::{MOMENT, wait_for};
-use crate::fidelity::{Part, Processes};
-use crate::installation::{self, Installation, Setup, underpass, write_secret};
-use crate::process::{Process, free_tcp_port};
+use crate::installation::{Installation, Setup, underpass, write_secret};
+use crate::process::{Process, free_tcp_address, lock};
 
 /// A sender. Dropped, it is killed and its folder goes.
 #[derive(Debug)]
@@ -51,7 +50,7 @@ impl Sender {
         for name in names {
             let string = installation.string_of(name, Rule::Send, &[])?;
             write_secret(&folder.path().join(format!("{name}.connection")), &string)?;
-            let bind = SocketAddr::from(([127, 0, 0, 1], free_tcp_port()));
+            let bind = free_tcp_address();
             config +=
                 &format!("[[connect]]\nstring_file = \"{name}.connection\"\nbind = \"{bind}\"\n");
             binds.push(((*name).to_owned(), bind));
@@ -118,57 +117,12 @@ impl Sender {
 
     /// Its process.
     pub fn process(&self) -> MutexGuard<'_, Option<Process>> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.process)
     }
 
     fn log(&self) -> String {
         self.process()
             .as_ref()
             .map_or_else(String::new, Process::log_end)
-    }
-}
-
-/// Application → sender → relay → agent → endpoint, with everything that it needs.
-#[derive(Debug)]
-pub struct LongTunnel {
-    /// Installation and agent, and the binding beside the relay, which nobody uses.
-    pub tunnel: installation::Tunnel,
-    /// The sender.
-    pub sender: Sender,
-}
-
-impl LongTunnel {
-    /// Starts all processes and waits until a flow would get through.
-    ///
-    /// # Errors
-    /// When that does not come about.
-    pub fn open(relay_and_sender: Setup, agent: Setup, endpoint: SocketAddr) -> Result<Self> {
-        let tunnel = installation::Tunnel::open_apart(relay_and_sender.clone(), agent, endpoint)?;
-        let names = [installation::NAME, installation::UNKNOWN];
-        let sender = Sender::start(&tunnel.installation, relay_and_sender, &names)?;
-        Ok(Self { tunnel, sender })
-    }
-}
-
-impl Processes for LongTunnel {
-    fn has(&self, _part: Part) -> bool {
-        true
-    }
-
-    fn kill(&self, part: Part) -> Result<()> {
-        if part != Part::Sender {
-            return self.tunnel.kill(part);
-        }
-        match &mut *self.sender.process() {
-            Some(process) => process.kill(),
-            None => bail!("the sender was never started"),
-        }
-    }
-
-    fn restore(&self, part: Part) -> Result<()> {
-        match part {
-            Part::Sender => self.sender.start_again(),
-            part => self.tunnel.restore(part),
-        }
     }
 }

@@ -12,9 +12,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
+use underpass_tests::agent::Agent;
 use underpass_tests::deadline::{MOMENT, pause, wait_for};
-use underpass_tests::installation::{Agent, Installation, Io, Setup, underpass, write_secret};
-use underpass_tests::process::{Process, Ran, free_tcp_port, run};
+use underpass_tests::installation::{Installation, Io, Setup, underpass, write_secret};
+use underpass_tests::process::{Process, Ran, free_tcp_address, run};
 use underpass_tests::service::{Service, Steady, Talk};
 use underpass_tests::{on_every_backend, turn};
 
@@ -30,7 +31,7 @@ on_every_backend! {
     fn each_failure_of_an_endpoint_resets_the_application_and_is_named(io) {
         let _turn = turn::shared();
         let full = Full::start();
-        let closed = SocketAddr::from(([127, 0, 0, 1], free_tcp_port()));
+        let closed = free_tcp_address();
         let cases = [
             ("to-a-closed-port", closed.to_string(), "endpoint: refused"),
             ("to-a-full-backlog", full.address.to_string(), "endpoint: timed_out"),

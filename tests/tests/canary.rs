@@ -9,8 +9,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use tempfile::TempDir;
+use underpass_proto::Rule;
+use underpass_tests::agent::Agent;
 use underpass_tests::deadline::{MOMENT, wait_for};
-use underpass_tests::installation::{Agent, Installation, Io, Setup, underpass, write_secret};
+use underpass_tests::installation::{Installation, Io, Setup, underpass, write_secret};
 use underpass_tests::process::{Process, run};
 use underpass_tests::service::{Service, Talk};
 use underpass_tests::turn;
@@ -103,12 +105,7 @@ fn installation(service: &Service) -> Installation {
 fn start_sender(installation: &Installation) -> (Process, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("sender.connection");
-    let mut string = underpass().unwrap();
-    string
-        .args(["connection", "string", NAME, "--role", "application"])
-        .arg("--dir")
-        .arg(installation.directory());
-    let string = run(&mut string, MOMENT).unwrap().stdout;
+    let string = installation.string_of(NAME, Rule::Send, &[]).unwrap();
     assert!(string.contains(KEYS[2]), "these are the keys in use");
     write_secret(&file, &string).unwrap();
     let mut command = underpass().unwrap();
@@ -123,8 +120,7 @@ fn start_sender(installation: &Installation) -> (Process, TempDir) {
 /// A new key in the file of a running agent.
 fn rotate(installation: &Installation, agent: &Agent) {
     let string = installation.connection_string(NAME).unwrap();
-    let file = agent.config().with_file_name(format!("{NAME}.connection"));
-    write_secret(&file, &string.replace(KEYS[0], KEYS[1])).unwrap();
+    write_secret(&agent.string_file(NAME), &string.replace(KEYS[0], KEYS[1])).unwrap();
 }
 
 /// Mistakes that a message could repeat: in the key file, and in the file of a definition.

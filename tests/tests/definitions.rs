@@ -4,11 +4,13 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
+use underpass_tests::agent::Agent;
 use underpass_tests::deadline::{MOMENT, wait_for};
-use underpass_tests::installation::{Agent, Installation, Io, Setup, write_secret};
+use underpass_tests::installation::{Installation, Io, Setup, write_secret};
+use underpass_tests::process::free_tcp_address;
+use underpass_tests::promise::{SECOND, assert_within};
 use underpass_tests::service::{Noticed, Service, Steady, Talk};
 use underpass_tests::{on_every_backend, turn};
 
@@ -16,10 +18,6 @@ use underpass_tests::{on_every_backend, turn};
 const TOUCHED: &str = "payroll-sql";
 /// Its definition is left alone.
 const ALONE: &str = "left-alone";
-
-/// A change takes effect within a second. The test itself looks each 5 ms, and shares two cores with what it looks at.
-const SECOND: Duration = Duration::from_millis(1_000 + MARGIN_MS);
-const MARGIN_MS: u64 = 200;
 
 /// The longest that a conversation on another hybrid connection may wait for one answer: usually well under 1 ms, more where the machine has something else to do.
 const NOT_NOTICED: Duration = Duration::from_millis(500);
@@ -32,7 +30,7 @@ on_every_backend! {
         let changed = Instant::now();
         scene.installation.define(TOUCHED, &scene.b.address.to_string()).unwrap();
         scene.wait_for_letter(b'b');
-        assert_within_a_second(changed);
+        assert_within(changed, SECOND);
         old.exchange().unwrap();
         old.finish().unwrap();
         scene.assert_others_noticed_nothing();
@@ -60,14 +58,14 @@ on_every_backend! {
         let removed = Instant::now();
         scene.installation.remove(TOUCHED).unwrap();
         assert_eq!(cut.wait_for_end().unwrap_err().kind(), ErrorKind::ConnectionReset);
-        assert_within_a_second(removed);
+        assert_within(removed, SECOND);
         wait_for("the binding to close", MOMENT, || TcpStream::connect(scene.binding).err()).unwrap();
-        assert_within_a_second(removed);
+        assert_within(removed, SECOND);
 
         let added = Instant::now();
         scene.installation.write_definition(TOUCHED, &text).unwrap();
         wait_for("the binding to open", MOMENT, || TcpStream::connect(scene.binding).ok()).unwrap();
-        assert_within_a_second(added);
+        assert_within(added, SECOND);
         // The agent, once told that the name is gone, asks again with pauses.
         scene.wait_for_letter(b'a');
         scene.assert_others_noticed_nothing();
@@ -77,13 +75,13 @@ on_every_backend! {
         let scene = Scene::open(io);
         let mut old = Talk::start(scene.binding).unwrap();
         let endpoint = scene.a.address;
-        let new = SocketAddr::from(([127, 0, 0, 1], underpass_tests::process::free_tcp_port()));
+        let new = free_tcp_address();
         let text = format!("host = \"{}\"\nport = {}\nbind = \"{new}\"\n", endpoint.ip(), endpoint.port());
         let changed = Instant::now();
         scene.installation.write_definition(TOUCHED, &text).unwrap();
         wait_for("the new binding", MOMENT, || Talk::start(new).ok()).unwrap();
         wait_for("the old binding to close", MOMENT, || TcpStream::connect(scene.binding).err()).unwrap();
-        assert_within_a_second(changed);
+        assert_within(changed, SECOND);
         old.exchange().unwrap();
         old.finish().unwrap();
         scene.assert_others_noticed_nothing();
@@ -108,7 +106,7 @@ on_every_backend! {
             Talk::start(scene.alone).ok().filter(|talk| talk.letter == b'b')
         })
         .unwrap();
-        assert_within_a_second(changed);
+        assert_within(changed, SECOND);
         assert_eq!(Talk::start(scene.binding).unwrap().letter, b'a');
         let log = scene.installation.control().as_ref().unwrap().stderr();
         assert!(log.lines().any(|line| line.contains(named) && line.contains("WARN")), "{log}");
@@ -121,7 +119,7 @@ on_every_backend! {
             Talk::start(binding).ok().filter(|talk| talk.letter == b'b')
         })
         .unwrap();
-        assert_within_a_second(mended);
+        assert_within(mended, SECOND);
         assert_eq!(scene.installation.status().unwrap().faults, []);
         assert_unnoticed(steady.stop().unwrap());
         scene.assert_others_noticed_nothing();
@@ -138,18 +136,15 @@ on_every_backend! {
         };
         let first = text.split('"').nth(1).unwrap();
         // The key in use becomes the secondary one: whoever stands on it stays.
-        replace_secret(&keys, &listen(KEYS[0], first));
+        write_secret(&keys, &listen(KEYS[0], first)).unwrap();
         let second = scene.installation.start_agent(&[TOUCHED], &[]).unwrap();
-        wait_for("both agents to listen", MOMENT, || {
-            scene.installation.hyco(TOUCHED).unwrap().filter(|hyco| hyco.listeners == 2)
-        })
-        .unwrap();
+        scene.installation.wait_for_hyco(TOUCHED, "both agents", |hyco| hyco.listeners == 2).unwrap();
         old.exchange().unwrap();
 
         let removed = Instant::now();
-        replace_secret(&keys, &listen(KEYS[0], KEYS[1]));
+        write_secret(&keys, &listen(KEYS[0], KEYS[1])).unwrap();
         assert_eq!(old.wait_for_end().unwrap_err().kind(), ErrorKind::ConnectionReset);
-        assert_within_a_second(removed);
+        assert_within(removed, SECOND);
         for _ in 0..20 {
             let mut new = Talk::start(scene.binding).unwrap();
             new.exchange().unwrap();
@@ -171,11 +166,11 @@ on_every_backend! {
         scene.installation.start_control().unwrap();
         let back = Instant::now();
         scene.wait_for_letter(b'b');
-        assert_within_a_second(back);
+        assert_within(back, SECOND);
         let changed = Instant::now();
         scene.installation.define(TOUCHED, &scene.a.address.to_string()).unwrap();
         scene.wait_for_letter(b'a');
-        assert_within_a_second(changed);
+        assert_within(changed, SECOND);
         old.exchange().unwrap();
         old.finish().unwrap();
         scene.assert_others_noticed_nothing();
@@ -193,7 +188,7 @@ on_every_backend! {
             wait_for(&format!("the binding of {name}"), MOMENT, || TcpStream::connect(binding).ok()).unwrap();
         }
         // All files were written when the last change was made.
-        assert_within_a_second(added);
+        assert_within(added, SECOND);
         let bindings: Vec<SocketAddr> = names.iter().map(|name| scene.installation.wanted_binding(name).unwrap()).collect();
         let removed = Instant::now();
         for name in &names {
@@ -202,7 +197,7 @@ on_every_backend! {
         for binding in bindings {
             wait_for("a binding to close", MOMENT, || TcpStream::connect(binding).err()).unwrap();
         }
-        assert_within_a_second(removed);
+        assert_within(removed, SECOND);
         scene.assert_others_noticed_nothing();
     }
 }
@@ -281,21 +276,9 @@ const KEYS: [&str; 2] = [
     "c2VjcmV0LWtleS1mb3ItdGVzdHMtb25seS0wMTIzNDU2Nzg=",
 ];
 
-/// By a rename, so that no reader sees half of it.
-fn replace_secret(path: &Path, text: &str) {
-    let new = path.with_extension("new");
-    write_secret(&new, text).unwrap();
-    std::fs::rename(new, path).unwrap();
-}
-
 fn assert_unnoticed(noticed: Noticed) {
     assert!(
         noticed.exchanges > 0 && noticed.longest < NOT_NOTICED,
         "{noticed:?}"
     );
-}
-
-fn assert_within_a_second(since: Instant) {
-    let took = since.elapsed();
-    assert!(took < SECOND, "took {took:?}");
 }

@@ -6,8 +6,9 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use underpass_tests::agent::Agent;
 use underpass_tests::deadline::{MOMENT, wait_for};
-use underpass_tests::installation::{Agent, Installation, Io, Setup};
+use underpass_tests::installation::{Installation, Io, Setup};
 use underpass_tests::process::{Process, Signal};
 use underpass_tests::service::{Service, Talk};
 use underpass_tests::{on_every_backend, turn};
@@ -66,10 +67,7 @@ on_every_backend! {
     fn a_draining_agent_leaves_new_flows_to_another_and_ends_with_its_last(io) {
         let scene = Scene::open(io, LONG);
         let other = scene.installation.start_agent(&[NAME], &[]).unwrap();
-        wait_for("both agents to listen", MOMENT, || {
-            scene.installation.hyco(NAME).unwrap().filter(|hyco| hyco.listeners == 2)
-        })
-        .unwrap();
+        scene.installation.wait_for_hyco(NAME, "both agents", |hyco| hyco.listeners == 2).unwrap();
         // Until there are flows on both.
         let mut live = Vec::new();
         while live.len() < 40 {

@@ -5,10 +5,12 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use underpass_tests::agent::Agent;
 use underpass_tests::deadline::{MOMENT, pause, wait_for};
-use underpass_tests::installation::{Agent, Installation, Io, Setup};
+use underpass_tests::installation::{Installation, Io, Setup};
 use underpass_tests::load::Load;
-use underpass_tests::process::free_tcp_port;
+use underpass_tests::process::free_tcp_address;
+use underpass_tests::promise::{NOT_NOTICED, SECOND};
 use underpass_tests::rest::Rest;
 use underpass_tests::service::{Service, Talk};
 use underpass_tests::{on_every_backend, turn};
@@ -27,12 +29,6 @@ const ROUNDS: u64 = 10;
 /// Definitions that come, change and go for each backend, 100 in all, and the time for each; half by files, half by REST.
 const DEFINITIONS: usize = 50;
 const EACH: Duration = Duration::from_millis(100);
-
-/// The next change applies within a second; the test looks each 5 ms and shares two cores with what it looks at.
-const SECOND: Duration = Duration::from_millis(1_200);
-
-/// The longest that a loaded flow may wait for an answer where nothing happens to it.
-const NOT_NOTICED: Duration = Duration::from_millis(750);
 
 on_every_backend! {
     // Row 3.
@@ -170,7 +166,7 @@ impl Scene {
     /// The same by REST.
     fn step_by_rest(&self, rest: &Rest, name: &str, old: Option<&String>) {
         let path = |name: &str| format!("/v1/hybridconnections/{name}");
-        let binding = SocketAddr::from(([127, 0, 0, 1], free_tcp_port()));
+        let binding = free_tcp_address();
         for host in ["db01.corp", "db02.corp"] {
             let body = format!(r#"{{"host": "{host}", "port": 1433, "bind": "{binding}"}}"#);
             rest.ask("PUT", &path(name), &body).unwrap().well().unwrap();

@@ -5,7 +5,8 @@
 use std::net::{SocketAddr, TcpListener};
 
 use underpass_tests::fidelity::{self, Options};
-use underpass_tests::installation::{Setup, Tunnel, UNKNOWN};
+use underpass_tests::installation::Setup;
+use underpass_tests::tunnel::{Tunnel, UNKNOWN};
 use underpass_tests::{on_every_backend, turn};
 
 on_every_backend! {

@@ -7,10 +7,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use underpass_proto::snapshot::{HealthState, HycoReport};
+use underpass_tests::agent::Agent;
 use underpass_tests::deadline::{MOMENT, wait_for};
 use underpass_tests::feed_between::FeedBetween;
-use underpass_tests::installation::{Agent, Installation, Io, Setup, run_underpass, terminate};
-use underpass_tests::process::free_tcp_port;
+use underpass_tests::installation::{Installation, Io, Setup, run_underpass, terminate};
+use underpass_tests::process::free_tcp_address;
+use underpass_tests::promise::{LOST, SUSPECT, assert_within};
 use underpass_tests::service::{Service, Talk};
 use underpass_tests::{on_every_backend, turn};
 
@@ -20,10 +22,6 @@ const OTHER: &str = "other-thing";
 /// From a failed flow, or a probe, until the status says so: the relay reports each second. The test looks by starting a process, on two shared cores.
 const TOLD: Duration = Duration::from_secs(2 + MARGIN);
 const MARGIN: u64 = 1;
-
-/// Until an agent that was killed is suspect, and until it is given up: 1 s of silence and 1.5 s without an answer, and 15 s of silence.
-const SUSPECT: Duration = Duration::from_millis(2_500);
-const LOST: Duration = Duration::from_secs(15);
 
 on_every_backend! {
     fn an_endpoint_that_stops_degrades_and_one_that_is_back_is_ready(io) {
@@ -76,7 +74,7 @@ on_every_backend! {
 
     fn an_endpoint_that_is_not_there_is_seen_at_registration_and_found_again_without_any_flow(io) {
         let _turn = turn::shared();
-        let address = nobody();
+        let address = free_tcp_address();
         let installation = Installation::start(setup(io), &[(NAME, &address.to_string())]).unwrap();
         let _agent = installation.start_agent(&[NAME], &[]).unwrap();
         let registered = Instant::now();
@@ -96,7 +94,7 @@ on_every_backend! {
     fn a_changed_endpoint_is_probed_at_once(io) {
         let scene = Scene::open(io);
         scene.wait_for_state(HealthState::Ready);
-        let gone = nobody();
+        let gone = free_tcp_address();
         scene.installation.define(NAME, &gone.to_string()).unwrap();
         let changed = Instant::now();
         let hyco = scene.wait_for_state(HealthState::Degraded);
@@ -135,9 +133,7 @@ on_every_backend! {
         let later = wait_for_state(&installation, NAME, HealthState::NoListener, |why| why.contains("left 2 s ago"));
         assert_eq!(later.health.since_unix_ms, left);
         assert_eq!(Talk::start(installation.binding(NAME).unwrap()).unwrap_err().kind(), ErrorKind::ConnectionReset);
-        let refused = wait_for("the refusal", MOMENT, || {
-            installation.hyco(NAME).unwrap().filter(|hyco| hyco.flows_failed == 1)
-        });
+        let refused = installation.wait_for_hyco(NAME, "the refusal", |hyco| hyco.flows_failed == 1);
         assert_eq!(refused.unwrap().last_ending.as_deref(), Some("agent: no_listener"));
     }
 
@@ -203,12 +199,11 @@ on_every_backend! {
         wait_for_state(&installation, OTHER, HealthState::Ready, |_| true);
         assert_eq!((probed.accepted(), quiet.accepted()), (1, 0));
         Talk::start(installation.binding(NAME).unwrap()).unwrap().finish().unwrap();
-        wait_for("the flow to be told", MOMENT, || {
-            installation.hyco(NAME).unwrap().filter(|hyco| {
+        installation
+            .wait_for_hyco(NAME, "the flow", |hyco| {
                 hyco.health.why.is_none() && hyco.agents[0].dial.as_ref().is_some_and(|dial| dial.by_flow)
             })
-        })
-        .unwrap();
+            .unwrap();
         assert_eq!(quiet.accepted(), 1);
     }
 
@@ -243,10 +238,7 @@ on_every_backend! {
     fn control_asks_and_every_listener_answers_hop_by_hop(io) {
         let scene = Between::open(io);
         let second = scene.installation.start_agent(&[NAME], &[]).unwrap();
-        wait_for("both agents to listen", MOMENT, || {
-            scene.installation.hyco(NAME).unwrap().filter(|hyco| hyco.listeners == 2)
-        })
-        .unwrap();
+        scene.installation.wait_for_hyco(NAME, "both agents", |hyco| hyco.listeners == 2).unwrap();
         let before = scene.service.accepted();
         let report = scene.feed.probe(7, NAME).unwrap();
         assert!(report.known);
@@ -296,11 +288,12 @@ on_every_backend! {
         let error = wait_for("a new flow to be refused", MOMENT, || Talk::start(scene.binding).err()).unwrap();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         live.exchange().unwrap();
-        wait_for("the reason", MOMENT, || {
-            let hyco = scene.installation.hyco(NAME).unwrap()?;
-            (hyco.last_ending.as_deref() == Some("relay: over_quota") && hyco.flows_failed > 0).then_some(())
-        })
-        .unwrap();
+        scene
+            .installation
+            .wait_for_hyco(NAME, "the reason", |hyco| {
+                hyco.last_ending.as_deref() == Some("relay: over_quota") && hyco.flows_failed > 0
+            })
+            .unwrap();
         scene.feed.change(|snapshot| snapshot.hycos[0].over_quota = false).unwrap();
         wait_for("a new flow", MOMENT, || Talk::start(scene.binding).ok()).unwrap();
         live.exchange().unwrap();
@@ -319,9 +312,8 @@ struct Scene {
 
 impl Scene {
     fn open(io: Io) -> Self {
-        // Times are measured.
         let turn = turn::shared();
-        let service = Service::start_at(nobody(), b'a').unwrap();
+        let service = Service::start_at(free_tcp_address(), b'a').unwrap();
         let endpoint = service.address.to_string();
         let installation = Installation::start(setup(io), &[(NAME, &endpoint)]).unwrap();
         let agent = installation.start_agent(&[NAME], &[]).unwrap();
@@ -343,10 +335,7 @@ impl Scene {
     }
 
     fn wait_until(&self, what: &str, is_so: impl Fn(&HycoReport) -> bool) -> HycoReport {
-        wait_for(what, MOMENT, || {
-            self.installation.hyco(NAME).unwrap().filter(&is_so)
-        })
-        .unwrap()
+        self.installation.wait_for_hyco(NAME, what, is_so).unwrap()
     }
 }
 
@@ -363,7 +352,7 @@ struct Between {
 impl Between {
     fn open(io: Io) -> Self {
         let turn = turn::shared();
-        let service = Service::start_at(nobody(), b'a').unwrap();
+        let service = Service::start_at(free_tcp_address(), b'a').unwrap();
         let installation = Installation::new(setup(io)).unwrap();
         installation
             .define(NAME, &service.address.to_string())
@@ -400,19 +389,12 @@ fn wait_for_state(
     state: HealthState,
     why: impl Fn(&str) -> bool,
 ) -> HycoReport {
-    let mut last = None;
-    wait_for(&format!("{name} to be {state:?}"), MOMENT, || {
-        let hyco = installation.hyco(name).unwrap()?;
-        last = Some(hyco.health.clone());
-        let is_so = hyco.health.state == state && why(hyco.health.why.as_deref().unwrap_or(""));
-        is_so.then_some(hyco)
-    })
-    .unwrap_or_else(|error| panic!("{error}: {last:?}"))
-}
-
-/// An address where nobody listens, and that the kernel gives to no client meanwhile.
-fn nobody() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], free_tcp_port()))
+    let is_so = |hyco: &HycoReport| {
+        hyco.health.state == state && why(hyco.health.why.as_deref().unwrap_or(""))
+    };
+    installation
+        .wait_for_hyco(name, &format!("{state:?}"), is_so)
+        .unwrap()
 }
 
 fn append(installation: &Installation, name: &str, text: &str) {
@@ -425,9 +407,4 @@ fn append(installation: &Installation, name: &str, text: &str) {
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     u64::try_from(since.as_millis()).unwrap()
-}
-
-fn assert_within(since: Instant, most: Duration) {
-    let took = since.elapsed();
-    assert!(took < most, "took {took:?}");
 }

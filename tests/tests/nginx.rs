@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use underpass_tests::installation::{Setup, Tunnel};
+use underpass_tests::installation::Setup;
 use underpass_tests::on_every_backend;
 use underpass_tests::process::{run_ok, shell};
 use underpass_tests::servers::nginx::{Nginx, SMALL};
 use underpass_tests::servers::program;
+use underpass_tests::tunnel::Tunnel;
 use underpass_tests::turn;
 
 /// Length of the big file, bytes.

@@ -5,10 +5,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use underpass_tests::installation::{Setup, Tunnel};
+use underpass_tests::installation::Setup;
 use underpass_tests::on_every_backend;
 use underpass_tests::process::{run_ok, shell};
 use underpass_tests::servers::postgres::{Listener, Postgres, client, psql};
+use underpass_tests::tunnel::Tunnel;
 use underpass_tests::{deadline, turn};
 
 /// Rows that are copied.

@@ -8,10 +8,11 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use underpass_tests::installation::{Setup, Tunnel};
+use underpass_tests::installation::Setup;
 use underpass_tests::on_every_backend;
 use underpass_tests::process::run_ok;
 use underpass_tests::servers::redis::{Redis, client};
+use underpass_tests::tunnel::Tunnel;
 use underpass_tests::turn;
 
 /// Commands in one pipeline.

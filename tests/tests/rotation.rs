@@ -4,13 +4,15 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Instant;
 
 use underpass_proto::{Role, Rule, Which};
+use underpass_tests::agent::Agent;
 use underpass_tests::deadline::{MOMENT, wait_for};
-use underpass_tests::installation::{Agent, Installation, Io, Setup, run_underpass, write_secret};
+use underpass_tests::installation::{Installation, Io, Setup, run_role, write_secret};
 use underpass_tests::load::{Carried, Load};
+use underpass_tests::promise::{NOT_NOTICED, SECOND};
 use underpass_tests::sender::Sender;
 use underpass_tests::service::{Service, Talk};
 use underpass_tests::{on_every_backend, turn};
@@ -20,17 +22,11 @@ const TOUCHED: &str = "payroll-sql";
 /// Stands on the same sessions, with keys of its own.
 const OTHER: &str = "other-thing";
 
-/// A dead key ends its flows within a second. The test itself looks each 5 ms, and shares two cores with what it looks at.
-const SECOND: Duration = Duration::from_millis(1_200);
-
 /// Lasting flows of a load.
 const FLOWS: u64 = 4;
 
 /// Rounds for each rule and backend: 20 in all.
 const ROUNDS: u64 = 5;
-
-/// The longest that a loaded flow of another hybrid connection may wait for an answer.
-const NOT_NOTICED: Duration = Duration::from_millis(750);
 
 on_every_backend! {
     fn a_rotation_by_the_secondary_key_and_back_cuts_no_flow_and_spoils_no_byte(io) {
@@ -116,7 +112,7 @@ impl Scene {
 
     /// Writes a connection string into the file of the process that goes by it.
     fn hand_out(&self, rule: Rule, key: Which) {
-        replace_secret(&self.string_file(rule), &self.string(rule, key));
+        write_secret(&self.string_file(rule), &self.string(rule, key)).unwrap();
     }
 
     /// Waits until every session that is registered has proven this key, of both roles.
@@ -148,20 +144,10 @@ impl Scene {
     fn make_anew(&self, rule: Rule, key: Which) {
         let old = self.string(rule, key);
         self.installation.regenerate(TOUCHED, rule, key).unwrap();
-        let file = self.agent.string_file("old");
-        write_secret(&file, &old).unwrap();
-        let role = match rule {
-            Rule::Listen => "agent",
-            Rule::Send => "sender",
+        let refused = || {
+            let ran = run_role(rule, &old, &["--check"]).unwrap();
+            (ran.status.code() == Some(4)).then_some(())
         };
-        let check = [
-            role,
-            "run",
-            "--check",
-            "--connection-string-file",
-            file.to_str().unwrap(),
-        ];
-        let refused = || (run_underpass(&check).unwrap().status.code() == Some(4)).then_some(());
         wait_for(
             &format!("the old {key} {} key to be refused", rule.right()),
             MOMENT,
@@ -216,11 +202,4 @@ impl Scene {
         }
         self.hand_out(rule, Which::Primary);
     }
-}
-
-/// By a rename, so that no reader sees half of it.
-fn replace_secret(path: &Path, text: &str) {
-    let new = path.with_extension("new");
-    write_secret(&new, text).unwrap();
-    std::fs::rename(new, path).unwrap();
 }

@@ -2,18 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
-use std::net::{SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use underpass_proto::Rule;
+use underpass_proto::{ConnectionString, Key, Rule};
 use underpass_tests::deadline::{MOMENT, wait_for};
 use underpass_tests::fidelity::{self, Options};
-use underpass_tests::installation::{
-    Installation, NAME, Setup, UNKNOWN, run_underpass, write_secret,
-};
-use underpass_tests::sender::{LongTunnel, Sender};
+use underpass_tests::installation::{Installation, Setup, run_role};
+use underpass_tests::process::free_tcp_address;
+use underpass_tests::sender::Sender;
 use underpass_tests::service::{Service, Talk};
+use underpass_tests::tunnel::{LongTunnel, NAME, UNKNOWN};
 use underpass_tests::{on_every_backend, turn};
 
 /// From the start of a relay that restarts until a flow works, and the margin of two shared cores.
@@ -67,18 +66,18 @@ on_every_backend! {
     fn a_listen_key_cannot_send_and_a_send_key_cannot_listen(io) {
         let _turn = turn::shared();
         let installation = Installation::start(Setup::new(io), &[(NAME, "db01.corp:1433")]).unwrap();
-        for (command, own, other, role) in [
-            ("sender", Rule::Send, Rule::Listen, "application"),
-            ("agent", Rule::Listen, Rule::Send, "on-premises"),
+        for (own, other, role) in [
+            (Rule::Send, Rule::Listen, "application"),
+            (Rule::Listen, Rule::Send, "on-premises"),
         ] {
             let [mine, foreign] = [own, other].map(|rule| installation.string_of(NAME, rule, &[]).unwrap());
-            let (exit, told) = check(command, &foreign);
+            let (exit, told) = check(own, &foreign);
             // The string itself says what it is for: a mistake of configuration, told before anything is dialled.
             assert_eq!(exit, Some(3), "{told}");
             assert!(told.contains(&format!("--role {role}")), "{told}");
 
             // The key of one rule under the name of the other: only the relay can tell.
-            let (exit, told) = check(command, &mine.replace(key(&mine), key(&foreign)));
+            let (exit, told) = check(own, &mine.replace(key(&mine).expose(), key(&foreign).expose()));
             assert_eq!(exit, Some(4), "{told}");
             assert!(told.contains(&format!("--role {role}")), "{told}");
         }
@@ -90,26 +89,21 @@ on_every_backend! {
     }
 }
 
-fn check(command: &str, string: &str) -> (Option<i32>, String) {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("a.connection");
-    write_secret(&file, string).unwrap();
-    let file = file.to_str().unwrap();
-    let ran = run_underpass(&[command, "run", "--check", "--connection-string-file", file]);
-    let ran = ran.unwrap();
+fn check(rule: Rule, string: &str) -> (Option<i32>, String) {
+    let ran = run_role(rule, string, &["--check"]).unwrap();
     let secret = key(string);
+    let secret = secret.expose();
     assert!(!ran.stderr.contains(secret) && !ran.stdout.contains(secret));
     (ran.status.code(), ran.stderr)
 }
 
-fn key(string: &str) -> &str {
-    let rest = string.split("SharedAccessKey=").nth(1).unwrap();
-    rest.split(';').next().unwrap().trim()
+fn key(string: &str) -> Key {
+    string.parse::<ConnectionString>().unwrap().key
 }
 
 fn keeps_the_meaning(relay_and_sender: Setup, agent: Setup, options: &Options) {
     let _turn = turn::alone();
-    let endpoint = free_address();
+    let endpoint = free_tcp_address();
     let tunnel = LongTunnel::open(relay_and_sender, agent, endpoint).unwrap();
     let tested = fidelity::Tunnel {
         listen: tunnel.sender.address(NAME).unwrap(),
@@ -125,12 +119,4 @@ fn keeps_the_meaning(relay_and_sender: Setup, agent: Setup, options: &Options) {
         .iter()
         .filter(|row| matches!(row.verdict, fidelity::Verdict::Skipped(_)));
     assert_eq!(skipped.count(), 0, "{report}");
-}
-
-/// An address of the kernel's choice; the suite takes it over.
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
 }

@@ -7,9 +7,11 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 use tempfile::TempDir;
+use underpass_proto::Rule;
+use underpass_tests::agent::Agent;
 use underpass_tests::deadline::{MOMENT, wait_for};
 use underpass_tests::installation::{
-    Agent, Installation, Io, Setup, run_underpass, terminate, underpass, write_secret,
+    Installation, Io, Setup, run_underpass, terminate, underpass, write_secret,
 };
 use underpass_tests::process::{Process, run_ok};
 use underpass_tests::service::{Service, Talk};
@@ -33,12 +35,9 @@ fn applications_keep_host_name_and_port_and_a_key_is_rotated_under_their_flows()
     sender.wait_for_line(told, MOMENT).unwrap();
 
     let mut live = Talk::start(place).unwrap();
-    scene.write_string("application", &["--secondary"], &scene.string_file());
-    let agent_file = scene
-        .agent
-        .config()
-        .with_file_name(format!("{NAME}.connection"));
-    scene.write_string("on-premises", &["--secondary"], &agent_file);
+    let secondary = &["--secondary"];
+    scene.write_string(Rule::Send, secondary, &scene.string_file());
+    scene.write_string(Rule::Listen, secondary, &scene.agent.string_file(NAME));
     wait_for("both to prove the secondary key", MOMENT, || {
         let sessions = scene.detail()["sessions"].as_array()?.clone();
         let secondary = sessions
@@ -156,7 +155,7 @@ impl Scene {
             folder,
         };
         fs::write(scene.hosts(), HOSTS).unwrap();
-        scene.write_string("application", &[], &scene.string_file());
+        scene.write_string(Rule::Send, &[], &scene.string_file());
         scene
     }
 
@@ -168,14 +167,9 @@ impl Scene {
         self.folder.path().join("hosts")
     }
 
-    fn write_string(&self, role: &str, options: &[&str], path: &std::path::Path) {
-        let mut command = underpass().unwrap();
-        command
-            .args(["connection", "string", NAME, "--role", role])
-            .args(options)
-            .arg("--dir")
-            .arg(self.installation.directory());
-        write_secret(path, &run_ok(&mut command, MOMENT).unwrap()).unwrap();
+    fn write_string(&self, rule: Rule, options: &[&str], path: &std::path::Path) {
+        let string = self.installation.string_of(NAME, rule, options).unwrap();
+        write_secret(path, &string).unwrap();
     }
 
     fn start_sender(&self, options: &[&str]) -> Process {

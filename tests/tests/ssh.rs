@@ -10,11 +10,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use underpass_tests::installation::{Setup, Tunnel};
+use underpass_tests::installation::Setup;
 use underpass_tests::on_every_backend;
 use underpass_tests::process::{run_ok, shell};
 use underpass_tests::servers::nginx::write_pattern;
 use underpass_tests::servers::ssh::Sshd;
+use underpass_tests::tunnel::Tunnel;
 use underpass_tests::{deadline, turn};
 
 /// Length of the file that is copied, bytes.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde::Deserialize;
 use underpass_tests::deadline::MOMENT;
-use underpass_tests::process::{Process, free_tcp_port, run_ok};
+use underpass_tests::process::{Process, free_tcp_address, run_ok};
 use underpass_tests::servers::nginx::Nginx;
 use underpass_tests::servers::program;
 
@@ -143,7 +143,7 @@ impl Row {
                 _process: Running::Nginx(nginx),
             });
         }
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_tcp_port()));
+        let address = free_tcp_address();
         let mut command = Command::new(self.client()?);
         command.args(["--server", "--forceflush", "--bind", "127.0.0.1"]);
         command.args(["--port", &address.port().to_string()]);

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use tempfile::TempDir;
 use underpass_tests::deadline::{MOMENT, wait_for};
-use underpass_tests::process::{Process, free_tcp_port, free_udp_port, run_ok};
+use underpass_tests::process::{Process, free_tcp_address, free_udp_port, run_ok};
 
 use super::{Settings, machine};
 use crate::stock::relay::Event;
@@ -232,7 +232,7 @@ fn define(
             "name = \"speed\"\nlisten = \"{listen}\"\npublic_address = \"{listen}\"\n[control]\nlisten = \"127.0.0.1:0\"\n"
         ),
     )?;
-    let binding = SocketAddr::from((Ipv4Addr::LOCALHOST, free_tcp_port()));
+    let binding = free_tcp_address();
     let mut create = command(settings);
     create
         .args(["connection", "create", NAME, "--dir"])

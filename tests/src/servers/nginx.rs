@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use underpass_loadtest::pattern::Pattern;
 
 use super::{program, text, wait_until_it_listens};
-use crate::process::{Process, free_tcp_port};
+use crate::process::{Process, free_tcp_address};
 
 /// What `/small` is.
 pub const SMALL: &str = "It works, through here too.\n";
@@ -32,7 +32,7 @@ impl Nginx {
     /// When it is not installed or does not start.
     pub fn start() -> Result<Self> {
         let folder = TempDir::with_prefix("underpass-nginx-")?;
-        let address: SocketAddr = ([127, 0, 0, 1], free_tcp_port()).into();
+        let address = free_tcp_address();
         fs::create_dir(folder.path().join("root"))?;
         fs::write(folder.path().join("root/small"), SMALL)?;
         let configuration = folder.path().join("nginx.conf");

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::{find, program, text};
 use crate::deadline::MOMENT;
 use crate::network::Machine;
-use crate::process::{Process, free_tcp_port, quick, run_ok};
+use crate::process::{Process, free_tcp_address, quick, run_ok};
 
 /// A running server, and the user and the folder it needs.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Postgres {
     /// # Errors
     /// When it is not installed or does not start.
     pub fn start() -> Result<Self> {
-        Self::start_at(([127, 0, 0, 1], free_tcp_port()).into(), None)
+        Self::start_at(free_tcp_address(), None)
     }
 
     /// The same on another machine, open to all who reach that.

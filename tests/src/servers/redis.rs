@@ -7,7 +7,7 @@ use anyhow::Result;
 use tempfile::TempDir;
 
 use super::{program, wait_until_it_listens};
-use crate::process::{Process, free_tcp_port};
+use crate::process::{Process, free_tcp_address};
 
 /// A running server.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl Redis {
     /// When it is not installed or does not start.
     pub fn start() -> Result<Self> {
         let folder = TempDir::with_prefix("underpass-redis-")?;
-        let address: SocketAddr = ([127, 0, 0, 1], free_tcp_port()).into();
+        let address = free_tcp_address();
         let mut command = Command::new(program("redis-server", "redis-server")?);
         command
             .args([

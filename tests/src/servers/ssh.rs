@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::{program, text, wait_until_it_listens};
 use crate::deadline::MOMENT;
-use crate::process::{Process, free_tcp_port, quick, run_ok};
+use crate::process::{Process, free_tcp_address, quick, run_ok};
 
 /// Where sshd wants an empty folder when root starts it.
 const PRIVILEGE_SEPARATION: &str = "/run/sshd";
@@ -33,7 +33,7 @@ impl Sshd {
     pub fn start() -> Result<Self> {
         let folder = TempDir::with_prefix("underpass-ssh-")?;
         let user = quick("id", &["-un"])?;
-        let address: SocketAddr = ([127, 0, 0, 1], free_tcp_port()).into();
+        let address = free_tcp_address();
         for key in ["host", "user"] {
             let mut keygen = Command::new(program("ssh-keygen", "openssh-client")?);
             run_ok(

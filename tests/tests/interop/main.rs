@@ -12,7 +12,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use underpass_tests::installation::{Agent, Installation, Io, Setup};
+use underpass_tests::agent::Agent;
+use underpass_tests::installation::{Installation, Io, Setup};
 use underpass_tests::{on_every_backend, turn};
 
 use stranger::{Secret, Session, exporter, false_relay, read_frame, soon};
