@@ -17,7 +17,7 @@ pub struct Service {
     /// Where it listens.
     pub address: SocketAddr,
     accepted: Arc<AtomicUsize>,
-    ending: Arc<AtomicBool>,
+    listener: TcpListener,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -37,13 +37,10 @@ impl Service {
     pub fn start_at(address: SocketAddr, letter: u8) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
-        let (accepted, ending) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
-        let (count, end) = (Arc::clone(&accepted), Arc::clone(&ending));
+        let accepted = Arc::<AtomicUsize>::default();
+        let (accepting, count) = (listener.try_clone()?, Arc::clone(&accepted));
         let thread = thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                if end.load(Ordering::SeqCst) {
-                    return;
-                }
+            for stream in accepting.incoming().map_while(Result::ok) {
                 count.fetch_add(1, Ordering::SeqCst);
                 thread::spawn(move || serve(stream, letter));
             }
@@ -51,7 +48,7 @@ impl Service {
         Ok(Self {
             address,
             accepted,
-            ending,
+            listener,
             thread: Some(thread),
         })
     }
@@ -65,9 +62,9 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        self.ending.store(true, Ordering::SeqCst);
-        // Wakes the thread; those of live conversations end with these.
-        let _ = TcpStream::connect(self.address);
+        // To close would not do: a process that a test starts just now holds a copy until it has become its program,
+        // and the kernel would go on accepting. This also wakes the thread; those of live conversations end with these.
+        let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
