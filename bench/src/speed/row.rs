@@ -1,7 +1,7 @@
 //! The works that are measured: a server, a client that tells a rate, and what a unit of the work is.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
