@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::deadline::{MOMENT, wait_for};
-use crate::installation::{Installation, Setup, underpass, write_secret};
+use crate::installation::{Installation, Setup, binary, prepared, underpass, write_secret};
+use crate::network::with_hosts;
 use crate::process::{Process, lock};
 
 /// An agent. Dropped, it is killed and its folder goes.
@@ -52,7 +53,10 @@ impl Agent {
     /// # Errors
     /// When it cannot be started.
     pub fn start(&self) -> Result<()> {
-        let mut command = underpass()?;
+        let mut command = match &self.setup.hosts {
+            Some(hosts) => prepared(with_hosts(hosts, binary()?)),
+            None => underpass()?,
+        };
         command
             .args(["agent", "run", "--config"])
             .arg(self.config())

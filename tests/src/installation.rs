@@ -55,6 +55,8 @@ pub struct Setup {
     pub environment: Vec<(&'static str, OsString)>,
     /// Whether the relay may dial endpoints by itself. An endpoint that takes its connections for flows wants none.
     pub probe: bool,
+    /// What agents see as /etc/hosts; `None`: this machine's.
+    pub hosts: Option<PathBuf>,
 }
 
 impl Setup {
@@ -67,6 +69,7 @@ impl Setup {
             grace: "30s",
             environment: Vec::new(),
             probe: true,
+            hosts: None,
         }
     }
 
@@ -103,12 +106,15 @@ pub fn binary() -> Result<PathBuf> {
 /// # Errors
 /// As [`binary`].
 pub fn underpass() -> Result<Command> {
-    let mut command = Command::new(binary()?);
+    Ok(prepared(Command::new(binary()?)))
+}
+
+pub(crate) fn prepared(mut command: Command) -> Command {
     command
         .env_remove("UNDERPASS_DIR")
         .env("UNDERPASS_LOG", "debug")
         .env("NO_COLOR", "1");
-    Ok(command)
+    command
 }
 
 /// A directory with control and relay running on it. Dropped, all ends and the directory goes.

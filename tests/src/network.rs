@@ -1,5 +1,7 @@
 //! Network namespaces joined by veth pairs: machines of their own, each with its hosts file, where a test may be root.
+//! And processes of this machine that see another hosts file than the others.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -72,7 +74,7 @@ impl Machine {
 
     /// A command on this machine.
     #[must_use]
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]).arg(program);
         command
@@ -99,6 +101,28 @@ impl Drop for Machine {
         let _ = run(command.args(["netns", "del", &self.name]), MOMENT);
         let _ = fs::remove_dir_all(self.etc());
     }
+}
+
+/// Why no process can be given a hosts file of its own here; `None`: it can.
+#[must_use]
+pub fn no_own_hosts_file() -> Option<String> {
+    let tried = run_ok(&mut with_hosts(Path::new("/dev/null"), "true"), MOMENT);
+    tried.err().map(|error| format!("{error:#}"))
+}
+
+/// A command that sees `hosts` as /etc/hosts, in a mount namespace of its own. It becomes the program: no process is between.
+#[must_use]
+pub fn with_hosts(hosts: &Path, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("unshare");
+    if !rustix::process::getuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    command
+        .args(["--mount", "sh", "-c"])
+        .arg("mount --bind \"$0\" /etc/hosts && exec \"$@\"")
+        .arg(hosts)
+        .arg(program);
+    command
 }
 
 fn interface(address: Ipv4Addr) -> String {

@@ -13,26 +13,50 @@ use underpass_tests::deadline::{MOMENT, wait_for};
 use underpass_tests::installation::{
     Installation, Io, Setup, run_underpass, terminate, underpass, write_secret,
 };
+use underpass_tests::network::no_own_hosts_file;
 use underpass_tests::process::{Process, run_ok};
 use underpass_tests::service::{Service, Talk};
 use underpass_tests::turn;
 
 const NAME: &str = "payroll-sql";
 
-const HOSTS: &str = "127.0.0.1 localhost\n# the last line has no end";
+/// A name that leads to this machine by the agent's hosts file alone.
+const HOST: &str = "sql01.corp";
+
+const HOSTS: &str = "127.0.0.1 localhost sql01.corp\n# the last line has no end";
 
 #[test]
-fn applications_keep_host_name_and_port_and_a_key_is_rotated_under_their_flows() {
+fn applications_keep_host_name_and_port() {
+    if let Some(why) = no_own_hosts_file() {
+        println!("skipped: applications_keep_host_name_and_port: {why}");
+        return;
+    }
     let _turn = turn::shared();
-    let scene = Scene::open();
+    let scene = Scene::open(HOST);
     let mut sender = scene.start_sender(&["--hosts", "write"]);
-    let (name, place) = scene.wait_for_entry(&sender);
-    assert_eq!(name, "localhost");
-    assert_eq!(place.port(), scene.service.address.port());
-    assert!(place.ip().is_loopback() && place.ip() != Ipv4Addr::LOCALHOST);
+    let (name, ip) = scene.wait_for_entry(&sender);
+    assert_eq!(name, HOST);
+    assert!(ip.is_loopback() && ip != Ipv4Addr::LOCALHOST);
     // An entry of others counts first.
-    let told = "localhost leads to 127.0.0.1 by line 1 of";
+    let told = "sql01.corp leads to 127.0.0.1 by line 1 of";
     sender.wait_for_line(told, MOMENT).unwrap();
+    let place = SocketAddr::from((ip, scene.service.address.port()));
+    Talk::start(place).unwrap().finish().unwrap();
+
+    assert_eq!(terminate(&mut sender, MOMENT).unwrap(), 0);
+    assert_eq!(fs::read_to_string(scene.hosts()).unwrap(), HOSTS);
+}
+
+#[test]
+fn a_key_is_rotated_under_live_flows_and_localhost_stays_out_of_the_hosts_file() {
+    let _turn = turn::shared();
+    let scene = Scene::open("localhost");
+    let mut sender = scene.start_sender(&["--hosts", "write"]);
+    let place = scene.wait_for_place(&mut sender);
+    let told = format!(
+        "{NAME}: localhost is this machine itself to everybody here, and no hosts entry leads it here: applications connect to {place}"
+    );
+    sender.wait_for_line(&told, MOMENT).unwrap();
 
     let mut live = Talk::start(place).unwrap();
     let secondary = &["--secondary"];
@@ -50,6 +74,7 @@ fn applications_keep_host_name_and_port_and_a_key_is_rotated_under_their_flows()
     Talk::start(place).unwrap().finish().unwrap();
     live.finish().unwrap();
 
+    assert_eq!(fs::read_to_string(scene.hosts()).unwrap(), HOSTS);
     assert_eq!(terminate(&mut sender, MOMENT).unwrap(), 0);
     assert_eq!(fs::read_to_string(scene.hosts()).unwrap(), HOSTS);
 }
@@ -57,9 +82,9 @@ fn applications_keep_host_name_and_port_and_a_key_is_rotated_under_their_flows()
 #[test]
 fn a_changed_endpoint_moves_the_address_once_the_agent_may_dial_it() {
     let _turn = turn::shared();
-    let scene = Scene::open();
-    let sender = scene.start_sender(&["--hosts", "write"]);
-    let (_, before) = scene.wait_for_entry(&sender);
+    let scene = Scene::open("localhost");
+    let mut sender = scene.start_sender(&["--hosts", "write"]);
+    let before = scene.wait_for_place(&mut sender);
     let other = Service::start(b'o').unwrap();
     let endpoint = format!("localhost:{}", other.address.port());
     scene.installation.define(NAME, &endpoint).unwrap();
@@ -85,7 +110,7 @@ fn a_changed_endpoint_moves_the_address_once_the_agent_may_dial_it() {
 #[test]
 fn a_sender_says_what_is_in_its_way() {
     let _turn = turn::shared();
-    let scene = Scene::open();
+    let scene = Scene::open("localhost");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let string_file = scene.string_file().display().to_string();
     let run = |options: &[&str]| {
@@ -142,12 +167,18 @@ struct Scene {
 }
 
 impl Scene {
-    fn open() -> Self {
+    fn open(host: &str) -> Self {
         let service = Service::start(b's').unwrap();
-        let endpoint = format!("localhost:{}", service.address.port());
-        let installation = Installation::start(Setup::new(Io::Poll), &[(NAME, &endpoint)]).unwrap();
-        let agent = installation.start_agent(&[NAME], &[]).unwrap();
+        let endpoint = format!("{host}:{}", service.address.port());
         let folder = tempfile::tempdir().unwrap();
+        let mut setup = Setup::new(Io::Poll);
+        if host == HOST {
+            let of_agent = folder.path().join("hosts-of-agent");
+            fs::write(&of_agent, HOSTS).unwrap();
+            setup.hosts = Some(of_agent);
+        }
+        let installation = Installation::start(setup, &[(NAME, &endpoint)]).unwrap();
+        let agent = installation.start_agent(&[NAME], &[]).unwrap();
         let scene = Self {
             service,
             installation,
@@ -183,8 +214,8 @@ impl Scene {
         Process::start("sender", &mut command).unwrap()
     }
 
-    /// The name and the place that the sender's entry in the hosts file stands for.
-    fn wait_for_entry(&self, sender: &Process) -> (String, SocketAddr) {
+    /// The name of the sender's entry in the hosts file, and where it leads.
+    fn wait_for_entry(&self, sender: &Process) -> (String, Ipv4Addr) {
         let entry = wait_for("the hosts entry", MOMENT, || {
             let text = fs::read_to_string(self.hosts()).ok()?;
             let line = text.lines().find(|line| line.ends_with("# by underpass"))?;
@@ -192,8 +223,19 @@ impl Scene {
             let ip: Ipv4Addr = words.next()?.parse().ok()?;
             Some((words.next()?.to_owned(), ip))
         });
-        let (name, ip) = entry.unwrap_or_else(|error| panic!("{error}\n{}", sender.log_end()));
-        (name, SocketAddr::from((ip, self.service.address.port())))
+        entry.unwrap_or_else(|error| panic!("{error}\n{}", sender.log_end()))
+    }
+
+    /// Where applications connect, as the sender says it.
+    fn wait_for_place(&self, sender: &mut Process) -> SocketAddr {
+        let port = self.service.address.port();
+        let told = format!("applications reach localhost:{port} at ");
+        let line = sender.wait_for_line(&told, MOMENT);
+        let line = line.unwrap_or_else(|error| panic!("{error}\n{}", sender.log_end()));
+        let place: SocketAddr = line.rsplit(' ').next().unwrap().parse().unwrap();
+        assert_eq!(place.port(), port);
+        assert!(place.ip().is_loopback() && place.ip() != Ipv4Addr::LOCALHOST);
+        place
     }
 
     fn detail(&self) -> serde_json::Value {

@@ -95,6 +95,13 @@ impl HostName {
     pub fn matches(&self, other: &str) -> bool {
         without_root(&self.0).eq_ignore_ascii_case(without_root(other))
     }
+
+    /// Whether it means the machine that asks, whatever a name server says: `localhost`, or a name below it (RFC 6761, section 6.3).
+    #[must_use]
+    pub fn is_localhost(&self) -> bool {
+        let last = without_root(&self.0).rsplit('.').next();
+        last.is_some_and(|label| label.eq_ignore_ascii_case("localhost"))
+    }
 }
 
 impl Host {

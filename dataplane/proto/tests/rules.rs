@@ -103,6 +103,23 @@ fn hosts_are_names_or_addresses_and_nothing_between() {
 }
 
 #[test]
+fn localhost_and_the_names_below_it_mean_this_machine() {
+    for (text, is_localhost) in [
+        ("localhost", true),
+        ("LocalHost.", true),
+        ("web.localhost", true),
+        ("localhost.corp.example", false),
+        ("mylocalhost", false),
+        ("localhost1", false),
+    ] {
+        let Ok(Host::Name(name)) = text.parse() else {
+            panic!("{text} is a name")
+        };
+        assert_eq!(name.is_localhost(), is_localhost, "{text}");
+    }
+}
+
+#[test]
 fn an_endpoint_needs_a_port_and_ipv6_needs_brackets() {
     assert_eq!(endpoint("[fd00::1]:443").to_string(), "[fd00::1]:443");
     assert_eq!("db".parse::<Endpoint>(), Err(EndpointError::NoPort));

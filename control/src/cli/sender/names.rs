@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use clap::ValueEnum;
 use tracing::{info, warn};
-use underpass_proto::{AgentId, Endpoint, Host, HycoName};
+use underpass_proto::{AgentId, Endpoint, Host, HostName, HycoName};
 
 use crate::cli::{Failure, print};
 use crate::files::hosts::{self, Entry};
@@ -154,7 +154,7 @@ impl Known {
         let mut entries: BTreeSet<Entry> = BTreeSet::new();
         let mut notes = Vec::new();
         for ((hyco, bound), endpoint) in &self.endpoints {
-            let Host::Name(name) = &endpoint.host else {
+            let Ok(name) = led_here(&endpoint.host) else {
                 continue;
             };
             let other = entries
@@ -191,6 +191,15 @@ impl Known {
     }
 }
 
+/// The name that a hosts entry can lead to this sender, or what is in its way.
+fn led_here(host: &Host) -> Result<&HostName, &'static str> {
+    match host {
+        Host::Name(name) if name.is_localhost() => Err("is this machine itself to everybody here"),
+        Host::Name(name) => Ok(name),
+        Host::V4(_) | Host::V6(_) => Err("is an address"),
+    }
+}
+
 /// What a person has to know of one.
 fn notes(
     hyco: &HycoName,
@@ -202,11 +211,11 @@ fn notes(
         Level::Info,
         format!("{hyco}: applications reach {endpoint} at {bound}"),
     )];
-    if endpoint.host.ip().is_some() {
+    if let Err(why) = led_here(&endpoint.host) {
         notes.push((
             Level::Info,
             format!(
-                "{hyco}: {} is an address, and no hosts entry leads it here: applications connect to {bound}",
+                "{hyco}: {} {why}, and no hosts entry leads it here: applications connect to {bound}",
                 endpoint.host
             ),
         ));
@@ -241,6 +250,8 @@ mod tests {
         register(&names, "payroll-web", "sql01.corp:443", "127.0.0.2:443");
         register(&names, "archive-sql", "10.0.0.5:1433", "127.0.0.3:1433");
         register(&names, "another-sql", "sql01.corp:1434", "127.0.0.9:1434");
+        register(&names, "local-sql", "localhost:1433", "127.0.0.4:1433");
+        register(&names, "local-web", "web.LocalHost.:443", "127.0.0.5:443");
         let expected = "127.0.0.1 localhost\n# underpass begin (sender 07070707)\n127.0.0.9 sql01.corp # by underpass\n# underpass end\n";
         assert_eq!(read(), expected, "the first by name has it");
         names.keep(&HashSet::from([
@@ -275,6 +286,14 @@ mod tests {
             said("10.0.0.5:1433", "127.0.0.2:1433")[1],
             "payroll-sql: 10.0.0.5 is an address, and no hosts entry leads it here: applications connect to 127.0.0.2:1433"
         );
+        for name in ["localhost", "sql01.localhost"] {
+            assert_eq!(
+                said(&format!("{name}:1433"), "127.0.0.2:1433")[1],
+                format!(
+                    "payroll-sql: {name} is this machine itself to everybody here, and no hosts entry leads it here: applications connect to 127.0.0.2:1433"
+                )
+            );
+        }
         assert_eq!(
             said("sql01:1433", "127.0.0.1:5000")[1],
             "payroll-sql: applications must use port 5000 instead of 1433; leave bind out to keep the original one"
