@@ -1,30 +1,26 @@
 //! The relay's side of its sessions: who said Hello, what each is registered for, and how well it is. Decides who may listen; moves no byte of a flow.
 
 mod probes;
+mod registrations;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use quinn_proto::StreamId;
-use tracing::{debug, info, warn};
-use underpass_proto::limits::{
-    HELLO_DEADLINE, PING_AFTER, REGISTRATIONS_MAX, REPLACED_AFTER, SUSPECT_AFTER,
-};
-use underpass_proto::proof::{check_register, relay_proof};
-use underpass_proto::snapshot::{RegistrationReport, SessionReport, SessionState, Standing};
-use underpass_proto::wire::{
-    Ended, EndedCode, Hello, Refused, RefusedCode, Registered, VERSION, Welcome,
-};
-use underpass_proto::{
-    AgentId, Exporter, Frame, HycoName, Instance, Register, Role, Rule, SessionCode, Which,
-};
+use tracing::debug;
+use underpass_proto::limits::{HELLO_DEADLINE, PING_AFTER, REPLACED_AFTER, SUSPECT_AFTER};
+use underpass_proto::snapshot::{SessionReport, SessionState};
+use underpass_proto::wire::{Hello, Refused, RefusedCode, VERSION, Welcome};
+use underpass_proto::{AgentId, Exporter, Frame, HycoName, Instance, Role, Rule, SessionCode};
 
 pub(crate) use self::probes::Asker;
 use self::probes::Probes;
-use super::listeners::{Moment, Who};
+pub(crate) use self::registrations::Over;
+use self::registrations::{Registration, leave};
+use super::listeners::Moment;
 use super::plan::{Directory, Plan};
-use super::roster::{Entry, Health, Roster};
+use super::roster::{Health, Roster};
 use super::senders;
 use crate::control_stream::{Broken, ControlStream};
 use crate::quic::{Driver, SessionId};
@@ -55,11 +51,6 @@ struct Peer {
     silent: bool,
 }
 
-struct Registration {
-    register: Register,
-    which: Which,
-}
-
 /// What the worker has to do about a session after it was heard.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -78,15 +69,6 @@ pub(crate) enum Opened {
     Flow,
     /// None that this peer may open.
     Misplaced,
-}
-
-/// A registration that is over, and whose flows are to end.
-#[derive(Debug)]
-pub(crate) struct Over {
-    /// On which session.
-    pub(crate) session: SessionId,
-    /// For what.
-    pub(crate) hyco: HycoName,
 }
 
 impl Peers {
@@ -284,210 +266,6 @@ impl Peers {
         }
     }
 
-    fn register(
-        &mut self,
-        now: Instant,
-        quic: &mut Driver,
-        plan: &Plan,
-        session: SessionId,
-        register: Register,
-    ) -> Verdict {
-        let (Some(peer), Some(path)) = (self.sessions.get_mut(&session), quic.path(session)) else {
-            return Verdict::Fine;
-        };
-        let Some(hello) = peer.hello.clone() else {
-            return Verdict::Close(SessionCode::Protocol);
-        };
-        let name = register.hyco.clone();
-        let definition = plan.hyco(&name);
-        let checked = check_register(&register, definition.map(|hyco| &hyco.keys), &peer.exporter);
-        let role_fits = matches!(
-            (hello.role, register.rule),
-            (Role::Agent, Rule::Listen) | (Role::Sender, Rule::Send)
-        );
-        let (Ok(checked), Some(definition), true) = (&checked, definition, role_fits) else {
-            let why = checked.err().map_or_else(
-                || "wrong rule for its role".to_string(),
-                |why| why.to_string(),
-            );
-            warn!(hyco = %name, key = %register.key_id, agent = %hello.agent_id, %why, "registration refused");
-            return peer.refuse(quic, session, name, RefusedCode::NotAuthorised);
-        };
-        if !peer.registrations.contains_key(&name) {
-            if peer.registrations.len() >= REGISTRATIONS_MAX {
-                return peer.refuse(quic, session, name, RefusedCode::Overloaded);
-            }
-            let who = Who {
-                agent_id: hello.agent_id,
-                instance: hello.instance,
-                remote: path.remote,
-            };
-            let most = definition.limits.listeners_max;
-            let listeners = &self.directory.listeners;
-            if register.rule == Rule::Listen && !listeners.join(now, definition, who, self.worker) {
-                warn!(hyco = %name, agent = %hello.agent_id, most, "registration refused: too many listeners");
-                return peer.refuse(quic, session, name, RefusedCode::TooManyListeners);
-            }
-        }
-        let keys = &self.directory.keys;
-        keys.proven(&name, register.rule, register.key_id, unix_ms());
-        let relay_proof = relay_proof(
-            &checked.key,
-            &register,
-            &definition.endpoint,
-            &peer.exporter,
-        );
-        let answer = Registered {
-            hyco: name.clone(),
-            endpoint: definition.endpoint.clone(),
-            relay_proof,
-        };
-        if register.rule == Rule::Send && peer.flows_allowed == 0 {
-            peer.allow_flows(quic, session, senders::FLOWS_FIRST);
-        }
-        let entry = (register.rule == Rule::Listen).then_some(Entry {
-            session,
-            instance: hello.instance,
-            weight: register.weight,
-            priority: register.priority,
-        });
-        info!(hyco = %name, key = %register.key_id, which = %checked.which, role = %hello.role, agent = %hello.agent_id, "registered");
-        peer.registrations.insert(
-            name.clone(),
-            Registration {
-                register,
-                which: checked.which,
-            },
-        );
-        if let Some(entry) = entry {
-            self.rosters.entry(name).or_default().add(entry);
-        }
-        peer.say(quic, session, &Frame::Registered(answer))
-    }
-
-    fn deregister(&mut self, now: Instant, session: SessionId, name: &HycoName) -> Verdict {
-        // Live flows go on; a session that has neither registrations nor flows is overdue.
-        self.unregister(now, session, name, "deregistered");
-        Verdict::Fine
-    }
-
-    fn draining(&mut self, session: SessionId) -> Verdict {
-        if let Some(peer) = self.sessions.get_mut(&session) {
-            peer.draining = true;
-        }
-        Verdict::Fine
-    }
-
-    fn unregister(&mut self, now: Instant, session: SessionId, name: &HycoName, why: &str) {
-        let Some(peer) = self.sessions.get_mut(&session) else {
-            return;
-        };
-        if peer.registrations.remove(name).is_none() {
-            return;
-        }
-        leave(&mut self.rosters, name, session);
-        if let Some(instance) = self.instance(session) {
-            self.leave(now, name, instance, why);
-        }
-    }
-
-    /// Holds every registration against a new plan. Answers which are over; tells peers of those, and of endpoints that changed.
-    pub(crate) fn apply(
-        &mut self,
-        now: Instant,
-        quic: &mut Driver,
-        old: &Plan,
-        new: &Plan,
-    ) -> Vec<Over> {
-        let too_many = self.too_many(old, new);
-        let mut over = Vec::new();
-        let mut changed = Vec::new();
-        for (&session, peer) in &mut self.sessions {
-            let instance = peer.hello.as_ref().map(|hello| hello.instance);
-            let above = |name| {
-                let instances = too_many.get(name).zip(instance);
-                instances.is_some_and(|(above, instance)| above.contains(&instance))
-            };
-            for (name, registration) in &mut peer.registrations {
-                match judge(registration, old, new, name) {
-                    Judged::Stands | Judged::Moved if above(name) => {
-                        let code = EndedCode::TooManyListeners;
-                        over.push((session, name.clone(), code));
-                    }
-                    Judged::Stands => {}
-                    Judged::Moved => changed.push((session, name.clone())),
-                    Judged::Over(code) => over.push((session, name.clone(), code)),
-                }
-            }
-        }
-        for (session, name) in changed {
-            self.tell_endpoint(quic, new, session, &name);
-        }
-        let mut ended = Vec::new();
-        for (session, name, code) in over {
-            info!(hyco = %name, why = %code, "registration ended");
-            self.unregister(now, session, &name, &code.to_string());
-            if let Some(peer) = self.sessions.get_mut(&session) {
-                let _ = peer.say(
-                    quic,
-                    session,
-                    &Frame::Ended(Ended {
-                        hyco: name.clone(),
-                        code,
-                    }),
-                );
-            }
-            ended.push(Over {
-                session,
-                hyco: name,
-            });
-        }
-        ended
-    }
-
-    /// Where the limit on listeners was lowered: those above it.
-    fn too_many(&self, old: &Plan, new: &Plan) -> HashMap<HycoName, Vec<Instance>> {
-        let most =
-            |plan: &Plan, name: &HycoName| plan.hyco(name).map(|hyco| hyco.limits.listeners_max);
-        let beyond = |name: &HycoName| {
-            let now = most(new, name)?;
-            let lowered = most(old, name).is_some_and(|was| now < was);
-            lowered.then(|| (name.clone(), self.directory.listeners.beyond(name, now)))
-        };
-        self.rosters.keys().filter_map(beyond).collect()
-    }
-
-    /// Sends Registered again, with a proof over the last Register: the endpoint is another one now.
-    fn tell_endpoint(
-        &mut self,
-        quic: &mut Driver,
-        plan: &Plan,
-        session: SessionId,
-        name: &HycoName,
-    ) {
-        let Some(peer) = self.sessions.get_mut(&session) else {
-            return;
-        };
-        let Some(registration) = peer.registrations.get(name) else {
-            return;
-        };
-        let Some(definition) = plan.hyco(name) else {
-            return;
-        };
-        let register = registration.register.clone();
-        let pair = definition.keys.rule(register.rule);
-        let Some(key) = pair.and_then(|pair| pair.which(registration.which)) else {
-            return;
-        };
-        let relay_proof = relay_proof(key, &register, &definition.endpoint, &peer.exporter);
-        let answer = Registered {
-            hyco: register.hyco,
-            endpoint: definition.endpoint.clone(),
-            relay_proof,
-        };
-        let _ = peer.say(quic, session, &Frame::Registered(answer));
-    }
-
     /// The session for a new flow. `without` was tried already.
     pub(crate) fn pick(
         &self,
@@ -665,55 +443,10 @@ impl Peer {
     }
 }
 
-impl Registration {
-    fn report(&self, name: &HycoName) -> RegistrationReport {
-        RegistrationReport {
-            name: name.clone(),
-            rule: self.register.rule,
-            key_id: self.register.key_id,
-            key: self.which,
-        }
-    }
-}
-
-enum Judged {
-    Stands,
-    /// The endpoint is another one.
-    Moved,
-    Over(EndedCode),
-}
-
-fn judge(registration: &mut Registration, old: &Plan, new: &Plan, name: &HycoName) -> Judged {
-    let Some(definition) = new.hyco(name) else {
-        return Judged::Over(EndedCode::Removed);
-    };
-    match definition
-        .keys
-        .standing(registration.register.rule, registration.register.key_id)
-    {
-        Standing::Revoked => return Judged::Over(EndedCode::KeyRevoked),
-        Standing::Alive(which) => registration.which = which,
-        Standing::Unknown => {}
-    }
-    let moved = old
-        .hyco(name)
-        .is_some_and(|was| was.endpoint != definition.endpoint);
-    if moved { Judged::Moved } else { Judged::Stands }
-}
-
 fn broken(quic: &Driver, session: SessionId, why: &Broken) -> Verdict {
     let remote = quic.path(session).map(|path| path.remote);
     debug!(?remote, %why, "control stream broken");
     Verdict::Close(SessionCode::Protocol)
-}
-
-fn leave(rosters: &mut HashMap<HycoName, Roster>, name: &HycoName, session: SessionId) {
-    if let Some(roster) = rosters.get_mut(name) {
-        roster.remove(session);
-        if roster.is_empty() {
-            rosters.remove(name);
-        }
-    }
 }
 
 /// Milliseconds since 1970, for people and for naming a skew; nothing is decided by it.

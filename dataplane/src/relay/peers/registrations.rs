@@ -1,0 +1,301 @@
+//! What each session is registered for: proven by a key, held against every new plan, and ended when its key, its name or its place is gone.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use tracing::{info, warn};
+use underpass_proto::limits::REGISTRATIONS_MAX;
+use underpass_proto::proof::{CheckedKey, check_register, relay_proof};
+use underpass_proto::snapshot::{HybridConnection, RegistrationReport, Standing};
+use underpass_proto::wire::{Ended, EndedCode, Hello, RefusedCode, Registered};
+use underpass_proto::{
+    Exporter, Frame, HycoName, Instance, Key, Register, Role, Rule, SessionCode, Which,
+};
+
+use super::{Peers, Verdict, unix_ms};
+use crate::quic::{Driver, SessionId};
+use crate::relay::listeners::Who;
+use crate::relay::plan::Plan;
+use crate::relay::roster::{Entry, Roster};
+use crate::relay::senders;
+
+/// A registration that is over, and whose flows are to end.
+#[derive(Debug)]
+pub(crate) struct Over {
+    /// On which session.
+    pub(crate) session: SessionId,
+    /// For what.
+    pub(crate) hyco: HycoName,
+}
+pub(super) struct Registration {
+    pub(super) register: Register,
+    pub(super) which: Which,
+}
+
+impl Peers {
+    /// A peer asks to be registered, or again with another key.
+    pub(super) fn register(
+        &mut self,
+        now: Instant,
+        quic: &mut Driver,
+        plan: &Plan,
+        session: SessionId,
+        register: Register,
+    ) -> Verdict {
+        let (Some(peer), Some(path)) = (self.sessions.get_mut(&session), quic.path(session)) else {
+            return Verdict::Fine;
+        };
+        let Some(hello) = peer.hello.clone() else {
+            return Verdict::Close(SessionCode::Protocol);
+        };
+        let name = register.hyco.clone();
+        let (definition, checked) = match authorise(plan, &hello, &register, &peer.exporter) {
+            Ok(authorised) => authorised,
+            Err(why) => {
+                warn!(hyco = %name, key = %register.key_id, agent = %hello.agent_id, %why, "registration refused");
+                return peer.refuse(quic, session, name, RefusedCode::NotAuthorised);
+            }
+        };
+        if !peer.registrations.contains_key(&name) {
+            if peer.registrations.len() >= REGISTRATIONS_MAX {
+                return peer.refuse(quic, session, name, RefusedCode::Overloaded);
+            }
+            let who = Who {
+                agent_id: hello.agent_id,
+                instance: hello.instance,
+                remote: path.remote,
+            };
+            let most = definition.limits.listeners_max;
+            let listeners = &self.directory.listeners;
+            if register.rule == Rule::Listen && !listeners.join(now, definition, who, self.worker) {
+                warn!(hyco = %name, agent = %hello.agent_id, most, "registration refused: too many listeners");
+                return peer.refuse(quic, session, name, RefusedCode::TooManyListeners);
+            }
+        }
+        let keys = &self.directory.keys;
+        keys.proven(&name, register.rule, register.key_id, unix_ms());
+        if register.rule == Rule::Send && peer.flows_allowed == 0 {
+            peer.allow_flows(quic, session, senders::FLOWS_FIRST);
+        }
+        info!(hyco = %name, key = %register.key_id, which = %checked.which, role = %hello.role, agent = %hello.agent_id, "registered");
+        if register.rule == Rule::Listen {
+            self.rosters.entry(name.clone()).or_default().add(Entry {
+                session,
+                instance: hello.instance,
+                weight: register.weight,
+                priority: register.priority,
+            });
+        }
+        let answer = registered(&checked.key, &register, definition, &peer.exporter);
+        let which = checked.which;
+        peer.registrations
+            .insert(name, Registration { register, which });
+        peer.say(quic, session, &answer)
+    }
+
+    pub(super) fn deregister(
+        &mut self,
+        now: Instant,
+        session: SessionId,
+        name: &HycoName,
+    ) -> Verdict {
+        // Live flows go on; a session that has neither registrations nor flows is overdue.
+        self.unregister(now, session, name, "deregistered");
+        Verdict::Fine
+    }
+
+    pub(super) fn draining(&mut self, session: SessionId) -> Verdict {
+        if let Some(peer) = self.sessions.get_mut(&session) {
+            peer.draining = true;
+        }
+        Verdict::Fine
+    }
+
+    pub(super) fn unregister(
+        &mut self,
+        now: Instant,
+        session: SessionId,
+        name: &HycoName,
+        why: &str,
+    ) {
+        let Some(peer) = self.sessions.get_mut(&session) else {
+            return;
+        };
+        if peer.registrations.remove(name).is_none() {
+            return;
+        }
+        leave(&mut self.rosters, name, session);
+        if let Some(instance) = self.instance(session) {
+            self.leave(now, name, instance, why);
+        }
+    }
+
+    /// Holds every registration against a new plan. Answers which are over; tells peers of those, and of endpoints that changed.
+    pub(crate) fn apply(
+        &mut self,
+        now: Instant,
+        quic: &mut Driver,
+        old: &Plan,
+        new: &Plan,
+    ) -> Vec<Over> {
+        let too_many = self.too_many(old, new);
+        let mut over = Vec::new();
+        let mut changed = Vec::new();
+        for (&session, peer) in &mut self.sessions {
+            let instance = peer.hello.as_ref().map(|hello| hello.instance);
+            let above = |name| {
+                let instances = too_many.get(name).zip(instance);
+                instances.is_some_and(|(above, instance)| above.contains(&instance))
+            };
+            for (name, registration) in &mut peer.registrations {
+                match judge(registration, old, new, name) {
+                    Judged::Stands | Judged::Moved if above(name) => {
+                        let code = EndedCode::TooManyListeners;
+                        over.push((session, name.clone(), code));
+                    }
+                    Judged::Stands => {}
+                    Judged::Moved => changed.push((session, name.clone())),
+                    Judged::Over(code) => over.push((session, name.clone(), code)),
+                }
+            }
+        }
+        for (session, name) in changed {
+            self.tell_endpoint(quic, new, session, &name);
+        }
+        let mut ended = Vec::new();
+        for (session, name, code) in over {
+            info!(hyco = %name, why = %code, "registration ended");
+            self.unregister(now, session, &name, &code.to_string());
+            if let Some(peer) = self.sessions.get_mut(&session) {
+                let _ = peer.say(
+                    quic,
+                    session,
+                    &Frame::Ended(Ended {
+                        hyco: name.clone(),
+                        code,
+                    }),
+                );
+            }
+            ended.push(Over {
+                session,
+                hyco: name,
+            });
+        }
+        ended
+    }
+
+    /// Where the limit on listeners was lowered: those above it.
+    fn too_many(&self, old: &Plan, new: &Plan) -> HashMap<HycoName, Vec<Instance>> {
+        let most =
+            |plan: &Plan, name: &HycoName| plan.hyco(name).map(|hyco| hyco.limits.listeners_max);
+        let beyond = |name: &HycoName| {
+            let now = most(new, name)?;
+            let lowered = most(old, name).is_some_and(|was| now < was);
+            lowered.then(|| (name.clone(), self.directory.listeners.beyond(name, now)))
+        };
+        self.rosters.keys().filter_map(beyond).collect()
+    }
+
+    /// Sends Registered again, with a proof over the last Register: the endpoint is another one now.
+    fn tell_endpoint(
+        &mut self,
+        quic: &mut Driver,
+        plan: &Plan,
+        session: SessionId,
+        name: &HycoName,
+    ) {
+        let Some(peer) = self.sessions.get_mut(&session) else {
+            return;
+        };
+        let Some(registration) = peer.registrations.get(name) else {
+            return;
+        };
+        let Some(definition) = plan.hyco(name) else {
+            return;
+        };
+        let pair = definition.keys.rule(registration.register.rule);
+        let Some(key) = pair.and_then(|pair| pair.which(registration.which)) else {
+            return;
+        };
+        let answer = registered(key, &registration.register, definition, &peer.exporter);
+        let _ = peer.say(quic, session, &answer);
+    }
+}
+
+impl Registration {
+    pub(super) fn report(&self, name: &HycoName) -> RegistrationReport {
+        RegistrationReport {
+            name: name.clone(),
+            rule: self.register.rule,
+            key_id: self.register.key_id,
+            key: self.which,
+        }
+    }
+}
+
+enum Judged {
+    Stands,
+    /// The endpoint is another one.
+    Moved,
+    Over(EndedCode),
+}
+
+/// Whether this peer may have what it asks for, and by which key.
+fn authorise<'a>(
+    plan: &'a Plan,
+    hello: &Hello,
+    register: &Register,
+    exporter: &Exporter,
+) -> Result<(&'a HybridConnection, CheckedKey), String> {
+    let definition = plan.hyco(&register.hyco);
+    let keys = definition.map(|hyco| &hyco.keys);
+    let checked = check_register(register, keys, exporter).map_err(|why| why.to_string())?;
+    let role_fits = matches!(
+        (hello.role, register.rule),
+        (Role::Agent, Rule::Listen) | (Role::Sender, Rule::Send)
+    );
+    definition
+        .filter(|_| role_fits)
+        .map(|definition| (definition, checked))
+        .ok_or_else(|| "wrong rule for its role".into())
+}
+
+/// The answer to a Register, proven by the same key.
+fn registered(
+    key: &Key,
+    register: &Register,
+    definition: &HybridConnection,
+    exporter: &Exporter,
+) -> Frame {
+    Frame::Registered(Registered {
+        hyco: register.hyco.clone(),
+        endpoint: definition.endpoint.clone(),
+        relay_proof: relay_proof(key, register, &definition.endpoint, exporter),
+    })
+}
+
+fn judge(registration: &mut Registration, old: &Plan, new: &Plan, name: &HycoName) -> Judged {
+    let Some(definition) = new.hyco(name) else {
+        return Judged::Over(EndedCode::Removed);
+    };
+    match definition
+        .keys
+        .standing(registration.register.rule, registration.register.key_id)
+    {
+        Standing::Revoked => return Judged::Over(EndedCode::KeyRevoked),
+        Standing::Alive(which) => registration.which = which,
+        Standing::Unknown => {}
+    }
+    let moved = old
+        .hyco(name)
+        .is_some_and(|was| was.endpoint != definition.endpoint);
+    if moved { Judged::Moved } else { Judged::Stands }
+}
+pub(super) fn leave(rosters: &mut HashMap<HycoName, Roster>, name: &HycoName, session: SessionId) {
+    if let Some(roster) = rosters.get_mut(name) {
+        roster.remove(session);
+        if roster.is_empty() {
+            rosters.remove(name);
+        }
+    }
+}
