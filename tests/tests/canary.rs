@@ -5,7 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 
 use tempfile::TempDir;
@@ -33,12 +33,14 @@ fn keys_are_in_nothing_that_is_said() {
     let service = Service::start(b's').unwrap();
     let installation = installation(&service);
     let agent = installation.start_agent(&[NAME], &[]).unwrap();
-    let (sender, folder) = start_sender(&installation);
-    let bound = wait_for("the sender's entry", MOMENT, || {
-        let ip: IpAddr = sender.stdout().split_whitespace().next()?.parse().ok()?;
-        Some(SocketAddr::new(ip, service.address.port()))
-    })
-    .unwrap_or_else(|error| panic!("{error}: {}", sender.log_end()));
+    let (mut sender, folder) = start_sender(&installation);
+    let told = format!(
+        "applications reach localhost:{} at ",
+        service.address.port()
+    );
+    let line = sender.wait_for_line(&told, MOMENT);
+    let line = line.unwrap_or_else(|error| panic!("{error}: {}", sender.log_end()));
+    let bound: SocketAddr = line.rsplit(' ').next().unwrap().parse().unwrap();
     for place in [installation.binding(NAME).unwrap(), bound] {
         Talk::start(place).unwrap().finish().unwrap();
     }
