@@ -101,20 +101,30 @@ async fn connected<S: Socket>(
             pulse.down.get()
         ));
     }
-    let ending = match result {
-        Ok(()) => return Ending::Right,
-        Err(Fault::Failed(why)) => Ending::Failed(why),
-        Err(Fault::Wrong(Wrong::Corrupt(why))) => Ending::Corrupt(why),
-        Err(Fault::Wrong(Wrong::Truncated(why))) => Ending::Truncated(why),
-    };
-    socket.abort();
-    ending
+    match result {
+        Ok(()) => Ending::Right,
+        Err(fault) => {
+            socket.abort();
+            fault.into()
+        }
+    }
 }
 
 /// Why a conversation is not right.
-enum Fault {
+#[derive(Debug)]
+pub(crate) enum Fault {
     Failed(String),
     Wrong(Wrong),
+}
+
+impl From<Fault> for Ending {
+    fn from(fault: Fault) -> Ending {
+        match fault {
+            Fault::Failed(why) => Ending::Failed(why),
+            Fault::Wrong(Wrong::Corrupt(why)) => Ending::Corrupt(why),
+            Fault::Wrong(Wrong::Truncated(why)) => Ending::Truncated(why),
+        }
+    }
 }
 
 impl From<Wrong> for Fault {
@@ -312,7 +322,7 @@ async fn receive<S: Socket>(
 fn judge(header: &Header, sent: u64, received: u64, trailer: Trailer) -> Result<(), Fault> {
     let expected = match header.style {
         Style::Echo => sent,
-        Style::Exchange => header.down.unwrap_or(trailer.sent),
+        Style::Exchange | Style::Calls { .. } => header.down.unwrap_or(trailer.sent),
     };
     match trailer.verdict {
         Verdict::NotServed => Err(Fault::Failed(

@@ -14,6 +14,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod calls;
 pub mod endpoint;
 mod flow;
 mod incoming;

@@ -5,7 +5,7 @@
 //! | bytes | what |
 //! |---|---|
 //! | 0..8 | `UPLTv001` |
-//! | 8 | mode: 0 echo, 1 exchange |
+//! | 8 | mode: 0 echo, 1 exchange, 2 calls, 3 calls whose bytes nobody checks |
 //! | 9..12 | zero |
 //! | 12..16 | check: see `check` |
 //! | 16..24 | seed |
@@ -13,7 +13,7 @@
 //! | 32..40 | number of bytes that the endpoint shall send; in echo mode zero; all ones: until it has seen FIN |
 //!
 //! Upwards go the bytes of `Pattern::new(seed)`. In echo mode the endpoint returns what it gets, as it gets it. In exchange mode
-//! it sends `Pattern::new(derive(seed, 1))`. When both directions are through, it sends a trailer of 40 bytes, then FIN:
+//! it sends `Pattern::new(derive(seed, 1))`. Calls have a shape of their own inside ([`calls`](crate::calls)). When both directions are through, it sends a trailer of 40 bytes, then FIN:
 //!
 //! | bytes | what |
 //! |---|---|
@@ -46,6 +46,11 @@ const OPEN: u64 = u64::MAX;
 pub(crate) enum Style {
     Echo,
     Exchange,
+    /// Requests and responses, one at a time; both lengths in the header are open.
+    Calls {
+        /// Whether both ends check every byte.
+        verified: bool,
+    },
 }
 
 /// The start of a flow.
@@ -81,6 +86,8 @@ impl Header {
         let style = match self.style {
             Style::Echo => 0,
             Style::Exchange => 1,
+            Style::Calls { verified: true } => 2,
+            Style::Calls { verified: false } => 3,
         };
         record(
             HEADER_MAGIC,
@@ -99,6 +106,9 @@ impl Header {
         let style = match style {
             0 if down == 0 => Style::Echo,
             1 => Style::Exchange,
+            2 | 3 if up == OPEN && down == OPEN => Style::Calls {
+                verified: style == 2,
+            },
             _ => return None,
         };
         Some(Header {
@@ -118,7 +128,7 @@ impl Header {
     pub(crate) fn down_pattern(&self) -> Pattern {
         match self.style {
             Style::Echo => self.up_pattern(),
-            Style::Exchange => Pattern::new(derive(self.seed, 1)),
+            Style::Exchange | Style::Calls { .. } => Pattern::new(derive(self.seed, 1)),
         }
     }
 }
@@ -163,7 +173,7 @@ fn length(raw: u64) -> Option<u64> {
 }
 
 /// Lower half of a hash of the whole record: a changed length must not pass for a truncated flow.
-fn check(magic: [u8; 8], kind: u8, numbers: [u64; 3]) -> [u8; 4] {
+pub(crate) fn check(magic: [u8; 8], kind: u8, numbers: [u64; 3]) -> [u8; 4] {
     let start = derive(u64::from_le_bytes(magic), u64::from(kind));
     let hash = numbers.into_iter().fold(start, derive).to_le_bytes();
     [hash[0], hash[1], hash[2], hash[3]]
