@@ -3,6 +3,7 @@
 //! [`pattern`] is the oracle: a stream of bytes that depends on a seed and on the position, so that a lost, repeated, moved or
 //! changed byte shows. [`endpoint`] is the far end of verified flows, [`run`](run::run) the near end of many of them; whatever lies
 //! between, both directions are checked at both ends, and a flow that is corrupt, silently truncated or hung is counted as what it is.
+//! [`scenario`] is for latency and load: groups of flows with sizes and a pace, the calls of which are as verified.
 //!
 //! ```
 //! use underpass_loadtest::{Endpoint, Mode, Plan, endpoint, run};
@@ -19,13 +20,17 @@ pub mod endpoint;
 mod flow;
 mod incoming;
 pub mod io;
+mod limits;
 pub mod pattern;
 pub mod report;
 pub mod run;
+pub mod scenario;
+pub mod units;
 mod wire;
 
 pub use endpoint::Endpoint;
 pub use flow::Ending;
+pub use limits::raise_file_limit;
 pub use pattern::{Mismatch, Pattern};
 pub use report::Report;
 pub use run::{Mode, Plan};

@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use underpass_loadtest::endpoint::{self, Serves};
 use underpass_loadtest::io::Choice;
 use underpass_loadtest::run::{self, Counters};
-use underpass_loadtest::{Endpoint, Mode, Plan, Report};
+use underpass_loadtest::units::{duration, size};
+use underpass_loadtest::{Endpoint, Mode, Plan, Report, raise_file_limit};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -99,18 +99,6 @@ fn main() -> ExitCode {
         eprintln!("error: {error:#}");
         ExitCode::from(2)
     })
-}
-
-/// The usual soft limit of 1,024 files is less than the flows of many runs. What cannot be raised shows as errors of flows.
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            ..limit
-        },
-    );
 }
 
 fn serve(args: &EndpointArgs) -> anyhow::Result<ExitCode> {
@@ -257,65 +245,5 @@ impl Progress {
 
     fn end(&self) {
         self.bar.finish_and_clear();
-    }
-}
-
-/// `64k`, `10m`, `1g`: powers of 1,024.
-fn size(text: &str) -> anyhow::Result<u64> {
-    let text = text.to_ascii_lowercase();
-    let digits = text
-        .trim_end_matches("ib")
-        .trim_end_matches('b')
-        .trim_end_matches(['k', 'm', 'g']);
-    let shift = match &text[digits.len()..] {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        unit => bail!("{unit} is no unit: use k, m or g"),
-    };
-    let number: u64 = digits
-        .parse()
-        .context("a number, and k, m or g after it if you like")?;
-    number.checked_mul(1 << shift).context("too large")
-}
-
-/// `10`, `10s`, `500ms`, `2m`.
-fn duration(text: &str) -> anyhow::Result<Duration> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let scale = match &text[digits.len()..] {
-        "" | "s" => 1.0,
-        "ms" => 0.001,
-        "m" | "min" => 60.0,
-        unit => bail!("{unit} is no unit: use ms, s or m"),
-    };
-    let number: f64 = digits
-        .parse()
-        .context("a number, and ms, s or m after it if you like")?;
-    Duration::try_from_secs_f64(number * scale).context("not a time")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_and_times_are_read_with_their_units() {
-        assert_eq!(size("17").expect("plain"), 17);
-        assert_eq!(size("64k").expect("k"), 65_536);
-        assert_eq!(size("2MiB").expect("MiB"), 2 << 20);
-        assert_eq!(size("1g").expect("g"), 1 << 30);
-        assert_eq!(
-            duration("1.5").expect("plain"),
-            Duration::from_millis(1_500)
-        );
-        assert_eq!(duration("500ms").expect("ms"), Duration::from_millis(500));
-        assert_eq!(duration("2m").expect("m"), Duration::from_secs(120));
-        for wrong in ["", "k", "5x", "-1"] {
-            assert!(
-                size(wrong).is_err() && duration(wrong).is_err(),
-                "{wrong:?}"
-            );
-        }
     }
 }

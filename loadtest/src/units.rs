@@ -1,0 +1,68 @@
+//! Sizes and times as people write them, on the command line and in files.
+
+use std::time::Duration;
+
+/// `4096`, `64k`, `10MiB`, `1g`: powers of 1,024.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn size(text: &str) -> Result<u64, String> {
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let wrong = || format!("{text:?} is no size: write it like 4096, \"64k\" or \"10MiB\"");
+    let number: u64 = digits.trim_end().parse().map_err(|_| wrong())?;
+    let shift = match &lower[digits.len()..] {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        unit => return Err(format!("{unit} is no unit of size: use k, m or g")),
+    };
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| format!("{text} is too large"))
+}
+
+/// `10`, `10s`, `500ms`, `50us`, `2m`, `1h`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let digits = text.trim_end_matches(|c: char| c.is_alphabetic());
+    let wrong = || format!("{text:?} is no time: write it like 10, \"10s\" or \"500ms\"");
+    let number: f64 = digits.trim_end().parse().map_err(|_| wrong())?;
+    let scale = match &text[digits.len()..] {
+        "" | "s" => 1.0,
+        "us" | "µs" => 1e-6,
+        "ms" => 1e-3,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        unit => return Err(format!("{unit} is no unit of time: use us, ms, s, m or h")),
+    };
+    Duration::try_from_secs_f64(number * scale).map_err(|_| format!("{text} is no time"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_read_with_their_units() {
+        assert_eq!(size("17"), Ok(17));
+        assert_eq!(size("64k"), Ok(65_536));
+        assert_eq!(size("2MiB"), Ok(2 << 20));
+        assert_eq!(size("1 g"), Ok(1 << 30));
+        assert_eq!(duration("1.5"), Ok(Duration::from_millis(1_500)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("50us"), Ok(Duration::from_micros(50)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["", "k", "5x", "-1", "1e400", "99999999999g"] {
+            assert!(
+                size(wrong).is_err() && duration(wrong).is_err(),
+                "{wrong:?}"
+            );
+        }
+    }
+}
