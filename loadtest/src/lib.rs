@@ -23,6 +23,7 @@ pub mod io;
 mod limits;
 pub mod pattern;
 pub mod report;
+pub mod results;
 pub mod run;
 pub mod scenario;
 pub mod units;

@@ -1,23 +1,17 @@
 //! The load generator's command line. Data on stdout, talk and progress on stderr.
 
-use std::io::Write;
-use std::net::SocketAddr;
-use std::process::ExitCode;
-use std::time::{Duration, Instant};
+mod cli;
 
-use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
-use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
-use underpass_loadtest::endpoint::{self, Serves};
-use underpass_loadtest::io::Choice;
-use underpass_loadtest::run::{self, Counters};
-use underpass_loadtest::units::{duration, size};
-use underpass_loadtest::{Endpoint, Mode, Plan, Report, raise_file_limit};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Checks every byte of many TCP flows, through whatever lies between the two ends.
+/// Load for TCP services and for whatever lies on the way to them: every byte checked, latency without coordinated omission.
+///
+/// Exit codes: 0 all was right, 1 a call or a flow was not, 2 it could not be run.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -27,223 +21,26 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Be the far end of verified flows, until a signal.
-    Endpoint(EndpointArgs),
-    /// Open verified flows to an endpoint and say what came of them. Exit code 1 if any was corrupt, truncated or hung.
-    Run(RunArgs),
-}
-
-#[derive(Args)]
-struct EndpointArgs {
-    /// Which flows to serve.
-    #[arg(value_enum, default_value_t)]
-    serves: Serves,
-    /// Address to listen on; port 0 picks a free one. It is printed on stdout as one line of JSON.
-    #[arg(long, default_value = "127.0.0.1:0")]
-    listen: SocketAddr,
-    /// Threads.
-    #[arg(long, default_value_t = 1)]
-    threads: usize,
-    /// How to talk to sockets.
-    #[arg(long, value_enum, default_value_t)]
-    io: Choice,
-}
-
-#[derive(Args)]
-struct RunArgs {
-    /// Where to connect: an endpoint, or a binding that leads to one.
-    #[arg(long)]
-    target: SocketAddr,
-    /// What the flows do.
-    #[arg(long, value_enum, default_value = "echo")]
-    mode: Mode,
-    /// Flows at once.
-    #[arg(long, default_value_t = 1)]
-    flows: u64,
-    /// Flows in all; without it, as many as at once, or, with both --bytes and --duration, as many as fit.
-    #[arg(long)]
-    total: Option<u64>,
-    /// Bytes each way in one flow, with a unit if you like: 4096, 64k, 10m, 1g. Without it, as many as fit into --duration.
-    #[arg(long, value_parser = size)]
-    bytes: Option<u64>,
-    /// Length of a message of ping-pong.
-    #[arg(long, value_parser = size, default_value = "1")]
-    message: u64,
-    /// No flow opens after this: 10, 10s, 500ms, 2m. Without it and --bytes, 10 s.
-    #[arg(long, value_parser = duration)]
-    duration: Option<Duration>,
-    /// A flow in which no byte moves for this long hangs.
-    #[arg(long, value_parser = duration, default_value = "30s")]
-    deadline: Duration,
-    /// Seed of the bytes; without it a random one, which is printed.
-    #[arg(long)]
-    seed: Option<u64>,
-    /// Threads.
-    #[arg(long, default_value_t = 1)]
-    threads: usize,
-    /// How to talk to sockets.
-    #[arg(long, value_enum, default_value_t)]
-    io: Choice,
-    /// Print the result as JSON.
-    #[arg(long)]
-    json: bool,
+    /// Run a scenario: a file, or one that is built in.
+    Run(cli::run::Args),
+    /// List the scenarios that are built in, or show one.
+    Scenarios(cli::scenarios::Args),
+    /// Be the far end of calls and flows, until a signal.
+    Endpoint(cli::endpoint::Args),
+    /// Open verified flows, each of a size or until a time, and say what came of them.
+    Flows(cli::flows::Args),
 }
 
 fn main() -> ExitCode {
-    raise_file_limit();
+    underpass_loadtest::raise_file_limit();
     let result = match Cli::parse().command {
-        Command::Endpoint(args) => serve(&args),
-        Command::Run(args) => load(&args),
+        Command::Run(args) => cli::run::run(&args),
+        Command::Scenarios(args) => cli::scenarios::run(&args),
+        Command::Endpoint(args) => cli::endpoint::run(&args),
+        Command::Flows(args) => cli::flows::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::from(2)
     })
-}
-
-fn serve(args: &EndpointArgs) -> anyhow::Result<ExitCode> {
-    let EndpointArgs {
-        serves,
-        listen,
-        threads,
-        io,
-    } = *args;
-    let endpoint = Endpoint::start(endpoint::Settings {
-        serves,
-        threads,
-        io,
-        ..endpoint::Settings::new(listen)
-    })
-    .with_context(|| format!("cannot listen on {listen}"))?;
-    let mut stdout = std::io::stdout();
-    writeln!(
-        stdout,
-        "{}",
-        serde_json::json!({ "listen": endpoint.address(), "io": endpoint.kind().name() })
-    )?;
-    stdout.flush()?;
-    wait_for_signal()?;
-    writeln!(stdout, "{}", serde_json::to_string(&endpoint.stop())?)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn wait_for_signal() -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let (mut terminate, mut interrupt) = (
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-        );
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        Ok(())
-    })
-}
-
-fn load(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let plan = plan(args)?;
-    let bar = Progress::new(&plan);
-    let outcome = run::run(&plan, |counters| bar.show(counters))?;
-    bar.end();
-    let report = Report::new(&plan, &outcome);
-    let mut stdout = std::io::stdout();
-    if args.json {
-        writeln!(stdout, "{}", serde_json::to_string_pretty(&report)?)?;
-    } else {
-        write!(stdout, "{report}")?;
-    }
-    Ok(if outcome.tally.violations() == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
-}
-
-fn plan(args: &RunArgs) -> anyhow::Result<Plan> {
-    let duration = match (args.duration, args.bytes) {
-        (None, None) => Some(Duration::from_secs(10)),
-        (duration, _) => duration,
-    };
-    Ok(Plan {
-        flows: args.flows,
-        total: args.total,
-        bytes: args.bytes,
-        message: usize::try_from(args.message)?,
-        duration,
-        stall: args.deadline,
-        seed: args.seed.unwrap_or_else(rand::random),
-        threads: args.threads,
-        io: args.io,
-        ..Plan::new(args.target, args.mode)
-    })
-}
-
-/// A bar on a terminal, nothing elsewhere.
-struct Progress {
-    bar: ProgressBar,
-    start: Instant,
-    by_time: Option<Duration>,
-}
-
-impl Progress {
-    fn new(plan: &Plan) -> Progress {
-        // Whatever ends the run is what the bar counts: bytes, or time.
-        let directions = if matches!(plan.mode, Mode::Upload | Mode::Download) {
-            1
-        } else {
-            2
-        };
-        let (len, by_time) = match (plan.duration, plan.bytes) {
-            (Some(duration), _) => (
-                duration.as_millis().try_into().unwrap_or(u64::MAX),
-                Some(duration),
-            ),
-            (None, bytes) => {
-                let flows = plan.total.unwrap_or(plan.flows);
-                (
-                    bytes
-                        .unwrap_or(0)
-                        .saturating_mul(flows)
-                        .saturating_mul(directions),
-                    None,
-                )
-            }
-        };
-        let style = ProgressStyle::with_template("{wide_bar} {percent:>3} %  {msg}")
-            .expect("the template is well-formed");
-        let bar = ProgressBar::new(len).with_style(style);
-        Progress {
-            bar,
-            start: Instant::now(),
-            by_time,
-        }
-    }
-
-    fn show(&self, counters: &Counters) {
-        let moved = counters.bytes_up() + counters.bytes_down();
-        let elapsed = self.start.elapsed();
-        self.bar.set_position(match self.by_time {
-            Some(duration) => elapsed
-                .min(duration)
-                .as_millis()
-                .try_into()
-                .unwrap_or(u64::MAX),
-            None => moved,
-        });
-        let rate = moved as f64 * 8.0 / elapsed.as_secs_f64().max(0.001) / 1e9;
-        let (live, ended, bad) = (counters.live(), counters.ended(), counters.bad());
-        self.bar.set_message(format!(
-            "{}  {rate:.2} Gbit/s  {live} live, {ended} ended, {bad} bad",
-            BinaryBytes(moved)
-        ));
-    }
-
-    fn end(&self) {
-        self.bar.finish_and_clear();
-    }
 }

@@ -1,12 +1,14 @@
 //! A run's outcome for people (a table) and for programs (JSON, whose fields stay as they are).
 
 use std::fmt;
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::flow::Ending;
 use crate::run::{Outcome, Plan};
+use crate::units::show_time;
 
 /// What a run came to. Displays as a table.
 #[derive(Serialize, Debug)]
@@ -239,9 +241,5 @@ fn bytes(count: u64) -> String {
 }
 
 fn duration(us: u64) -> String {
-    match us {
-        0..1_000 => format!("{us} µs"),
-        1_000..1_000_000 => format!("{:.2} ms", us as f64 / 1e3),
-        _ => format!("{:.2} s", us as f64 / 1e6),
-    }
+    show_time(Duration::from_micros(us))
 }

@@ -44,6 +44,17 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * scale).map_err(|_| format!("{text} is no time"))
 }
 
+/// `57 µs`, `1.20 ms`, `3.00 s`.
+pub fn show_time(time: Duration) -> String {
+    let us = time.as_nanos() as f64 / 1e3;
+    match us {
+        ..99.95 => format!("{us:.1} µs"),
+        ..999.5 => format!("{us:.0} µs"),
+        ..999_500.0 => format!("{:.2} ms", us / 1e3),
+        _ => format!("{:.2} s", us / 1e6),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,7 @@
 
 mod calls;
 mod flows;
+mod plain;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -38,6 +39,10 @@ pub enum Serves {
     Source,
     /// Requests and responses.
     Calls,
+    /// No flows of this program: whatever comes is returned, for any client.
+    PlainEcho,
+    /// No flows of this program: whatever comes is swallowed, for any client.
+    PlainDiscard,
 }
 
 /// A running endpoint. Dropping it ends it: live flows are reset.
@@ -219,7 +224,14 @@ async fn flow<S: Socket>(
     let stopped = async move {
         let _ = stop.wait_for(|&stop| stop).await; // An error means that the endpoint is gone: stop as well.
     };
-    let (result, _) = or_abort(&socket, flows::serve(&socket, serves, tally), stopped).await;
+    let conversation = async {
+        match serves {
+            Serves::PlainEcho => plain::echo(&socket, tally).await,
+            Serves::PlainDiscard => plain::discard(&socket, tally).await,
+            _ => flows::serve(&socket, serves, tally).await,
+        }
+    };
+    let (result, _) = or_abort(&socket, conversation, stopped).await;
     let counter = match result {
         Ok(Verdict::Right) => &tally.right,
         Ok(Verdict::Corrupt { .. }) => &tally.corrupt,
@@ -241,6 +253,7 @@ impl Serves {
             Serves::Sink => header.style == Style::Exchange && header.down == Some(0),
             Serves::Source => header.style == Style::Exchange && header.up == Some(0),
             Serves::Calls => matches!(header.style, Style::Calls { .. }),
+            Serves::PlainEcho | Serves::PlainDiscard => false,
         }
     }
 }

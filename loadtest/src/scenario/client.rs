@@ -68,6 +68,7 @@ pub(super) async fn run<S: Socket>(context: &Context, index: u64) {
     let mut next = None;
     loop {
         flow.connection::<S>(next).await;
+        flow.free_since = context.now();
         next = flow.due().await;
         if next.is_none() {
             break;
@@ -174,7 +175,6 @@ impl Flow<'_> {
         };
         let (result, triggered) = or_abort(&socket, conversation, trigger).await;
         context.recorder.borrow().closed();
-        self.free_since = context.now();
         match result {
             _ if pulse.hung.get() => {
                 let deadline = context.deadline;

@@ -20,6 +20,7 @@
 //! ```
 
 mod alarm;
+pub mod builtin;
 mod check;
 mod client;
 mod connection;

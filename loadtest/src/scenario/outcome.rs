@@ -124,6 +124,16 @@ impl Outcome {
     pub fn group(&self, name: &str) -> Option<&GroupOutcome> {
         self.groups.iter().find(|group| group.name == name)
     }
+
+    /// Takes in what another process did of the same scenario at the same time.
+    pub fn add(&mut self, part: &Outcome) {
+        self.seconds = self.seconds.max(part.seconds);
+        self.stopped_early |= part.stopped_early;
+        for (whole, part) in self.groups.iter_mut().zip(&part.groups) {
+            whole.seconds = whole.seconds.max(part.seconds);
+            whole.add(part);
+        }
+    }
 }
 
 impl GroupOutcome {

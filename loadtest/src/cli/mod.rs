@@ -1,0 +1,7 @@
+//! One module for each subcommand.
+
+pub(crate) mod endpoint;
+pub(crate) mod flows;
+pub(crate) mod progress;
+pub(crate) mod run;
+pub(crate) mod scenarios;

@@ -1,0 +1,270 @@
+//! The program as people use it: what it prints, writes and answers with, in a process of its own.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use underpass_loadtest::scenario::Outcome;
+
+const SHORT: &str = r#"
+    duration = "300ms"
+
+    [[group]]
+    name = "ping"
+    rate = 100
+    request = 1
+    response = 1
+
+    [[group]]
+    name = "bulk"
+    flows = 2
+    request = "1MiB"
+    response = { from = 0, to = "64k" }
+"#;
+
+#[test]
+fn a_run_prints_a_table_and_writes_an_outcome_that_can_be_read_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("short.toml");
+    std::fs::write(&file, SHORT).expect("is written");
+    let json = folder.path().join("out.json");
+    let out = program(&[
+        "run",
+        path(&file),
+        "--endpoint",
+        "--seed",
+        "7",
+        "--json",
+        path(&json),
+    ]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let table = text(&out.stdout);
+    for word in [
+        "short 127.0.0.1:",
+        "seed 7",
+        "ping",
+        "since due",
+        "bulk",
+        "service",
+    ] {
+        assert!(table.contains(word), "{word:?} is not in\n{table}");
+    }
+    let outcome = read(&json);
+    assert_eq!((outcome.scenario.as_str(), outcome.seed), ("short", 7));
+    let ping = outcome.group("ping").expect("is there");
+    assert_eq!((ping.counts.right, ping.latency.count()), (30, 30));
+    assert!(outcome.group("bulk").expect("is there").bytes_up > 1 << 20);
+    assert!(
+        std::fs::read_to_string(&json)
+            .expect("is there")
+            .contains("\"gbit_per_second_up\"")
+    );
+}
+
+#[test]
+fn a_call_that_fails_is_exit_code_1_and_a_mistake_is_exit_code_2_with_a_hint() {
+    let failing = program(&[
+        "run",
+        "ping-pong",
+        "--target",
+        "127.0.0.1:1",
+        "--duration",
+        "50ms",
+    ]);
+    assert_eq!(failing.status.code(), Some(1), "{}", text(&failing.stderr));
+    assert!(text(&failing.stdout).contains("refused"));
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("bad.toml");
+    std::fs::write(&file, "[[group]]\nflow = 3\n").expect("is written");
+    let cases: [(&[&str], &str); 5] = [
+        (
+            &["run", path(&file), "--endpoint"],
+            "bad.toml:2: unknown field `flow`",
+        ),
+        (&["run", "no-such", "--endpoint"], "no-such: "),
+        (&["run", "mix"], "nowhere to connect to"),
+        (&["scenarios", "show", "no-such"], "no scenario no-such"),
+        (
+            &["run", "mix", "--endpoint", "--duration", "0"],
+            "duration: ",
+        ),
+    ];
+    for (arguments, told) in cases {
+        let out = program(arguments);
+        let error = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(
+            error.starts_with("error: ") && error.contains(told),
+            "{arguments:?}: {error}"
+        );
+        assert!(error.contains("\nhint: "), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn an_interrupt_ends_a_run_with_the_report_of_what_was_done() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("out.json");
+    let (endpoint, mut lines) = endpoint(&["endpoint"]);
+    let target = listening(&mut lines);
+    let run = start(&[
+        "run",
+        "ping-pong",
+        "--target",
+        &target,
+        "--json",
+        path(&json),
+    ]);
+    connected(&target);
+    interrupt(&run);
+    let out = run.wait_with_output().expect("ends");
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    assert!(text(&out.stdout).contains("stopped early"));
+    let outcome = read(&json);
+    assert!(outcome.stopped_early && outcome.seconds < 9.0);
+    interrupt(&endpoint);
+    let ended = endpoint.wait_with_output().expect("ends");
+    assert_eq!(ended.status.code(), Some(0));
+}
+
+#[test]
+fn servers_of_others_are_loaded_as_well() {
+    for (protocol, serves) in [("echo", "plain-echo"), ("discard", "plain-discard")] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("foreign.toml");
+        let scenario = format!(
+            "duration = '200ms'\n[[group]]\nprotocol = '{protocol}'\nrequest = {{ from = 1, to = '200k' }}\nchurn = 3\n"
+        );
+        std::fs::write(&file, scenario).expect("is written");
+        let json = folder.path().join("out.json");
+        let (endpoint, mut lines) = endpoint(&["endpoint", serves]);
+        let target = listening(&mut lines);
+        let out = program(&[
+            "run",
+            path(&file),
+            "--target",
+            &target,
+            "--json",
+            path(&json),
+        ]);
+        assert_eq!(
+            out.status.code(),
+            Some(0),
+            "{protocol}: {}{}",
+            text(&out.stdout),
+            text(&out.stderr)
+        );
+        let group = &read(&json).groups[0];
+        assert!(
+            group.counts.right > 3 && group.bytes_up > 0,
+            "{protocol}: {:?}",
+            group.counts
+        );
+        assert_eq!(group.bytes_down > 0, protocol == "echo");
+        interrupt(&endpoint);
+        let mut rest = String::new();
+        lines.read_to_string(&mut rest).expect("is read");
+        let seen: serde_json::Value = serde_json::from_str(&rest).expect("is JSON");
+        assert_eq!(seen["right"], group.counts.connections, "{protocol}");
+        endpoint.wait_with_output().expect("ends");
+    }
+}
+
+#[test]
+fn every_built_in_scenario_is_listed_and_shown_as_a_file_that_can_be_read() {
+    let listed = text(&program(&["scenarios"]).stdout);
+    assert!(listed.lines().count() >= 8, "{listed}");
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in listed
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+    {
+        let shown = text(&program(&["scenarios", "show", name]).stdout);
+        let file = folder.path().join(format!("{name}.toml"));
+        std::fs::write(&file, shown).expect("is written");
+        let out = program(&["run", path(&file)]);
+        assert!(
+            text(&out.stderr).contains("nowhere to connect to"),
+            "{name}: {}",
+            text(&out.stderr)
+        );
+    }
+}
+
+fn program(arguments: &[&str]) -> Output {
+    start(arguments).wait_with_output().expect("ends")
+}
+
+fn start(arguments: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_underpass-loadtest"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts")
+}
+
+fn endpoint(arguments: &[&str]) -> (Child, BufReader<ChildStdout>) {
+    let mut endpoint = start(arguments);
+    let stdout = endpoint.stdout.take().expect("is piped");
+    (endpoint, BufReader::new(stdout))
+}
+
+/// The address in an endpoint's first line.
+fn listening(lines: &mut BufReader<ChildStdout>) -> String {
+    let mut line = String::new();
+    lines.read_line(&mut line).expect("is read");
+    let value: serde_json::Value = serde_json::from_str(&line).expect("is JSON");
+    value["listen"].as_str().expect("an address").into()
+}
+
+/// Waits until somebody is connected to this address.
+fn connected(address: &str) {
+    let port: u16 = address
+        .rsplit(':')
+        .next()
+        .and_then(|port| port.parse().ok())
+        .expect("a port");
+    let wanted = format!(":{port:04X} ");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        let sockets = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
+        // Remote address of an established connection.
+        let is_it = |line: &str| {
+            let mut fields = line.split_whitespace().skip(2);
+            let remote = fields
+                .next()
+                .is_some_and(|remote| remote.ends_with(wanted.trim_end()));
+            remote && fields.next() == Some("01")
+        };
+        if sockets.lines().any(is_it) {
+            return;
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "nobody connects to {address}"
+        );
+        std::thread::yield_now();
+    }
+}
+
+fn interrupt(child: &Child) {
+    let pid = Pid::from_raw(child.id().try_into().expect("a pid")).expect("not zero");
+    kill_process(pid, Signal::INT).expect("is there");
+}
+
+fn read(json: &Path) -> Outcome {
+    let written = std::fs::read_to_string(json).expect("is written");
+    serde_json::from_str(&written).expect("is an outcome")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("is text")
+}
