@@ -25,6 +25,8 @@ enum Command {
     Run(cli::run::Args),
     /// List the scenarios that are built in, or show one.
     Scenarios(cli::scenarios::Args),
+    /// Put the results of runs beside each other on a page.
+    Report(cli::report::Args),
     /// Be the far end of calls and flows, until a signal.
     Endpoint(cli::endpoint::Args),
     /// Open verified flows, each of a size or until a time, and say what came of them.
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => cli::run::run(&args),
         Command::Scenarios(args) => cli::scenarios::run(&args),
+        Command::Report(args) => cli::report::run(&args),
         Command::Endpoint(args) => cli::endpoint::run(&args),
         Command::Flows(args) => cli::flows::run(&args),
     };

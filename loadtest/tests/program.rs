@@ -63,6 +63,58 @@ fn a_run_prints_a_table_and_writes_an_outcome_that_can_be_read_back() {
 }
 
 #[test]
+fn pages_show_one_run_or_several_beside_each_other_and_need_nothing_else() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| {
+        folder
+            .path()
+            .join(name)
+            .to_str()
+            .expect("is text")
+            .to_owned()
+    };
+    std::fs::write(file("short.toml"), SHORT).expect("is written");
+    for name in ["before", "after"] {
+        let (json, html) = (file(&format!("{name}.json")), file(&format!("{name}.html")));
+        let out = program(&[
+            "run",
+            &file("short.toml"),
+            "--endpoint",
+            "--json",
+            &json,
+            "--html",
+            &html,
+        ]);
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    }
+    let (before, after, both) = (file("before.json"), file("after.json"), file("both.html"));
+    let out = program(&["report", &before, &after, "--html", &both]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let one = std::fs::read_to_string(file("before.html")).expect("is written");
+    let both = std::fs::read_to_string(both).expect("is written");
+    for page in [&one, &both] {
+        // Throughput, calls, latency and percentiles of both groups.
+        let count = |part| page.matches(part).count();
+        assert_eq!((count("<svg "), count("</svg>")), (8, 8));
+        assert!(count("<polyline ") >= 8, "{} lines", count("<polyline "));
+        for word in ["http:", "https:", "<script", "src=", "NaN", "inf"] {
+            assert!(!page.contains(word), "{word}");
+        }
+    }
+    assert!(both.contains("before") && both.contains("after") && both.contains("× "));
+
+    let foreign = file("foreign.json");
+    std::fs::write(&foreign, "{}").expect("is written");
+    let out = program(&["report", &before, &foreign, "--html", &file("none.html")]);
+    assert_eq!(out.status.code(), Some(2));
+    let error = text(&out.stderr);
+    assert!(
+        error.contains("foreign.json: no result of a run") && error.contains("hint: "),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_call_that_fails_is_exit_code_1_and_a_mistake_is_exit_code_2_with_a_hint() {
     let failing = program(&[
         "run",

@@ -3,5 +3,6 @@
 pub(crate) mod endpoint;
 pub(crate) mod flows;
 pub(crate) mod progress;
+pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod scenarios;

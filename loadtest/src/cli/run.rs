@@ -9,11 +9,12 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use underpass_loadtest::endpoint::{self, Endpoint};
 use underpass_loadtest::io::Choice;
-use underpass_loadtest::results;
+use underpass_loadtest::results::{self, Run};
 use underpass_loadtest::scenario::{self, Outcome, Scenario, Settings, Stop, builtin};
 use underpass_loadtest::units::duration;
 
 use super::progress::Bars;
+use super::report::write_file;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -43,6 +44,9 @@ pub(crate) struct Args {
     /// Write the result as JSON, with every bucket of its histograms; - is stdout, in place of the table.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a page with charts: one file that needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 /// Runs it.
@@ -113,6 +117,10 @@ fn start_endpoint(listen: SocketAddr) -> anyhow::Result<Endpoint> {
 
 fn deliver(args: &Args, outcome: &Outcome) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout();
+    if let Some(path) = &args.html {
+        let label = outcome.scenario.clone();
+        write_file(path, &results::to_html(&[Run { label, outcome }]))?;
+    }
     match &args.json {
         Some(path) if path.as_os_str() == "-" => {
             return Ok(writeln!(stdout, "{}", results::to_json(outcome))?);
@@ -122,10 +130,6 @@ fn deliver(args: &Args, outcome: &Outcome) -> anyhow::Result<()> {
     }
     write!(stdout, "{}", results::Table(outcome))?;
     Ok(())
-}
-
-fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
-    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The first signal ends the run with its report, a second one ends the process.

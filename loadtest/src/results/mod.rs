@@ -1,9 +1,12 @@
 //! What came of a scenario, for people and for programs.
 
+mod html;
+mod svg;
 mod table;
 
 use serde_json::{Value, json};
 
+pub use html::{RUNS_MAX, Run, to_html};
 pub use table::Table;
 
 use crate::scenario::Outcome;

@@ -17,6 +17,8 @@ pub struct Outcome {
     pub scenario: String,
     /// Where the flows went.
     pub targets: Vec<String>,
+    /// Processors and kernel of the machine that ran it.
+    pub machine: String,
     /// How the sockets were talked to.
     pub io: String,
     /// Seed of the bytes and of all chances.

@@ -117,6 +117,7 @@ pub fn run_with(
     let mut outcome = Outcome {
         scenario: scenario.name.clone(),
         targets: targets.iter().map(SocketAddr::to_string).collect(),
+        machine: machine(),
         io: running.kind.into(),
         seed: settings.seed,
         seconds: 0.0,
@@ -141,6 +142,21 @@ pub fn run_with(
     outcome.stopped_early = stopped.is_some();
     outcome.seconds = stopped.unwrap_or(scenario.duration).as_secs_f64();
     Ok(outcome)
+}
+
+/// What a figure depends on beside the scenario.
+fn machine() -> String {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let about = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = (about.lines())
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("processor", |(_, model)| model.trim());
+    let kernel = rustix::system::uname();
+    format!(
+        "{processors} × {model}, {} {}",
+        kernel.sysname().to_string_lossy(),
+        kernel.release().to_string_lossy()
+    )
 }
 
 impl Default for Settings {
