@@ -165,10 +165,10 @@ fn throughput<'a>(groups: &[Part<'_>]) -> Chart<'a> {
     let one = |part: &Part<'_>, name: String, bytes: fn(&Second) -> u64| Line {
         name,
         points: over_time(part, |second, seconds| {
-            bytes(second) as f64 * 8e-9 / seconds
+            bytes(second) as f64 * 8e-6 / seconds
         }),
     };
-    let lines = match groups {
+    let mut lines = match groups {
         [only] => vec![
             one(only, "up".into(), |second| second.up),
             one(only, "down".into(), |second| second.down),
@@ -181,11 +181,17 @@ fn throughput<'a>(groups: &[Part<'_>]) -> Chart<'a> {
             })
             .collect(),
     };
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let large = points().any(|point| point.1 >= 1_000.0);
+    if large {
+        let all = lines.iter_mut().flat_map(|line| &mut line.points);
+        all.for_each(|point| point.1 /= 1_000.0);
+    }
     Chart {
         title: "Throughput over time".into(),
         x: seconds(),
         y: Axis {
-            name: "Gbit/s",
+            name: if large { "Gbit/s" } else { "Mbit/s" },
             scale: Scale::Linear,
             show: &number,
         },

@@ -5,8 +5,8 @@ use std::fmt::Write;
 /// Size of a chart, and of the room around its lines, in its own units.
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 260.0;
-const LEFT: f64 = 64.0;
-const RIGHT: f64 = 12.0;
+const LEFT: f64 = 60.0;
+const RIGHT: f64 = 28.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 34.0;
 
@@ -28,6 +28,7 @@ pub(super) struct Chart<'a> {
 
 /// How values lie along a side.
 pub(super) struct Axis<'a> {
+    /// Of x written below, of y beside the title.
     pub(super) name: &'a str,
     pub(super) scale: Scale,
     /// How a mark is written.
@@ -67,7 +68,10 @@ impl Chart<'_> {
             (right, down)
         };
         let mut out = String::new();
-        let title = escape(&self.title);
+        let title = match self.y.name {
+            "" => escape(&self.title),
+            unit => escape(&format!("{}, {unit}", self.title)),
+        };
         let _ = write!(
             out,
             "<figure><figcaption>{title}</figcaption>\n<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">\n"
@@ -128,11 +132,10 @@ impl Chart<'_> {
         }
         let _ = writeln!(
             out,
-            "<text class=\"x name\" x=\"{:.1}\" y=\"{:.1}\">{}</text><text class=\"name\" x=\"2\" y=\"10\">{}</text>",
+            "<text class=\"x\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
             (LEFT + right) / 2.0,
             HEIGHT - 4.0,
-            escape(self.x.name),
-            escape(self.y.name)
+            escape(self.x.name)
         );
     }
 }
@@ -170,12 +173,11 @@ impl Range {
                 to: most.max(1.0),
             },
             Scale::Log => {
-                let (from, to) = (least.log10().floor(), most.log10().ceil());
-                Range {
-                    scale,
-                    from,
-                    to: to.max(from + 1.0),
-                }
+                let marks = marks(least / 5.0, most * 5.0);
+                let below = marks.iter().rfind(|mark| **mark <= least);
+                let above = marks.iter().find(|mark| **mark >= most && **mark > least);
+                let (from, to) = (below.copied()?.log10(), above.copied()?.log10());
+                Range { scale, from, to }
             }
         })
     }
@@ -190,19 +192,35 @@ impl Range {
     }
 
     fn ticks(&self) -> Vec<f64> {
+        let length = self.to - self.from;
         let step = match self.scale {
-            Scale::Linear => step(self.to),
-            Scale::Whole | Scale::Log => step(self.to - self.from).ceil().max(1.0),
+            Scale::Linear => step(length),
+            Scale::Whole => step(length).ceil().max(1.0),
+            Scale::Log => {
+                let all = marks(10f64.powf(self.from), 10f64.powf(self.to));
+                let is_power = |mark: &f64| (mark.log10() - mark.log10().round()).abs() < 1e-6;
+                let few = length < 1.5; // Else the powers of ten are enough.
+                return all
+                    .into_iter()
+                    .filter(|mark| few || is_power(mark))
+                    .collect();
+            }
         };
         // Rounded up first, so that the last mark is not lost to a fraction.
-        let count = ((self.to - self.from) / step + 1e-9).floor() as u32;
-        let value = |n: u32| self.from + f64::from(n) * step;
-        let all = (0..=count).map(value);
-        match self.scale {
-            Scale::Log => all.map(|power| 10f64.powf(power)).collect(),
-            Scale::Linear | Scale::Whole => all.collect(),
-        }
+        let count = (length / step + 1e-9).floor() as u32;
+        (0..=count)
+            .map(|n| self.from + f64::from(n) * step)
+            .collect()
     }
+}
+
+/// 1, 2 and 5 times the powers of ten between these, both included.
+fn marks(from: f64, to: f64) -> Vec<f64> {
+    let powers = from.log10().floor() as i32..=to.log10().ceil() as i32;
+    powers
+        .flat_map(|power| [1.0, 2.0, 5.0].map(|part| part * 10f64.powi(power)))
+        .filter(|mark| (from * 0.999_999..=to * 1.000_001).contains(mark))
+        .collect()
 }
 
 /// A round distance between marks: 1, 2 or 5 times a power of ten.
@@ -246,7 +264,11 @@ mod tests {
             range(Scale::Linear, 9.3).ticks(),
             [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
         );
-        assert_eq!(range(Scale::Log, 4_000.0).ticks(), [1e3, 1e4]);
+        assert_eq!(range(Scale::Log, 4_000.0).ticks(), [1e3, 2e3, 5e3]);
+        let wide = Range::of(Scale::Log, [3.0, 40_000.0].into_iter()).expect("values");
+        assert_eq!(wide.ticks(), [10.0, 100.0, 1e3, 1e4]);
+        let alone = Range::of(Scale::Log, [100.0].into_iter()).expect("a value");
+        assert_eq!(alone.ticks(), [100.0, 200.0]);
         assert_eq!(range(Scale::Whole, 3.2).ticks(), [0.0, 1.0, 2.0, 3.0]);
         assert!(Range::of(Scale::Log, [0.0].into_iter()).is_none());
     }
@@ -262,7 +284,7 @@ mod tests {
         let chart = Chart {
             title: "a <title>".into(),
             x: axis("x"),
-            y: axis("y"),
+            y: axis(""),
             lines: vec![Line {
                 name: "line".into(),
                 points: vec![(0.0, 0.0), (10.0, 5.0)],
