@@ -22,7 +22,17 @@ const RING_ENTRIES: u32 = 1024;
 const RING_COMPLETIONS: u32 = 16 * 1024;
 
 /// Which way to take.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, clap::ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    Debug,
+    clap::ValueEnum,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub enum Choice {
     /// io_uring where the kernel permits it, else readiness.
     #[default]

@@ -31,7 +31,7 @@ mod wire;
 
 pub use endpoint::Endpoint;
 pub use flow::Ending;
-pub use limits::raise_file_limit;
+pub use limits::{permit_sockets, raise_file_limit};
 pub use pattern::{Mismatch, Pattern};
 pub use report::Report;
 pub use run::{Mode, Plan};

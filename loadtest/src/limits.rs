@@ -21,11 +21,15 @@ pub fn raise_file_limit() -> Option<u64> {
     }
 }
 
-/// Whether so many sockets fit into one process.
+/// Whether so many sockets fit into this process, its limit raised as far as it goes.
 ///
 /// # Errors
 /// They do not; the message says what to do.
-pub(crate) fn permit(sockets: u64, limit: Option<u64>) -> io::Result<()> {
+pub fn permit_sockets(sockets: u64) -> io::Result<()> {
+    permit(sockets, raise_file_limit())
+}
+
+fn permit(sockets: u64, limit: Option<u64>) -> io::Result<()> {
     let Some(room) = limit.map(|limit| limit.saturating_sub(FILES_BESIDE)) else {
         return Ok(());
     };

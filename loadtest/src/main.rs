@@ -31,6 +31,9 @@ enum Command {
     Endpoint(cli::endpoint::Args),
     /// Open verified flows, each of a size or until a time, and say what came of them.
     Flows(cli::flows::Args),
+    /// One process of a run that is split over several.
+    #[command(name = cli::processes::COMMAND, hide = true)]
+    Part,
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Report(args) => cli::report::run(&args),
         Command::Endpoint(args) => cli::endpoint::run(&args),
         Command::Flows(args) => cli::flows::run(&args),
+        Command::Part => cli::processes::part(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

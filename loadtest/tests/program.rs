@@ -182,6 +182,88 @@ fn an_interrupt_ends_a_run_with_the_report_of_what_was_done() {
 }
 
 #[test]
+fn several_processes_share_the_flows_and_their_outcome_is_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, json) = (
+        folder.path().join("split.toml"),
+        folder.path().join("out.json"),
+    );
+    let scenario = "duration = '400ms'\n[[group]]\nflows = 7\nrate = 350\n[[group]]\nflows = 5\nconcurrency = 4\nchurn = 2";
+    std::fs::write(&file, scenario).expect("is written");
+    let (endpoint, mut lines) = endpoint(&["endpoint"]);
+    let target = listening(&mut lines);
+    let run = ["run", path(&file), "--target", &target, "--processes", "3"];
+    let out = program(&[&run[..], &["--json", path(&json)]].concat());
+    assert_eq!(
+        out.status.code(),
+        Some(0),
+        "{}{}",
+        text(&out.stdout),
+        text(&out.stderr)
+    );
+    let outcome = read(&json);
+    let [open, closed] = outcome.groups.as_slice() else {
+        panic!("two groups");
+    };
+    assert_eq!((open.flows, open.counts.connections), (7, 7));
+    assert_eq!(
+        (open.counts.right, open.latency.count()),
+        (140, 140),
+        "350 a second"
+    );
+    assert!(
+        closed.counts.right > 10 && closed.counts.bad() == 0,
+        "{:?}",
+        closed.counts
+    );
+    interrupt(&endpoint);
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).expect("is read");
+    let seen: serde_json::Value = serde_json::from_str(&rest).expect("is JSON");
+    assert_eq!(
+        seen["right"],
+        open.counts.connections + closed.counts.connections
+    );
+    endpoint.wait_with_output().expect("ends");
+
+    let out = program(&["run", path(&file), "--target", &target, "--processes", "5"]);
+    let error = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{error}");
+    assert!(
+        error.contains("cannot be split over 5") && error.contains("hint: "),
+        "{error}"
+    );
+}
+
+#[test]
+fn flows_that_the_file_limit_does_not_permit_are_refused_with_the_next_step() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("many.toml");
+    std::fs::write(&file, "[[group]]\nflows = 300").expect("is written");
+    let program = env!("CARGO_BIN_EXE_underpass-loadtest");
+    for (processes, told) in [("1", "300 sockets"), ("2", "150 sockets")] {
+        let out = Command::new("sh")
+            .args(["-c", "ulimit -n 128; exec \"$0\" \"$@\"", program])
+            .args([
+                "run",
+                path(&file),
+                "--target",
+                "127.0.0.1:1",
+                "--processes",
+                processes,
+            ])
+            .output()
+            .expect("runs");
+        let error = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{error}");
+        assert!(
+            error.contains(told) && error.contains("hint: split the flows with --processes"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn servers_of_others_are_loaded_as_well() {
     for (protocol, serves) in [("echo", "plain-echo"), ("discard", "plain-discard")] {
         let folder = tempfile::tempdir().expect("a folder");

@@ -9,10 +9,14 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use underpass_loadtest::endpoint::{self, Endpoint};
 use underpass_loadtest::io::Choice;
+use underpass_loadtest::permit_sockets;
 use underpass_loadtest::results::{self, Run};
-use underpass_loadtest::scenario::{self, Outcome, Scenario, Settings, Stop, builtin};
+use underpass_loadtest::scenario::{
+    self, Outcome, Pace, Progress, Scenario, Settings, Stop, builtin,
+};
 use underpass_loadtest::units::duration;
 
+use super::processes::{self, PROCESSES_MAX};
 use super::progress::Bars;
 use super::report::write_file;
 
@@ -32,6 +36,9 @@ pub(crate) struct Args {
     /// Flows come from this address, or from this and the next ones, 127.0.0.2/4 being four of them; several: in turn.
     #[arg(long, value_name = "ADDR[/COUNT]", value_parser = sources)]
     source: Vec<Sources>,
+    /// Split the flows over so many processes, each with its own share of the sources; on loopback each has an address of its own.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=PROCESSES_MAX))]
+    processes: u64,
     /// Seed of the bytes and of all chances; without it a random one, which is printed.
     #[arg(long)]
     seed: Option<u64>,
@@ -52,14 +59,14 @@ pub(crate) struct Args {
 /// Runs it.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let scenario = scenario(args)?;
+    let flows: u64 = scenario.groups.iter().map(|group| group.flows).sum();
+    let beside = args.endpoint.map_or(0, |_| flows);
     let settings = Settings {
         seed: args.seed.unwrap_or_else(rand::random),
         io: args.io,
         threads: args.threads,
         sources: args.source.iter().flat_map(|all| all.0.clone()).collect(),
-        sockets_beside: args
-            .endpoint
-            .map_or(0, |_| scenario.groups.iter().map(|group| group.flows).sum()),
+        sockets_beside: beside,
         ..Settings::default()
     };
     let endpoint = args.endpoint.map(start_endpoint).transpose()?;
@@ -72,9 +79,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     stop_on_signals(settings.stop.clone())?;
     let mut bars = Bars::new(&scenario);
-    let outcome = scenario::run_with(&scenario, &targets, &settings, |progress| {
-        bars.show(progress);
-    });
+    let show = |progress: &Progress| bars.show(progress);
+    let outcome = match args.processes {
+        1 => scenario::run_with(&scenario, &targets, &settings, show).map_err(Into::into),
+        processes => {
+            permit_sockets(beside)?;
+            processes::run(&scenario, &targets, &settings, processes, show)
+        }
+    };
     bars.end();
     let outcome = outcome?;
     deliver(args, &outcome)?;
@@ -101,6 +113,20 @@ fn scenario(args: &Args) -> anyhow::Result<Scenario> {
         scenario.check().map_err(|invalid| {
             anyhow::anyhow!("{invalid}\nhint: give another --duration, or leave it out")
         })?;
+    }
+    for group in &scenario.groups {
+        if let Pace::Closed {
+            concurrency: Some(all),
+            ..
+        } = group.pace
+            && all < args.processes
+        {
+            bail!(
+                "group {}: a concurrency of {all} cannot be split over {} processes\nhint: give fewer --processes",
+                group.name,
+                args.processes
+            );
+        }
     }
     Ok(scenario)
 }

@@ -37,6 +37,8 @@ pub(super) struct Context {
     pub(super) group: Group,
     pub(super) targets: Vec<SocketAddr>,
     pub(super) sources: Vec<IpAddr>,
+    /// Parts of the whole run: a flow's number steps by this from one flow of this part to the next.
+    pub(super) parts: u64,
     pub(super) seed: u64,
     pub(super) deadline: Duration,
     pub(super) start: Instant,
@@ -206,7 +208,8 @@ impl Flow<'_> {
                 socket.set_recv_buffer_size(SLOW_READER_BUFFER)?;
             }
             if !context.sources.is_empty() {
-                let source = context.sources[self.index as usize % context.sources.len()];
+                let nth = (self.index / context.parts) as usize;
+                let source = context.sources[nth % context.sources.len()];
                 socket.bind(SocketAddr::new(source, 0))?;
             }
             socket.connect(target).await

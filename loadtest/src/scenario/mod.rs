@@ -55,7 +55,7 @@ pub const GROUPS_MAX: usize = 32;
 pub const TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Groups of flows that run side by side.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Scenario {
     /// Its name in reports.
     pub name: String,
@@ -70,7 +70,7 @@ pub struct Scenario {
 }
 
 /// Flows that do the same thing. Each carries one call at a time: a request, and its response.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Group {
     /// Its name in reports.
     pub name: String,
@@ -144,12 +144,12 @@ pub enum Protocol {
 }
 
 /// Lengths, each as likely as its weight says.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(try_from = "toml::Value")]
 pub struct Sizes(pub Vec<Weighted>);
 
 /// Lengths between two bounds; every length between them is equally likely.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 pub struct Weighted {
     /// Shortest, bytes.
     pub from: u64,

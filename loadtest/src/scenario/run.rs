@@ -112,7 +112,7 @@ pub fn run_with(
     let flows: u64 = (scenario.groups.iter())
         .map(|group| settings.flows(group, 0, 1).count() as u64)
         .sum();
-    limits::permit(flows + settings.sockets_beside, limits::raise_file_limit())?;
+    limits::permit_sockets(flows + settings.sockets_beside)?;
     let running = Running::start(scenario, targets, settings)?;
     let mut outcome = Outcome {
         scenario: scenario.name.clone(),
@@ -251,6 +251,7 @@ impl Running {
                     flows,
                     targets: targets.to_vec(),
                     sources: settings.sources.clone(),
+                    parts: settings.part.1,
                     seed: derive(settings.seed, n as u64),
                     deadline: scenario.deadline,
                     start: running.start,
@@ -305,6 +306,7 @@ struct Worker {
     flows: Vec<u64>,
     targets: Vec<SocketAddr>,
     sources: Vec<IpAddr>,
+    parts: u64,
     seed: u64,
     deadline: Duration,
     start: Instant,
@@ -334,6 +336,7 @@ impl Job for Worker {
             group: self.group,
             targets: self.targets,
             sources: self.sources,
+            parts: self.parts,
             seed: self.seed,
             deadline: self.deadline,
             start: self.start,
