@@ -148,7 +148,10 @@ impl User {
 }
 
 /// Debian keeps servers' programs of each version in a folder of its own; the newest is taken.
-fn server_program(name: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// When it is not installed.
+pub fn server_program(name: &str) -> Result<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()

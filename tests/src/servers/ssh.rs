@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
-use super::{program, text, wait_until_it_listens};
+use super::{program, text};
 use crate::deadline::MOMENT;
 use crate::process::{Process, free_tcp_address, quick, run_ok};
 
@@ -18,7 +18,7 @@ const PRIVILEGE_SEPARATION: &str = "/run/sshd";
 /// A running server.
 #[derive(Debug)]
 pub struct Sshd {
-    _process: Process,
+    process: Process,
     folder: TempDir,
     user: String,
     /// Where it listens.
@@ -31,9 +31,16 @@ impl Sshd {
     /// # Errors
     /// When it is not installed or does not start.
     pub fn start() -> Result<Self> {
+        Self::start_by(free_tcp_address(), Command::new)
+    }
+
+    /// The same at another address, started by a command that knows where that is.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_by(address: SocketAddr, by: impl FnOnce(PathBuf) -> Command) -> Result<Self> {
         let folder = TempDir::with_prefix("underpass-ssh-")?;
         let user = quick("id", &["-un"])?;
-        let address = free_tcp_address();
         for key in ["host", "user"] {
             let mut keygen = Command::new(program("ssh-keygen", "openssh-client")?);
             run_ok(
@@ -51,12 +58,15 @@ impl Sshd {
             &configuration,
             configuration_for(text(folder.path())?, address),
         )?;
-        let mut command = Command::new(program("sshd", "openssh-server")?);
+        let mut command = by(program("sshd", "openssh-server")?);
         command.args(["-D", "-e", "-f"]).arg(&configuration);
         let mut process = Process::start("sshd", &mut command)?;
-        wait_until_it_listens(&mut process, address)?;
+        // Looked up in its log: it may listen where this process cannot reach it.
+        process
+            .wait_for_line("Server listening", MOMENT)
+            .with_context(|| process.log_end())?;
         Ok(Self {
-            _process: process,
+            process,
             folder,
             user,
             address,
@@ -68,7 +78,20 @@ impl Sshd {
     /// # Errors
     /// When it is not installed.
     pub fn client(&self, name: &str, address: SocketAddr) -> Result<Command> {
-        let mut command = Command::new(program(name, "openssh-client")?);
+        self.client_by(name, address, Command::new)
+    }
+
+    /// The same client, started by a command that knows where.
+    ///
+    /// # Errors
+    /// As [`Self::client`].
+    pub fn client_by(
+        &self,
+        name: &str,
+        address: SocketAddr,
+        by: impl FnOnce(PathBuf) -> Command,
+    ) -> Result<Command> {
+        let mut command = by(program(name, "openssh-client")?);
         let known = format!(
             "UserKnownHostsFile={}",
             text(&self.folder.path().join("known"))?
@@ -98,6 +121,12 @@ impl Sshd {
     #[must_use]
     pub fn destination(&self, address: SocketAddr) -> String {
         format!("{}@{}", self.user, address.ip())
+    }
+
+    /// The server's process and the folder that it needs.
+    #[must_use]
+    pub fn into_parts(self) -> (Process, TempDir) {
+        (self.process, self.folder)
     }
 
     /// A folder that the user can write.
