@@ -1,5 +1,5 @@
 //! The small parts of the data plane, each by itself: frames, proofs, packet encryption, the one copy of a byte.
-//! Never the whole: what a user gets is measured by `underpass-bench speed`.
+//! Never the whole: what a user gets is measured by `underpass-bench peers`.
 //!
 //! `cargo bench -p underpass-bench --bench parts [-- NAME]`
 

@@ -1,19 +1,21 @@
 //! The benchmarks' command line. Data on stdout, talk on stderr.
 
+use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use underpass_bench::speed::{self, Row, Way, machine};
+use clap::{Args, Parser, Subcommand};
+use underpass_bench::peers::bars::Judged;
+use underpass_bench::peers::{self, Row, Way, machine, tools};
 use underpass_bench::stock;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Measures Underpass beside its baseline.
+/// Measures Underpass beside its baseline and beside other tunnels.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -23,8 +25,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure Underpass beside its baseline and beside no relay, in turns. Needs iperf3, wrk, nginx and a quiet machine.
-    Speed(SpeedArgs),
+    /// Measure Underpass beside its baseline, other tunnels and no tunnel, in turns. Needs a quiet machine; what is not installed is named and left out.
+    Peers(PeersArgs),
     /// Be the baseline's relay. Takes any agent: for one machine only.
     StockRelay {
         /// UDP address for the agent; port 0 picks a free one.
@@ -69,34 +71,49 @@ impl From<StockArgs> for stock::Settings {
 }
 
 #[derive(Args)]
-struct SpeedArgs {
-    /// Measurements of each work over each way.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
-    rounds: u16,
-    /// Length of a measurement.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
-    seconds: u16,
+struct PeersArgs {
+    /// Measurements of each work over each way [default: 5].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+    /// Length of a measurement [default: 5].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    seconds: Option<u16>,
     /// Works, separated by commas [default: all].
     #[arg(long, value_enum, value_delimiter = ',')]
     rows: Vec<Row>,
-    /// Ways, separated by commas [default: all].
+    /// Ways, separated by commas [default: all but poll-1452 and poll-path].
     #[arg(long, value_enum, value_delimiter = ',')]
     ways: Vec<Way>,
+    /// A choice of all the above that ends within two minutes; what is given beside it holds.
+    #[arg(long)]
+    short: bool,
     /// Workers of relay and agent, threads of the baseline's [default: one for each core].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
     workers: Option<u8>,
     /// The product's binary [default: the one beside this].
     #[arg(long)]
     underpass: Option<PathBuf>,
-    /// Print JSON in place of a table.
+    /// Write all figures to a file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draw the rates to a file, as SVG.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Exit with 1 for a floor that is missed too, not only for measurements that failed and for wrong bytes.
     #[arg(long)]
-    json: bool,
+    judge: bool,
+    /// Build the peers that are missing, and measure nothing.
+    #[arg(long)]
+    install: bool,
 }
 
 fn main() -> ExitCode {
     raise_file_limit();
     let done = match Cli::parse().command {
-        Command::Speed(args) => measure(args),
+        Command::Peers(args) if args.install => {
+            tools::install(|step| eprintln!("{step}")).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Peers(args) => measure(args),
         Command::StockRelay {
             listen,
             bind,
@@ -122,8 +139,8 @@ fn main() -> ExitCode {
     })
 }
 
-/// Exits with 1 when a measurement failed.
-fn measure(args: SpeedArgs) -> anyhow::Result<ExitCode> {
+/// Exits with 1 when a measurement failed, and when a floor was missed if that is asked for.
+fn measure(args: PeersArgs) -> anyhow::Result<ExitCode> {
     let bench = std::env::current_exe()?;
     let underpass = args
         .underpass
@@ -142,33 +159,53 @@ fn measure(args: SpeedArgs) -> anyhow::Result<ExitCode> {
             );
         }
     }
-    let settings = speed::Settings {
-        rows: or_all(args.rows),
-        ways: or_all(args.ways),
-        rounds: args.rounds.into(),
-        length: Duration::from_secs(args.seconds.into()),
-        workers: args.workers.map_or_else(machine::cores, usize::from),
-        underpass,
-        bench,
-    };
-    let report = speed::run(&settings, |step| eprintln!("{step}"))?;
-    if args.json {
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&report).context("cannot write JSON")?
-        );
-    } else {
-        print!("{report}");
+    for path in args.json.iter().chain(&args.svg) {
+        check_writable(path)?;
     }
-    Ok(ExitCode::from(u8::from(!report.failures.is_empty())))
+    let mut settings = if args.short {
+        peers::Settings::short(underpass, bench)
+    } else {
+        peers::Settings::usual(underpass, bench)
+    };
+    replace(&mut settings.rows, args.rows);
+    replace(&mut settings.ways, args.ways);
+    if let Some(rounds) = args.rounds {
+        settings.rounds = rounds.into();
+    }
+    if let Some(seconds) = args.seconds {
+        settings.length = Duration::from_secs(seconds.into());
+    }
+    if let Some(workers) = args.workers {
+        settings.workers = workers.into();
+    }
+    let report = peers::run(settings, |step| eprintln!("{step}"))?;
+    print!("{report}");
+    if let Some(path) = &args.json {
+        let json = serde_json::to_string_pretty(&report).context("cannot make JSON")?;
+        fs::write(path, json + "\n").with_context(|| cannot_write(path))?;
+    }
+    if let Some(path) = &args.svg {
+        fs::write(path, report.svg()).with_context(|| cannot_write(path))?;
+    }
+    let missed = args.judge && report.bars.iter().any(Judged::is_floor_missed);
+    let bad = missed || !report.failures.is_empty();
+    Ok(ExitCode::from(u8::from(bad)))
 }
 
-fn or_all<T: ValueEnum + Clone>(picked: Vec<T>) -> Vec<T> {
-    if picked.is_empty() {
-        T::value_variants().to_vec()
-    } else {
-        picked
+fn replace<T>(usual: &mut Vec<T>, picked: Vec<T>) {
+    if !picked.is_empty() {
+        *usual = picked;
     }
+}
+
+/// Told before the run, not after it.
+fn check_writable(path: &Path) -> anyhow::Result<()> {
+    let file = fs::File::options().create(true).append(true).open(path);
+    file.map(drop).with_context(|| cannot_write(path))
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!("cannot write {}", path.display())
 }
 
 fn say(event: &stock::relay::Event) {

@@ -1,22 +1,20 @@
-//! The machine that measures: what it is, whether it is quiet, and how much processor time a process took.
+//! The machine that measures: what it is, what is installed on it, and whether it is quiet.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, Result};
 use serde::Serialize;
-use underpass_tests::servers::program;
+use underpass_tests::servers::{postgres, program};
+
+use super::{Way, tools};
 
 /// Names of processes that mean that something is being built.
 const BUILDERS: [&str; 7] = ["cargo", "rustc", "cc1", "cc1plus", "ld", "ld.lld", "make"];
 
 /// Load of each core above which figures suffer.
 const LOAD_MAX: f64 = 0.3;
-
-/// Clock ticks of a second in proc_pid_stat(5): USER_HZ, which is this on every architecture that Rust's std runs on.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// What the figures were taken with.
 #[derive(Serialize, Clone, Debug)]
@@ -32,9 +30,9 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// This one.
+    /// This one, with the product and with what the ways and all works need.
     #[must_use]
-    pub fn here(underpass: &Path) -> Machine {
+    pub fn here(underpass: &Path, ways: &[Way]) -> Machine {
         let uname = rustix::system::uname();
         let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let processor = processor
@@ -49,8 +47,21 @@ impl Machine {
                 uname.sysname().to_string_lossy(),
                 uname.release().to_string_lossy()
             ),
-            versions: versions(underpass),
+            versions: versions(underpass, ways),
         }
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Machine {
+            processor,
+            cores,
+            kernel,
+            versions,
+        } = self;
+        let versions = versions.join(", ");
+        write!(f, "{processor}, {cores} cores, {kernel}; {versions}.")
     }
 }
 
@@ -60,17 +71,20 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn versions(underpass: &Path) -> Vec<String> {
-    let installed = |name: &str, argument: &str| {
-        let path = program(name, name).ok()?;
-        first_line(Command::new(path).arg(argument))
-    };
+fn versions(underpass: &Path, ways: &[Way]) -> Vec<String> {
+    let told = |path: &Path, argument: &str| first_line(Command::new(path).arg(argument));
+    let installed = |name: &str, argument: &str| told(&program(name, name).ok()?, argument);
+    let has = |way: Way| ways.contains(&way);
+    let rathole = (has(Way::Rathole) || has(Way::RatholeNoise)).then(tools::rathole);
+    let postgres = postgres::server_program("postgres");
     [
-        first_line(Command::new(underpass).arg("--version"))
-            .map(|line| format!("{line} ({})", profile(underpass))),
+        told(underpass, "--version").map(|line| format!("{line} ({})", profile(underpass))),
+        has(Way::Ssh).then(|| installed("ssh", "-V")).flatten(),
+        rathole.and_then(|path| told(&path.ok()?, "-V")),
         installed("iperf3", "--version"),
         installed("wrk", "-v"),
         installed("nginx", "-v"),
+        postgres.ok().and_then(|path| told(&path, "--version")),
     ]
     .into_iter()
     .flatten()
@@ -125,45 +139,20 @@ pub fn builds() -> Vec<String> {
     names
 }
 
-/// Processor time of a process and its threads, user and kernel.
-///
-/// # Errors
-/// It has ended.
-pub fn cpu_time(process: u32) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat"))
-        .with_context(|| format!("process {process} has ended"))?;
-    let ticks = ticks(&stat).with_context(|| format!("cannot read {stat:?}"))?;
-    Ok(Duration::from_secs_f64(ticks as f64 / TICKS_PER_SECOND))
-}
-
-/// Fields 14 and 15 of proc_pid_stat(5), clock ticks; the second field, a name, may hold blanks and brackets.
-fn ticks(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let kernel: u64 = fields.next()?.parse().ok()?;
-    Some(user + kernel)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn processor_time_is_read_whatever_the_name() {
-        let stat = "77 (a b) c) S 1 2 3 4 5 6 7 8 9 10 130 20 5 6 20 0";
-        assert_eq!(ticks(stat), Some(150));
-        assert_eq!(ticks("77 (a) S 1"), None);
-    }
-
-    #[test]
-    fn a_process_that_works_takes_processor_time() {
-        let id = std::process::id();
-        let before = cpu_time(id).expect("alive");
-        let mut sum = 0_u64;
-        while cpu_time(id).expect("alive") <= before {
-            sum = (0..100_000).fold(sum, |sum, n| std::hint::black_box(sum ^ n));
-        }
-        assert!(cpu_time(id).expect("alive") > before);
+    fn a_version_is_the_first_line_without_what_is_known_anyway() {
+        let version = |text: &str| first_line(Command::new("echo").arg(text));
+        assert_eq!(
+            version("nginx version: nginx/1.22").as_deref(),
+            Some("nginx/1.22")
+        );
+        assert_eq!(
+            version("wrk 4.1 [epoll] Copyright (C) 2012").as_deref(),
+            Some("wrk 4.1 [epoll]")
+        );
     }
 }

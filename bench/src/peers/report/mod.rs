@@ -1,0 +1,202 @@
+//! What a run came to, for programs: JSON, whose fields stay as they are. For people it displays as Markdown, and draws itself.
+
+mod chart;
+mod table;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::bars::{self, Judged};
+use super::machine::Machine;
+use super::measure::{Measure, Spread, median};
+use super::{Notes, Row, Sample, Settings, Way};
+
+/// All figures. Displays as Markdown.
+#[derive(Serialize, Debug)]
+pub struct Report {
+    /// What they were taken with.
+    pub machine: Machine,
+    /// What made them too low, if anything.
+    pub busy: Vec<String>,
+    /// Rows and ways that could not be had, and why.
+    pub skipped: Vec<String>,
+    /// Rounds.
+    pub rounds: usize,
+    /// Length of a measurement, seconds.
+    pub seconds: u64,
+    /// Workers of relay and agent, threads of the baseline's.
+    pub workers: usize,
+    /// One for each row and way.
+    pub lines: Vec<Line>,
+    /// The product, judged by the bars.
+    pub bars: Vec<Judged>,
+    /// Measurements that gave no figure, and ways that did not carry bytes right, in words.
+    pub failures: Vec<String>,
+}
+
+/// One row over one way.
+#[derive(Serialize, Clone, Debug)]
+pub struct Line {
+    /// The work.
+    pub row: Row,
+    /// The way.
+    pub way: Way,
+    /// What was measured, by its name.
+    pub figures: BTreeMap<Measure, Taken>,
+    /// Median of the rounds' ratios of the work's first figure to the baseline's with datagrams of the same size.
+    pub to_stock: Option<f64>,
+    /// Median of the rounds' ratios of the same to that without a tunnel.
+    pub to_direct: Option<f64>,
+}
+
+/// A figure over all rounds.
+#[derive(Serialize, Clone, PartialEq, Debug)]
+pub struct Taken {
+    /// Its unit; empty of a plain number.
+    pub unit: &'static str,
+    /// Median, smallest and largest.
+    #[serde(flatten)]
+    pub spread: Spread,
+    /// That of each round that gave one.
+    pub rounds: Vec<f64>,
+}
+
+impl Report {
+    /// Of a run's samples.
+    #[must_use]
+    pub fn new(settings: &Settings, notes: Notes, samples: &[Sample]) -> Report {
+        let lines = settings.rows.iter().flat_map(|&row| {
+            let ways = settings.ways.iter().filter(move |&&way| row.takes(way));
+            ways.map(move |&way| Line::new(row, way, samples))
+        });
+        let failed = samples.iter().filter_map(|sample| {
+            let why = sample.outcome.as_ref().err()?;
+            let (row, way, round) = (sample.row, sample.way, sample.round + 1);
+            Some(format!("{row}, {way}, round {round}: {why}"))
+        });
+        Report {
+            machine: Machine::here(&settings.underpass, &settings.ways),
+            busy: notes.busy,
+            skipped: notes.skipped,
+            rounds: settings.rounds,
+            seconds: settings.length.as_secs(),
+            workers: settings.workers,
+            lines: lines.collect(),
+            bars: bars::judge(&settings.rows, &settings.ways, samples),
+            failures: notes.failures.into_iter().chain(failed).collect(),
+        }
+    }
+}
+
+impl Report {
+    /// As a picture, SVG.
+    #[must_use]
+    pub fn svg(&self) -> String {
+        chart::draw(self)
+    }
+}
+
+impl Line {
+    fn new(row: Row, way: Way, samples: &[Sample]) -> Line {
+        let mut rounds: BTreeMap<Measure, Vec<f64>> = BTreeMap::new();
+        let own = samples
+            .iter()
+            .filter(|sample| (sample.row, sample.way) == (row, way));
+        for (measure, figure) in own
+            .filter_map(|sample| sample.outcome.as_ref().ok())
+            .flatten()
+        {
+            rounds.entry(*measure).or_default().push(*figure);
+        }
+        let taken = rounds.into_iter().filter_map(|(measure, rounds)| {
+            let taken = Taken {
+                unit: row.unit(measure),
+                spread: Spread::of(&rounds)?,
+                rounds,
+            };
+            Some((measure, taken))
+        });
+        let to = |other: Way| ratio(samples, row.headline(), (row, way), Some((row, other)));
+        Line {
+            row,
+            way,
+            figures: taken.collect(),
+            to_stock: way.baseline().and_then(to),
+            to_direct: to(Way::Direct),
+        }
+    }
+}
+
+/// Median of the rounds' ratios of a figure of one work and way to that of another; or of the figure itself.
+pub(super) fn ratio(
+    samples: &[Sample],
+    measure: Measure,
+    of: (Row, Way),
+    to: Option<(Row, Way)>,
+) -> Option<f64> {
+    let figure = |(row, way): (Row, Way), round: usize| {
+        let mut samples = samples.iter();
+        let sample =
+            samples.find(|sample| (sample.row, sample.way, sample.round) == (row, way, round))?;
+        sample.outcome.as_ref().ok()?.get(&measure).copied()
+    };
+    let of_round = |round: usize| {
+        let to = to.map_or(Some(1.0), |to| figure(to, round))?;
+        Some(figure(of, round)? / to)
+    };
+    let rounds = samples.iter().map(|sample| sample.round + 1).max()?;
+    median((0..rounds).filter_map(of_round))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn ratios_are_taken_round_by_round() {
+        let sample = |way, round, rate: Option<f64>| Sample {
+            row: Row::Bulk,
+            way,
+            round,
+            outcome: rate
+                .ok_or_else(|| "no".to_owned())
+                .map(|rate| [(Measure::Rate, rate), (Measure::Cost, rate / 2.0)].into()),
+        };
+        // The machine halves its speed in the second round: medians of rates would say 1.5, 2.
+        let samples = [
+            sample(Way::Stock1452, 0, Some(4.0)),
+            sample(Way::Poll1452, 0, Some(8.0)),
+            sample(Way::Stock1452, 1, Some(2.0)),
+            sample(Way::Poll1452, 1, Some(4.0)),
+            sample(Way::Stock1452, 2, Some(4.0)),
+            sample(Way::Poll1452, 2, None),
+        ];
+        let settings = Settings {
+            rows: vec![Row::Bulk],
+            ways: vec![Way::Stock1452, Way::Poll1452],
+            rounds: 3,
+            length: Duration::from_secs(1),
+            workers: 2,
+            underpass: "underpass".into(),
+            bench: "underpass-bench".into(),
+        };
+        let report = Report::new(&settings, Notes::default(), &samples);
+        let poll = &report.lines[1];
+        let rate = &poll.figures[&Measure::Rate];
+        assert_eq!(rate.rounds, [8.0, 4.0]);
+        let spread = Spread {
+            median: 6.0,
+            min: 4.0,
+            max: 8.0,
+        };
+        assert_eq!(rate.spread, spread);
+        assert_eq!((poll.to_stock, poll.to_direct), (Some(2.0), None));
+        assert_eq!(report.failures, ["bulk, poll-1452, round 3: no"]);
+        let text = report.to_string();
+        let line = "| bulk, 1 flow | poll-1452 | 6.00 (4.00 to 8.00) Gbit/s | 2.00 |  |  | 3.00 s/GB |  |  |  |";
+        assert!(text.contains(line), "{text}");
+    }
+}
