@@ -43,7 +43,9 @@ struct Bar {
 }
 
 use Level::{Floor, Goal};
-use Measure::{AgentMemory, AllAnswered, Cost, Fairness, Lost, Rate, RelayMemory};
+use Measure::{
+    AddedP50, AddedP99, AgentMemory, AllAnswered, Cost, Fairness, Lost, P99, Rate, RelayMemory,
+};
 use To::Number;
 
 /// All bars, row by row.
@@ -83,6 +85,12 @@ const BARS: &[Bar] = &[
     bar(Row::Pgbench, Mtu::Path, Rate, Floor, To::Way(Way::RatholeNoise), 1.15),
     bar(Row::Pgbench, Mtu::Path, Rate, Floor, To::Way(Way::Ssh), 1.15),
     bar(Row::Pgbench, Mtu::Path, Rate, Goal, To::Way(Way::Direct), 0.55),
+    bar(Row::PingPong, Mtu::Path, AddedP50, Floor, To::Way(Way::Rathole), 1.0),
+    bar(Row::PingPong, Mtu::Path, AddedP50, Goal, To::Way(Way::Rathole), 0.7),
+    bar(Row::PingPong, Mtu::Path, AddedP99, Floor, To::Way(Way::Rathole), 1.0),
+    bar(Row::PingPong, Mtu::Path, AddedP99, Goal, To::Way(Way::Rathole), 0.7),
+    bar(Row::PingBesideBulk, Mtu::Path, P99, Floor, Number, 5_000.0),
+    bar(Row::PingBesideBulk, Mtu::Path, P99, Goal, Number, 1_500.0),
     bar(Row::IdleMemory, Mtu::Path, RelayMemory, Floor, Number, 6_000.0),
     bar(Row::IdleMemory, Mtu::Path, RelayMemory, Goal, Number, 2_500.0),
     bar(Row::IdleMemory, Mtu::Path, AgentMemory, Floor, Number, 6_000.0),

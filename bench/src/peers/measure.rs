@@ -12,6 +12,14 @@ pub enum Measure {
     Rate,
     /// Jain's index of the flows' rates: 1 is even, 1/n is one flow taking all.
     Fairness,
+    /// Median time of a message there and back, from when it was due, microseconds.
+    P50,
+    /// The 99th percentile of the same.
+    P99,
+    /// What the tunnel adds to the median of the same round without one, microseconds.
+    AddedP50,
+    /// The same of the 99th percentile.
+    AddedP99,
     /// What each idle flow takes of the relay's memory: anonymous pages, bytes.
     RelayMemory,
     /// The same of the agent.
@@ -42,6 +50,10 @@ impl Measure {
         match self {
             Measure::Rate => "rate",
             Measure::Fairness => "fairness",
+            Measure::P50 => "p50",
+            Measure::P99 => "p99",
+            Measure::AddedP50 => "added p50",
+            Measure::AddedP99 => "added p99",
             Measure::RelayMemory => "relay",
             Measure::AgentMemory => "agent",
             Measure::AllAnswered => "all answered",
@@ -65,6 +77,7 @@ impl Measure {
     pub fn unit(self) -> &'static str {
         match self {
             Measure::RelayMemory | Measure::AgentMemory => "B/flow",
+            Measure::P50 | Measure::P99 | Measure::AddedP50 | Measure::AddedP99 => "µs",
             Measure::AllAnswered => "ms",
             Measure::PeakRss => "MiB",
             Measure::Switches => "/s",

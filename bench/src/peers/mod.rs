@@ -23,10 +23,9 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum as _;
 use underpass_loadtest::{Endpoint, Mode, Plan, endpoint, run as load};
 
-use measure::Figures;
+use measure::{Figures, Measure};
 pub use report::Report;
 pub use rows::Row;
-use site::Site;
 use stage::Stage;
 use ways::Tunnel;
 pub use ways::Way;
@@ -123,6 +122,7 @@ pub fn run(mut settings: Settings, tell: impl Fn(&str)) -> Result<Report> {
     let mut samples = Vec::new();
     for round in 0..stage.settings.rounds {
         for row in stage.settings.rows.clone() {
+            let first = samples.len();
             for way in stage.settings.ways.clone() {
                 if !row.takes(way) {
                     continue;
@@ -137,6 +137,7 @@ pub fn run(mut settings: Settings, tell: impl Fn(&str)) -> Result<Report> {
                 tell(&sample.told(stage.settings.rounds));
                 samples.push(sample);
             }
+            tell_apart(&mut samples[first..]);
         }
         notes.busy.extend(machine::builds());
     }
@@ -208,7 +209,7 @@ fn check(stage: &Stage, row: Row, way: Way) -> Result<()> {
     let site = stage.site(row);
     let listen = SocketAddr::new(site.server_ip(), 0);
     let endpoint = site.in_far(|| Ok(Endpoint::start(endpoint::Settings::new(listen))?))?;
-    let open = way.open(&tunnel(stage, site, endpoint.address()))?;
+    let open = way.open(&tunnel(stage, row, endpoint.address()))?;
     let plan = Plan {
         bytes: Some(CHECKED),
         ..Plan::new(open.address, Mode::Both)
@@ -227,7 +228,7 @@ fn measure(stage: &mut Stage, row: Row, way: Way) -> Result<Figures> {
     stage.prepare(row)?;
     let stage = &*stage;
     let server = row.serve(stage)?;
-    let open = way.open(&tunnel(stage, stage.site(row), server.address))?;
+    let open = way.open(&tunnel(stage, row, server.address))?;
     let before = open.usage()?;
     let done = row
         .load(stage, &server, &open)
@@ -239,11 +240,36 @@ fn measure(stage: &mut Stage, row: Row, way: Way) -> Result<Figures> {
     Ok(figures)
 }
 
-fn tunnel<'a>(stage: &'a Stage, site: &'a Site, server: SocketAddr) -> Tunnel<'a> {
+/// Adds to each tunnel's times of a round what it adds to those without one.
+fn tell_apart(samples: &mut [Sample]) {
+    let direct = samples.iter().find(|sample| sample.way == Way::Direct);
+    let Some(Ok(direct)) = direct.map(|sample| sample.outcome.clone()) else {
+        return;
+    };
+    for sample in samples
+        .iter_mut()
+        .filter(|sample| sample.way != Way::Direct)
+    {
+        let Ok(figures) = &mut sample.outcome else {
+            continue;
+        };
+        for (added, whole) in [
+            (Measure::AddedP50, Measure::P50),
+            (Measure::AddedP99, Measure::P99),
+        ] {
+            if let Some((with, without)) = figures.get(&whole).zip(direct.get(&whole)) {
+                let difference = with - without;
+                figures.insert(added, difference);
+            }
+        }
+    }
+}
+
+fn tunnel(stage: &Stage, row: Row, server: SocketAddr) -> Tunnel<'_> {
     Tunnel {
         settings: &stage.settings,
-        site,
-        workers: stage.settings.workers,
+        site: stage.site(row),
+        workers: row.workers(stage.settings.workers),
         server,
     }
 }
@@ -264,5 +290,34 @@ impl Sample {
             }
             Err(why) => format!("{place}: failed: {why}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_tunnel_adds_is_told_beside_its_times() {
+        let sample = |way, outcome: Result<Figures, String>| Sample {
+            row: Row::PingPong,
+            way,
+            round: 0,
+            outcome,
+        };
+        let times = |p50, p99| Ok([(Measure::P50, p50), (Measure::P99, p99)].into());
+        let mut samples = [
+            sample(Way::Direct, times(10.0, 30.0)),
+            sample(Way::Ssh, Err("no".into())),
+            sample(Way::RingPath, times(60.0, 90.0)),
+        ];
+        tell_apart(&mut samples);
+        let ring = samples[2].outcome.as_ref().expect("figures");
+        assert_eq!(
+            (ring[&Measure::AddedP50], ring[&Measure::AddedP99]),
+            (50.0, 60.0)
+        );
+        let direct = samples[0].outcome.as_ref().expect("figures");
+        assert!(!direct.contains_key(&Measure::AddedP50));
     }
 }

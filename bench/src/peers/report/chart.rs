@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{Line, Report, Taken};
 use crate::peers::Way;
-use crate::peers::measure::with_unit;
+use crate::peers::measure::{Measure, with_unit};
 
 /// The picture's width, pixels; its height is what the panels need.
 const WIDTH: usize = 990;
@@ -24,7 +24,7 @@ const NAMES: usize = 118;
 const LONGEST: f64 = 215.0;
 
 /// Height of a panel without its bars.
-const HEAD: usize = 50;
+const HEAD: usize = 66;
 
 /// Characters of the small text in a line.
 const WRAP: usize = 165;
@@ -84,7 +84,7 @@ pub(super) fn draw(report: &Report) -> String {
 
 /// One work: the ways through a tunnel as bars, the way without one in words.
 struct Panel<'a> {
-    title: &'static str,
+    title: String,
     lines: Vec<(&'a Line, &'a Taken)>,
     direct: Option<&'a Taken>,
     more_is_better: bool,
@@ -98,7 +98,10 @@ fn panels(report: &Report) -> Vec<Panel<'_>> {
         let Some(taken) = line.figures.get(&measure) else {
             continue;
         };
-        let title = line.row.title();
+        let title = match measure {
+            Measure::Rate => line.row.title().to_owned(),
+            _ => format!("{}: {}", line.row.title(), measure.title()),
+        };
         if panels.last().is_none_or(|panel| panel.title != title) {
             panels.push(Panel {
                 title,
@@ -134,15 +137,15 @@ impl Panel<'_> {
             format!("without a tunnel: {number}")
         });
         let better = (!self.more_is_better).then(|| "less is better".to_owned());
-        let right: Vec<String> = better.into_iter().chain(direct).collect();
+        let about: Vec<String> = better.into_iter().chain(direct).collect();
         let _ = writeln!(
             drawn,
             r#"  <rect class="zone" x="{left}" y="{top}" width="{PANEL}" height="{height}" rx="10"/>
   <text class="name" x="{x}" y="{y}">{}</text>
-  <text class="small" x="{}" y="{y}" text-anchor="end">{}</text>"#,
-            escaped(self.title),
-            left + PANEL - 14,
-            escaped(&right.join("; "))
+  <text class="small" x="{x}" y="{}">{}</text>"#,
+            escaped(&self.title),
+            y + 17,
+            escaped(&about.join("; "))
         );
         for (n, (line, taken)) in self.lines.iter().enumerate() {
             let (bar_x, bar_y) = (left + NAMES, top + HEAD - 10 + n * STEP);
@@ -230,7 +233,6 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peers::measure::Measure;
     use crate::peers::{Notes, Row, Sample, Settings};
 
     #[test]

@@ -129,6 +129,7 @@ impl Line {
 }
 
 /// Median of the rounds' ratios of a figure of one work and way to that of another; or of the figure itself.
+/// A round whose other figure is not above zero, as a difference may be on a machine that is not quiet, has no ratio.
 pub(super) fn ratio(
     samples: &[Sample],
     measure: Measure,
@@ -143,7 +144,7 @@ pub(super) fn ratio(
     };
     let of_round = |round: usize| {
         let to = to.map_or(Some(1.0), |to| figure(to, round))?;
-        Some(figure(of, round)? / to)
+        (to > 0.0).then_some(figure(of, round)? / to)
     };
     let rounds = samples.iter().map(|sample| sample.round + 1).max()?;
     median((0..rounds).filter_map(of_round))

@@ -3,6 +3,7 @@
 mod http;
 mod idle;
 mod iperf;
+mod latency;
 mod pgbench;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
+use underpass_loadtest::Endpoint;
 use underpass_tests::network::Machine;
 use underpass_tests::process::Process;
 use underpass_tests::servers::nginx::Nginx;
@@ -52,6 +54,10 @@ pub enum Row {
     HttpNew,
     /// pgbench, select only, prepared, 8 connections to PostgreSQL.
     Pgbench,
+    /// One byte there and back, open loop, one flow at rest.
+    PingPong,
+    /// The same beside one flow in bulk, one worker in relay and agent each: on the same session.
+    PingBesideBulk,
     /// 2,000 flows at rest: memory of relay and agent for each.
     IdleMemory,
     /// 8,000 flows at rest that all speak at once, or as many as the limit of files permits.
@@ -77,18 +83,17 @@ impl Done {
 }
 
 /// A running server.
-#[derive(Debug)]
 pub struct Server {
     /// Where it listens.
     pub address: SocketAddr,
     running: Running,
 }
 
-#[derive(Debug)]
 enum Running {
     Process(#[expect(dead_code, reason = "held for as long as it shall run")] Process),
     Nginx(#[expect(dead_code, reason = "likewise")] Nginx),
     Echo(idle::Echo),
+    Endpoint(#[expect(dead_code, reason = "likewise")] Endpoint),
     /// The stage's, for the whole run.
     Elsewhere,
 }
@@ -98,6 +103,8 @@ enum Kind {
     Iperf(iperf::Shape),
     Http(http::Shape),
     Pgbench,
+    AtRest,
+    BesideBulk,
     Idle,
     Burst,
 }
@@ -115,6 +122,8 @@ impl Row {
             Row::Http64 => "http-64",
             Row::HttpNew => "http-new",
             Row::Pgbench => "pgbench",
+            Row::PingPong => "ping-pong",
+            Row::PingBesideBulk => "ping-beside-bulk",
             Row::IdleMemory => "idle-memory",
             Row::Burst => "burst",
         }
@@ -132,6 +141,8 @@ impl Row {
             Row::Http64 => "HTTP, 64 kept connections",
             Row::HttpNew => "HTTP, a new connection each",
             Row::Pgbench => "pgbench -S, 8 clients",
+            Row::PingPong => "1 byte there and back",
+            Row::PingBesideBulk => "1 byte beside bulk, 1 worker",
             Row::IdleMemory => "memory of an idle flow",
             Row::Burst => "idle flows, then all speak",
         }
@@ -142,6 +153,13 @@ impl Row {
     pub fn measures(self) -> &'static [Measure] {
         match self.kind() {
             Kind::Iperf(_) | Kind::Http(_) | Kind::Pgbench => &[Measure::Rate],
+            Kind::AtRest => &[
+                Measure::P50,
+                Measure::P99,
+                Measure::AddedP50,
+                Measure::AddedP99,
+            ],
+            Kind::BesideBulk => &[Measure::P99, Measure::P50, Measure::Rate],
             Kind::Idle => &[Measure::RelayMemory, Measure::AgentMemory, Measure::Flows],
             Kind::Burst => &[Measure::AllAnswered, Measure::Lost, Measure::Flows],
         }
@@ -157,10 +175,10 @@ impl Row {
     #[must_use]
     pub fn unit(self, measure: Measure) -> &'static str {
         match (measure, self.kind()) {
-            (Measure::Rate, Kind::Iperf(_)) => "Gbit/s",
+            (Measure::Rate, Kind::Iperf(_) | Kind::BesideBulk) => "Gbit/s",
             (Measure::Rate, Kind::Pgbench) => "transactions/s",
             (Measure::Rate, _) => "requests/s",
-            (Measure::Cost, Kind::Iperf(_)) => "s/GB",
+            (Measure::Cost, Kind::Iperf(_) | Kind::BesideBulk) => "s/GB",
             (Measure::Cost, _) => "s/100,000",
             (measure, _) => measure.unit(),
         }
@@ -170,7 +188,7 @@ impl Row {
     #[must_use]
     pub fn cost(self, cpu: Duration, work: f64) -> f64 {
         let unit = match self.kind() {
-            Kind::Iperf(_) => 1e9,
+            Kind::Iperf(_) | Kind::BesideBulk => 1e9,
             _ => 1e5,
         };
         cpu.as_secs_f64() * unit / work
@@ -180,6 +198,15 @@ impl Row {
     #[must_use]
     pub fn is_apart(self) -> bool {
         self == Row::Namespaces
+    }
+
+    /// Workers of relay and agent, of those that the run has: one where two flows must share a session.
+    #[must_use]
+    pub fn workers(self, usual: usize) -> usize {
+        match self.kind() {
+            Kind::BesideBulk => 1,
+            _ => usual,
+        }
     }
 
     /// Whether it asks the one PostgreSQL.
@@ -216,7 +243,7 @@ impl Row {
             Kind::Iperf(_) => iperf::check_installed(),
             Kind::Http(_) => http::check_installed(),
             Kind::Pgbench => pgbench::check_installed(),
-            Kind::Idle | Kind::Burst => Ok(()),
+            Kind::AtRest | Kind::BesideBulk | Kind::Idle | Kind::Burst => Ok(()),
         }
     }
 
@@ -232,6 +259,7 @@ impl Row {
                 address: stage.database()?,
                 running: Running::Elsewhere,
             }),
+            Kind::AtRest | Kind::BesideBulk => latency::serve(),
             Kind::Idle | Kind::Burst => idle::serve(),
         }
     }
@@ -246,6 +274,8 @@ impl Row {
             Kind::Iperf(shape) => iperf::load(stage.site(self), shape, open.address, length),
             Kind::Http(shape) => http::load(shape, open.address, length),
             Kind::Pgbench => pgbench::load(open.address, length),
+            Kind::AtRest => latency::at_rest(open.address, length),
+            Kind::BesideBulk => latency::beside_bulk(open.address, length),
             Kind::Idle => idle::memory(open, idle::permitted(idle::RESTING)),
             Kind::Burst => match &server.running {
                 Running::Echo(echo) => idle::burst(open, echo, idle::permitted(idle::SPEAKING)),
@@ -263,6 +293,8 @@ impl Row {
             Row::Http64 => Kind::Http(http::Shape::KEPT),
             Row::HttpNew => Kind::Http(http::Shape::NEW),
             Row::Pgbench => Kind::Pgbench,
+            Row::PingPong => Kind::AtRest,
+            Row::PingBesideBulk => Kind::BesideBulk,
             Row::IdleMemory => Kind::Idle,
             Row::Burst => Kind::Burst,
         }
