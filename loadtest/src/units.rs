@@ -55,6 +55,16 @@ pub fn show_time(time: Duration) -> String {
     }
 }
 
+/// `4.20 Gbit/s`, `850 kbit/s`: powers of 1,000.
+pub fn show_rate(bytes_per_second: f64) -> String {
+    let kbit = bytes_per_second * 8e-3;
+    match kbit {
+        ..999.5 => format!("{kbit:.0} kbit/s"),
+        ..999_500.0 => format!("{:.1} Mbit/s", kbit / 1e3),
+        _ => format!("{:.2} Gbit/s", kbit / 1e6),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,6 +79,10 @@ mod tests {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("50us"), Ok(Duration::from_micros(50)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(show_time(Duration::from_nanos(57_340)), "57.3 µs");
+        assert_eq!(show_time(Duration::from_micros(999_600)), "1.00 s");
+        assert_eq!(show_rate(525e6), "4.20 Gbit/s");
+        assert_eq!(show_rate(1e4), "80 kbit/s");
         for wrong in ["", "k", "5x", "-1", "1e400", "99999999999g"] {
             assert!(
                 size(wrong).is_err() && duration(wrong).is_err(),

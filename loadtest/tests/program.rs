@@ -159,26 +159,29 @@ fn a_call_that_fails_is_exit_code_1_and_a_mistake_is_exit_code_2_with_a_hint() {
 fn an_interrupt_ends_a_run_with_the_report_of_what_was_done() {
     let folder = tempfile::tempdir().expect("a folder");
     let json = folder.path().join("out.json");
-    let (endpoint, mut lines) = endpoint(&["endpoint"]);
-    let target = listening(&mut lines);
-    let run = start(&[
-        "run",
-        "ping-pong",
-        "--target",
-        &target,
-        "--json",
-        path(&json),
-    ]);
-    connected(&target);
-    interrupt(&run);
-    let out = run.wait_with_output().expect("ends");
-    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
-    assert!(text(&out.stdout).contains("stopped early"));
-    let outcome = read(&json);
-    assert!(outcome.stopped_early && outcome.seconds < 9.0);
-    interrupt(&endpoint);
-    let ended = endpoint.wait_with_output().expect("ends");
-    assert_eq!(ended.status.code(), Some(0));
+    for processes in ["1", "2"] {
+        let (endpoint, mut lines) = endpoint(&["endpoint"]);
+        let target = listening(&mut lines);
+        let run = ["run", "mix", "--target", &target, "--processes", processes];
+        let run = start(&[&run[..], &["--json", path(&json)]].concat());
+        connected(&target);
+        interrupt(&run);
+        let out = run.wait_with_output().expect("ends");
+        let error = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(0), "{processes}: {error}");
+        assert!(text(&out.stdout).contains("stopped early"), "{processes}");
+        let outcome = read(&json);
+        assert!(outcome.stopped_early && outcome.seconds < 14.0);
+        assert!(
+            outcome
+                .groups
+                .iter()
+                .any(|group| group.counts.connections > 0)
+        );
+        interrupt(&endpoint);
+        let ended = endpoint.wait_with_output().expect("ends");
+        assert_eq!(ended.status.code(), Some(0));
+    }
 }
 
 #[test]

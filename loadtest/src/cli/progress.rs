@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
 use underpass_loadtest::scenario::{GroupProgress, Progress, Scenario};
+use underpass_loadtest::units::show_rate;
 
 /// Rates are over this many seconds, so that they can be read.
 const RATE_SECONDS: f64 = 1.0;
@@ -67,8 +68,8 @@ impl Bar {
             let time = (seconds - since).max(0.001);
             let moved = (now.up + now.down).saturating_sub(before.up + before.down);
             let calls = now.right.saturating_sub(before.right) as f64 / time;
-            let gbit = moved as f64 * 8e-9 / time;
-            self.rates = format!("{calls:.0} calls/s  {gbit:.2} Gbit/s");
+            let rate = show_rate(moved as f64 / time);
+            self.rates = format!("{calls:.0} calls/s  {rate}");
             self.before = (seconds, now);
         }
         let at = Duration::from_secs_f64(seconds).min(self.duration);

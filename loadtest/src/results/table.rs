@@ -80,14 +80,11 @@ fn times(f: &mut fmt::Formatter<'_>, width: usize, group: &GroupOutcome) -> fmt:
         ("  begun late", &group.lateness),
         ("  connect", &group.connect),
     ];
+    let mut group = group.name.as_str();
     for (name, distribution) in rows {
         if distribution.count() > 0 {
-            let group = if name.starts_with(' ') {
-                ""
-            } else {
-                &group.name
-            };
             row(f, width, group, name, distribution)?;
+            group = ""; // Before its first row alone.
         }
     }
     Ok(())

@@ -20,8 +20,8 @@ use tokio::net::unix::pipe::Receiver;
 const SOON: i64 = 1;
 
 /// The timer rings so long before the time, and the thread waits awake for the rest: what it takes to wake a core that sleeps.
-/// At 500 calls a second that is three percent of a core.
-const EARLY: Duration = Duration::from_micros(60);
+/// At 500 calls a second that is five percent of a core.
+const EARLY: Duration = Duration::from_micros(100);
 
 /// The alarm of one thread.
 pub(super) struct Alarm {
