@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use underpass_loadtest::scenario::Outcome;
+use underpass_loadtest::scenario::{Outcome, Scenario};
 
 const SHORT: &str = r#"
     duration = "300ms"
@@ -328,6 +328,15 @@ fn every_built_in_scenario_is_listed_and_shown_as_a_file_that_can_be_read() {
             text(&out.stderr)
         );
     }
+}
+
+#[test]
+fn the_worked_example_of_the_manual_is_a_scenario() {
+    let manual = include_str!("../../docs/loadtest.md");
+    let (_, rest) = manual.split_once("```toml\n").expect("has a file");
+    let (file, _) = rest.split_once("```").expect("ends");
+    let scenario = Scenario::parse(file, "shop.toml", "shop").expect("is right");
+    assert_eq!(scenario.groups.len(), 2);
 }
 
 fn program(arguments: &[&str]) -> Output {

@@ -194,6 +194,55 @@ fn a_target_that_refuses_is_a_failure_and_one_that_is_silent_hangs() {
 }
 
 #[test]
+fn what_a_way_does_to_bytes_is_counted_as_what_it_is() {
+    // Upwards: header 40, call 24, request 1,000. Downwards: answer 8, response 1,000, verdict 40.
+    let cases = [
+        (Way::Up, Harm::Flip(10)),
+        (Way::Up, Harm::Flip(50)),
+        (Way::Up, Harm::Flip(500)),
+        (Way::Down, Harm::Flip(5)),
+        (Way::Down, Harm::Flip(500)),
+        (Way::Down, Harm::Flip(1_020)),
+        (Way::Up, Harm::Cut(500)),
+        (Way::Down, Harm::Cut(4)),
+        (Way::Down, Harm::Cut(500)),
+        (Way::Down, Harm::Cut(1_020)),
+    ];
+    for verify in [true, false] {
+        for (way, harm) in cases {
+            let endpoint = endpoint();
+            let group = Group {
+                request: Sizes::fixed(1_000),
+                response: Sizes::fixed(1_000),
+                churn: Some(1),
+                verify,
+                ..Group::new("harmed")
+            };
+            let target = harming(endpoint.address(), way, harm);
+            let outcome = run(&scenario(40 * MS, vec![group]), target, Choice::Auto);
+            let counts = outcome.groups[0].counts;
+            let faults = &outcome.groups[0].faults;
+            let in_payload = matches!(harm, Harm::Flip(500));
+            let [corrupt, truncated] = match harm {
+                Harm::Flip(_) => [verify || !in_payload, false],
+                Harm::Cut(_) => [false, true],
+            };
+            let seen = [counts.corrupt > 0, counts.truncated > 0];
+            assert_eq!(
+                seen,
+                [corrupt, truncated],
+                "{verify} {way:?} {harm:?}: {faults:?}"
+            );
+            assert_eq!(
+                counts.failed + counts.hung,
+                0,
+                "{verify} {way:?} {harm:?}: {faults:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_rate_that_the_way_does_not_carry_shows_as_waiting() {
     let endpoint = endpoint();
     // Stands still until long after the end.
@@ -255,6 +304,68 @@ fn run(scenario: &Scenario, target: SocketAddr, io: Choice) -> Outcome {
         ..Settings::default()
     };
     scenario::run_with(scenario, &[target], &settings, |_| ()).expect("runs")
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Way {
+    Up,
+    Down,
+}
+
+/// What is done to each connection, at a position of one direction.
+#[derive(Clone, Copy, Debug)]
+enum Harm {
+    /// Changes the byte there.
+    Flip(usize),
+    /// Ends the direction there, cleanly.
+    Cut(usize),
+}
+
+/// A way that does harm to one direction of each connection. Its threads end with the connections, the listener's with the test.
+fn harming(endpoint: SocketAddr, way: Way, harm: Harm) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let client = client.expect("accepts");
+            let server = TcpStream::connect(endpoint).expect("the endpoint listens");
+            for (from, to, here) in [(&client, &server, Way::Up), (&server, &client, Way::Down)] {
+                let (from, to) = (
+                    from.try_clone().expect("clones"),
+                    to.try_clone().expect("clones"),
+                );
+                let harm = (here == way).then_some(harm);
+                std::thread::spawn(move || pump_with(from, to, harm));
+            }
+        }
+    });
+    address
+}
+
+fn pump_with(mut from: TcpStream, mut to: TcpStream, harm: Option<Harm>) {
+    let mut buffer = [0; 4096];
+    let mut position = 0;
+    while let Ok(len @ 1..) = from.read(&mut buffer) {
+        let chunk = &mut buffer[..len];
+        match harm {
+            Some(Harm::Flip(at)) if (position..position + len).contains(&at) => {
+                chunk[at - position] ^= 0x10;
+            }
+            Some(Harm::Cut(at)) if (position..position + len).contains(&at) => {
+                let _ = to.write_all(&chunk[..at - position]);
+                let _ = to.shutdown(std::net::Shutdown::Write);
+                // What still comes is swallowed, so that its sender notices nothing.
+                while from.read(&mut buffer).is_ok_and(|len| len > 0) {}
+                return;
+            }
+            _ => {}
+        }
+        position += len;
+        if to.write_all(chunk).is_err() {
+            return;
+        }
+    }
+    let _ = to.shutdown(std::net::Shutdown::Write);
 }
 
 /// A way that, this long after its first connection, stands still once for a time.

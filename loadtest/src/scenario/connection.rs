@@ -304,6 +304,7 @@ impl<'a, O: Observer> Connection<'a, O> {
         let trailer = self.buffer[..TRAILER].as_array().and_then(Trailer::decode);
         match trailer.map(|trailer| trailer.verdict) {
             Some(Verdict::NotServed) => Fault::Failed("the endpoint does not serve calls".into()),
+            Some(Verdict::Truncated) => truncated("clean end in a request at the endpoint".into()),
             _ => corrupt_text("the endpoint could not read the call"),
         }
     }
