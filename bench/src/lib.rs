@@ -2,6 +2,8 @@
 //!
 //! [`stock`] is the baseline: the same relay and agent wired from the `quinn` crate and tokio, the way a good engineer would in a day.
 //! [`peers`] runs it beside Underpass, other tunnels and no tunnel at all, in turns.
+//! [`growth`] takes what Underpass costs as flows, hybrid connections and agents grow.
 
+pub mod growth;
 pub mod peers;
 pub mod stock;

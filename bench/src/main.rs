@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand};
+use underpass_bench::growth::{self, Axis};
 use underpass_bench::peers::bars::Judged;
 use underpass_bench::peers::{self, Row, Way, machine, tools};
 use underpass_bench::stock;
@@ -27,6 +28,21 @@ struct Cli {
 enum Command {
     /// Measure Underpass beside its baseline, other tunnels and no tunnel, in turns. Needs a quiet machine; what is not installed is named and left out.
     Peers(PeersArgs),
+    /// Measure what Underpass costs as flows, hybrid connections and agents grow, and judge whether growth is straight. Needs a quiet machine.
+    Growth(GrowthArgs),
+    /// Be many agents in one process.
+    #[command(hide = true)]
+    Agents {
+        /// File of connection strings, one a line; the agents take them in turn.
+        #[arg(long)]
+        strings: PathBuf,
+        /// Number of agents.
+        #[arg(long)]
+        count: usize,
+        /// Hold datagrams at this UDP payload, bytes.
+        #[arg(long)]
+        mtu_max: u16,
+    },
     /// Be the baseline's relay. Takes any agent: for one machine only.
     StockRelay {
         /// UDP address for the agent; port 0 picks a free one.
@@ -107,6 +123,43 @@ struct PeersArgs {
     install: bool,
 }
 
+#[derive(Args)]
+struct GrowthArgs {
+    /// What grows, separated by commas [default: all].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    axis: Vec<Axis>,
+    /// Measurements of each count.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Length of each load, and of each look at processes that rest.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    seconds: u16,
+    /// Leave out counts above this one.
+    #[arg(long, default_value_t = usize::MAX, hide_default_value = true, value_name = "COUNT")]
+    most: usize,
+    /// Workers of relay and agent.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    workers: u8,
+    /// Backend of relay and agent.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "ring", "poll"])]
+    io: String,
+    /// Hold datagrams at this UDP payload, bytes: what agents have that come over the internet.
+    #[arg(long, default_value_t = 1_452, value_parser = clap::value_parser!(u16).range(1_200..=65_507))]
+    mtu_max: u16,
+    /// The product's binary [default: the one beside this].
+    #[arg(long)]
+    underpass: Option<PathBuf>,
+    /// Write all figures to a file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draw each axis to a file in this folder, growth-AXIS.svg.
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
+    /// Exit with 1 for growth that is not straight too, not only for measurements that failed.
+    #[arg(long)]
+    judge: bool,
+}
+
 fn main() -> ExitCode {
     raise_file_limit();
     let done = match Cli::parse().command {
@@ -114,6 +167,12 @@ fn main() -> ExitCode {
             tools::install(|step| eprintln!("{step}")).map(|()| ExitCode::SUCCESS)
         }
         Command::Peers(args) => measure(args),
+        Command::Growth(args) => grow(args),
+        Command::Agents {
+            strings,
+            count,
+            mtu_max,
+        } => growth::host_agents(&strings, count, mtu_max).map(|()| ExitCode::SUCCESS),
         Command::StockRelay {
             listen,
             bind,
@@ -141,24 +200,7 @@ fn main() -> ExitCode {
 
 /// Exits with 1 when a measurement failed, and when a floor was missed if that is asked for.
 fn measure(args: PeersArgs) -> anyhow::Result<ExitCode> {
-    let bench = std::env::current_exe()?;
-    let underpass = args
-        .underpass
-        .unwrap_or_else(|| bench.with_file_name("underpass"));
-    ensure!(
-        underpass.is_file(),
-        "no binary at {}: build it (`cargo build --release -p underpass`), or name one by --underpass",
-        underpass.display()
-    );
-    for binary in [&bench, &underpass] {
-        let profile = machine::profile(binary);
-        if profile != "release" {
-            eprintln!(
-                "warning: {} is a build of profile {profile}: figures that are published come from --release",
-                binary.display()
-            );
-        }
-    }
+    let (bench, underpass) = binaries(args.underpass)?;
     for path in args.json.iter().chain(&args.svg) {
         check_writable(path)?;
     }
@@ -181,8 +223,7 @@ fn measure(args: PeersArgs) -> anyhow::Result<ExitCode> {
     let report = peers::run(settings, |step| eprintln!("{step}"))?;
     print!("{report}");
     if let Some(path) = &args.json {
-        let json = serde_json::to_string_pretty(&report).context("cannot make JSON")?;
-        fs::write(path, json + "\n").with_context(|| cannot_write(path))?;
+        write_json(path, &report)?;
     }
     if let Some(path) = &args.svg {
         fs::write(path, report.svg()).with_context(|| cannot_write(path))?;
@@ -190,6 +231,74 @@ fn measure(args: PeersArgs) -> anyhow::Result<ExitCode> {
     let missed = args.judge && report.bars.iter().any(Judged::is_floor_missed);
     let bad = missed || !report.failures.is_empty();
     Ok(ExitCode::from(u8::from(bad)))
+}
+
+/// Exits with 1 when a measurement failed, and when growth is not straight if that is asked for.
+fn grow(args: GrowthArgs) -> anyhow::Result<ExitCode> {
+    let (bench, underpass) = binaries(args.underpass)?;
+    let mut axes = vec![Axis::Flows, Axis::Hycos, Axis::Agents];
+    replace(&mut axes, args.axis);
+    let pictures: Vec<(Axis, PathBuf)> = args.svg.map_or_else(Vec::new, |folder| {
+        let picture = |&axis: &Axis| (axis, folder.join(axis.picture()));
+        axes.iter().map(picture).collect()
+    });
+    for path in args
+        .json
+        .iter()
+        .chain(pictures.iter().map(|(_, path)| path))
+    {
+        check_writable(path)?;
+    }
+    let settings = growth::Settings {
+        axes,
+        rounds: args.rounds.into(),
+        length: Duration::from_secs(args.seconds.into()),
+        workers: args.workers.into(),
+        io: args.io,
+        mtu_max: args.mtu_max,
+        most: args.most,
+        underpass,
+        bench,
+    };
+    let report = growth::run(&settings, |step| eprintln!("{step}"))?;
+    print!("{report}");
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
+    }
+    for (axis, path) in &pictures {
+        if let Some(svg) = report.svg(*axis) {
+            fs::write(path, svg).with_context(|| cannot_write(path))?;
+        }
+    }
+    let steep = args.judge && report.steep().next().is_some();
+    let bad = steep || !report.failures.is_empty();
+    Ok(ExitCode::from(u8::from(bad)))
+}
+
+/// This binary and the product's; says so where they are no release builds.
+fn binaries(underpass: Option<PathBuf>) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let bench = std::env::current_exe()?;
+    let underpass = underpass.unwrap_or_else(|| bench.with_file_name("underpass"));
+    ensure!(
+        underpass.is_file(),
+        "no binary at {}: build it (`cargo build --release -p underpass`), or name one by --underpass",
+        underpass.display()
+    );
+    for binary in [&bench, &underpass] {
+        let profile = machine::profile(binary);
+        if profile != "release" {
+            eprintln!(
+                "warning: {} is a build of profile {profile}: figures that are published come from --release",
+                binary.display()
+            );
+        }
+    }
+    Ok((bench, underpass))
+}
+
+fn write_json(path: &Path, report: &impl serde::Serialize) -> anyhow::Result<()> {
+    let json = serde_json::to_string_pretty(report).context("cannot make JSON")?;
+    fs::write(path, json + "\n").with_context(|| cannot_write(path))
 }
 
 fn replace<T>(usual: &mut Vec<T>, picked: Vec<T>) {
