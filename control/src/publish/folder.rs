@@ -76,6 +76,7 @@ impl Source for Folder {
         let relay_keys = self.load_relay_keys(now, &mut faults);
         let hycos = self.load_hycos(now, &namespace.quota, &mut faults);
         faults.extend(self.meter.faults(&namespace.quota));
+        self.watch.looked(now.elapsed());
         let snapshot = Snapshot {
             generation: Generation::default(),
             namespace: namespace.name.clone(),

@@ -1,4 +1,4 @@
-//! Tells when files in the directory may have changed: at once where the kernel says so, else each second.
+//! Tells when files in the directory may have changed: at once where the kernel says so, else each second, or less often where looking takes long.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -13,6 +13,14 @@ use tracing::warn;
 /// Everything is looked at this often even when nothing was heard: watches get lost with folders, and network file systems tell nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// Where the kernel tells of changes, looking takes at most one part of so many of the time: with 10,000 definitions it would be half a core.
+const LOOK_SHARE: u32 = 20;
+
+/// Longest time between two looks: a lost watch is noticed that late.
+const LOOK_EVERY_MAX: Duration = Duration::from_secs(10);
+
+const _: () = assert!(LOOK_EVERY.as_millis() <= LOOK_EVERY_MAX.as_millis());
+
 /// After the first word of a change, others are waited for this long: one saving is several events.
 const GATHER: Duration = Duration::from_millis(50);
 
@@ -22,6 +30,8 @@ pub(crate) struct FolderWatch {
     watcher: Option<notify::RecommendedWatcher>,
     heard: Receiver<()>,
     watched: HashMap<PathBuf, (u64, u64)>,
+    /// What the last look took.
+    look_took: Duration,
 }
 
 impl FolderWatch {
@@ -44,15 +54,22 @@ impl FolderWatch {
             watcher,
             heard,
             watched: HashMap::new(),
+            look_took: Duration::ZERO,
         };
         watch.renew();
         watch
     }
 
+    /// All was looked at, which took this long.
+    pub(crate) fn looked(&mut self, took: Duration) {
+        self.look_took = took;
+    }
+
     /// Waits for a change, at most until `until` or the next look.
     pub(crate) fn wait(&mut self, until: Option<Instant>) {
         self.renew();
-        let next_look = Instant::now() + LOOK_EVERY;
+        let is_told = self.watcher.is_some() && self.watched.len() == self.folders.len();
+        let next_look = Instant::now() + look_every(self.look_took, is_told);
         let until = until.map_or(next_look, |until| until.min(next_look));
         let heard = match self.watcher {
             Some(_) => self.heard.recv_deadline(until).is_ok(),
@@ -89,11 +106,34 @@ impl FolderWatch {
     }
 }
 
+/// Where the kernel does not tell of changes, looking is the only way to notice them.
+fn look_every(took: Duration, is_told: bool) -> Duration {
+    if is_told {
+        (took * LOOK_SHARE).clamp(LOOK_EVERY, LOOK_EVERY_MAX)
+    } else {
+        LOOK_EVERY
+    }
+}
+
 /// Reading a file is no change of it: control reads them itself.
 fn is_change(kind: EventKind) -> bool {
     match kind {
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
         EventKind::Access(_) => false,
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longer_a_look_takes_the_less_often_it_is_taken() {
+        let (short, long) = (Duration::from_millis(5), Duration::from_millis(200));
+        assert_eq!(look_every(short, true), LOOK_EVERY);
+        assert_eq!(look_every(long, true), long * LOOK_SHARE);
+        assert_eq!(look_every(long * 100, true), LOOK_EVERY_MAX);
+        assert_eq!(look_every(long, false), LOOK_EVERY);
     }
 }
