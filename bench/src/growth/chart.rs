@@ -178,7 +178,7 @@ impl<'a> Panel<'a> {
                 r#"  <line class="grid" x1="{LEFT}" y1="{y:.1}" x2="{RIGHT}" y2="{y:.1}"/><text x="{:.1}" y="{:.1}" text-anchor="end">{}</text>"#,
                 LEFT - 6.0,
                 y + 4.0,
-                number(value)
+                short(value)
             );
             power += 1.0;
         }
@@ -203,6 +203,19 @@ impl<'a> Panel<'a> {
                 self.y(top)
             );
         }
+    }
+}
+
+/// A power of ten, short enough for the margin.
+fn short(value: f64) -> String {
+    if value >= 999_999.5 {
+        format!("{:.0}M", value / 1e6)
+    } else if value >= 9_999.5 {
+        format!("{:.0}k", value / 1e3)
+    } else if value >= 0.995 {
+        format!("{value:.0}")
+    } else {
+        format!("{value}")
     }
 }
 
@@ -271,6 +284,14 @@ mod tests {
         let (first, second) = steps(&|value| panel.y(value as f64));
         assert!((first - second).abs() < 1e-9 && first < 0.0);
         assert!((panel.y(0.0) - BOTTOM).abs() < 1e-9);
+    }
+
+    #[test]
+    fn powers_of_ten_are_short() {
+        let told: Vec<String> = [-2, 0, 3, 4, 7]
+            .map(|power| short(10_f64.powi(power)))
+            .to_vec();
+        assert_eq!(told, ["0.01", "1", "1000", "10k", "10M"]);
     }
 
     #[test]

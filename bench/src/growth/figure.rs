@@ -86,7 +86,7 @@ impl Kind {
             Kind::Ready => "time from start to ready",
             Kind::Change => "time until a change takes effect",
             Kind::Reconnect => "time until all agents are back",
-            Kind::ReconnectCpu => "processor time until all agents are back",
+            Kind::ReconnectCpu => "processor time until all are back",
         }
     }
 
