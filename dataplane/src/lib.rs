@@ -14,6 +14,8 @@ mod join;
 mod link;
 mod listening;
 mod opening;
+#[doc(hidden)]
+pub mod parts;
 pub mod quic;
 pub mod relay;
 mod resolve;

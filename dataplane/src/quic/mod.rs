@@ -68,9 +68,8 @@ struct Session {
     lost: bool,
 }
 
-#[cfg(test)]
 impl SessionId {
-    /// Any session, for tests of what is said about sessions.
+    /// Any session, for tests and benchmarks of what is said about sessions.
     pub(crate) fn of_test(index: u32) -> Self {
         Self {
             index,

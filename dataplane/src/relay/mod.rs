@@ -10,7 +10,7 @@ mod listeners;
 mod peers;
 mod plan;
 mod role;
-mod roster;
+pub(crate) mod roster;
 mod senders;
 mod states;
 
