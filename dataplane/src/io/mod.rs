@@ -29,8 +29,9 @@ pub use poll::{Poll, PollWaker};
 pub use ring::{Ring, RingWaker};
 pub use udp::Udp;
 
-/// The most that one TCP receive returns, bytes. Streams are served best with chunks of 32 to 64 KiB.
-pub const READ_SIZE: usize = 64 * 1024;
+/// The most that one TCP receive returns, bytes. Streams are served best with chunks of 32 to 64 KiB, and this one fits the largest datagram
+/// with all that QUIC puts around it: 64 KiB left a rest of some bytes, and a datagram of its own for that.
+pub const READ_SIZE: usize = 65_024;
 
 /// A received chunk below this many bytes is copied out, so that it does not pin a whole [`READ_SIZE`] buffer.
 pub const COPY_BELOW: usize = 4 * 1024;
