@@ -25,9 +25,24 @@ pub const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 /// 128 of them leave the others their share.
 pub const SESSION_WINDOW: u32 = 256 * 1024 * 1024;
 
-/// Bytes that a session keeps until they are acknowledged. Under half of a UDP socket's receive buffer, so that a burst
+/// The most bytes that a session keeps until they are acknowledged. Under half of a UDP socket's receive buffer, so that a burst
 /// of one session does not overflow it.
 pub const SEND_WINDOW: u64 = 4 * 1024 * 1024;
+
+/// What a session keeps beyond what its path holds: the share that is in the hands of the two ends.
+const SEND_WINDOW_ENDS: u64 = 512 * 1024;
+
+/// Bytes of each microsecond of a path's round trip: 10 Gbit/s, twice.
+const SEND_WINDOW_PER_US: u64 = 2 * 1250;
+
+/// The send window for a path whose shortest round trip is `rtt`. More than such a path holds would only stand in a queue before the far end,
+/// and whatever a small flow says stands behind it.
+#[must_use]
+pub fn send_window(rtt: Duration) -> u64 {
+    let us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+    let path = us.saturating_mul(SEND_WINDOW_PER_US);
+    path.saturating_add(SEND_WINDOW_ENDS).min(SEND_WINDOW)
+}
 
 /// Flows that a relay may have open at once in one session. The accepting side preallocates a slot for each.
 pub const FLOWS_PER_SESSION: u32 = 10_000;

@@ -65,6 +65,8 @@ struct Session {
     scheduled: Option<Instant>,
     last_heard: Instant,
     since: Instant,
+    /// The path's shortest round trip that the send window is fit for.
+    fit_for: Duration,
     lost: bool,
 }
 
@@ -248,6 +250,7 @@ impl Driver {
             scheduled: None,
             last_heard: now,
             since: now,
+            fit_for: Duration::MAX,
             lost: false,
         });
         self.mark(id);
@@ -478,7 +481,18 @@ enum Flushed {
 }
 
 impl Session {
+    /// Fits the send window to the path. Its shortest round trip becomes shorter as more are seen, and is another one on another path.
+    fn fit(&mut self) {
+        let shortest = self.connection.min_rtt();
+        if shortest != self.fit_for {
+            self.fit_for = shortest;
+            self.connection
+                .set_send_window(config::send_window(shortest));
+        }
+    }
+
     fn flush(&mut self, now: Instant, segments_max: usize, io: &mut impl Io) -> Flushed {
+        self.fit();
         for _ in 0..SENDS_PER_TURN {
             let Some(mut buffer) = io.datagram_buffer() else {
                 return Flushed::Starved;
