@@ -4,6 +4,7 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    underpass::pages::settle();
     underpass::copying::settle();
     underpass::lifeline::watch();
     underpass::cli::main()

@@ -36,7 +36,7 @@ pub const TEMPLATE: &str = r#"# The namespace: what is true of the whole install
 # listen = "127.0.0.1:8480"
 
 # [relay]
-# workers = 2                      # default: one per core
+# workers = 2                      # default: one for every two cores
 # sessions_max = 4096
 # flows_per_session_max = 16384
 # flows_max = 65536
