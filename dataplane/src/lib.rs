@@ -27,7 +27,7 @@ mod worker;
 pub struct Settings {
     /// Which backend to take.
     pub io: io::Choice,
-    /// Number of workers; `None` leaves it to the process (relay: the snapshot's figure, else one per core; agent: as many as the relay has, at most one per core).
+    /// Number of workers; `None` leaves it to the process (relay: the snapshot's figure, else one for every two cores; agent: as many as the relay has, at most as many).
     pub workers: Option<u16>,
     /// The most that one UDP datagram may carry, bytes; `None` climbs to what the path's interface allows.
     pub mtu_max: Option<u16>,

@@ -182,6 +182,13 @@ pub(crate) struct Parts {
     pub(crate) quic: Driver,
 }
 
+/// Workers of a process that was told no number: one for every two cores. The kernel's half of the work, and whoever else is on the machine,
+/// have the others; more workers batch less and wake each other more (measured, ARCHITECTURE.md).
+pub(crate) fn usual_count() -> u16 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    u16::try_from(cores / 2).unwrap_or(u16::MAX).max(1)
+}
+
 /// A running worker.
 pub(crate) struct Running<M> {
     /// How to reach it.

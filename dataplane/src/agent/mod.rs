@@ -1,6 +1,6 @@
 //! The agent: dials the relays of its connection strings, proves its keys, and dials endpoints that its allow-list permits. Never listens.
 //!
-//! [`run`] starts one worker per core; each keeps a session to each relay (`link`) and serves the flows that the relay opens on it (`role`).
+//! [`run`] starts the workers; each keeps a session to each relay (`link`) and serves the flows that the relay opens on it (`role`).
 
 mod dials;
 mod early;

@@ -1,4 +1,4 @@
-//! The supervisor of a process that dials: starts one worker per core, follows what they say, hands out new configurations, and ends them.
+//! The supervisor of a process that dials: starts its workers, follows what they say, hands out new configurations, and ends them.
 //! Agents and senders are supervised alike; what they register for and what their workers do is theirs.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -161,9 +161,8 @@ impl Ground {
         let Some(family) = first_address(relays, requests, give_up)? else {
             return Ok(None);
         };
-        let cores = std::thread::available_parallelism()
-            .map_or(1, |cores| u16::try_from(cores.get()).unwrap_or(u16::MAX));
-        let count = settings.workers.unwrap_or(cores).clamp(1, WORKERS_MAX);
+        let count = settings.workers.unwrap_or_else(worker::usual_count);
+        let count = count.clamp(1, WORKERS_MAX);
         Ok(Some(Self {
             kind,
             family,

@@ -1,6 +1,6 @@
 //! The relay: bindings for applications on one side, sessions of agents on the other. Reads no file: all it knows comes in snapshots.
 //!
-//! [`run`] is its supervisor: it takes snapshots from the feed, opens sockets, starts one worker per core and tells them. The workers'
+//! [`run`] is its supervisor: it takes snapshots from the feed, opens sockets, starts its workers and tells them. The workers'
 //! own decisions are in `role`.
 
 mod asked;
@@ -284,7 +284,7 @@ impl Supervisor {
             .settings
             .workers
             .or(plan.snapshot.workers)
-            .unwrap_or_else(cores)
+            .unwrap_or_else(worker::usual_count)
             .clamp(1, WORKERS_MAX);
         let listen_error = |source| Error::Listen { address, source };
         let sockets = udp::bind_workers(address, usize::from(count)).map_err(listen_error)?;
@@ -534,9 +534,4 @@ fn endpoint_keys(snapshot: &Snapshot) -> config::EndpointKeys {
         token: *snapshot.relay_keys.token.expose(),
         connection_id: *snapshot.relay_keys.connection_id.expose(),
     }
-}
-
-fn cores() -> u16 {
-    std::thread::available_parallelism()
-        .map_or(1, |cores| u16::try_from(cores.get()).unwrap_or(u16::MAX))
 }

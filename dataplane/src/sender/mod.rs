@@ -1,7 +1,7 @@
 //! The sender: for applications that are not beside the relay. Listens on local addresses, dials the relay with send keys, and opens a flow for
 //! each application that connects. Dials no endpoint.
 //!
-//! [`run`] starts one worker per core; each keeps a session to the relay's worker of the same number (`link`) and opens flows on it (`role`).
+//! [`run`] starts the workers; each keeps a session to the relay's worker of the same number (`link`) and opens flows on it (`role`).
 
 mod role;
 mod waiting;

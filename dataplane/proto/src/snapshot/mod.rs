@@ -43,7 +43,7 @@ pub struct Snapshot {
     pub listen: SocketAddr,
     /// What connection strings carry, and agents are told in Welcome.
     pub public_address: Endpoint,
-    /// Number of workers; `None`: one per core.
+    /// Number of workers; `None`: one for every two cores.
     #[serde(default)]
     pub workers: Option<u16>,
     /// The relay's certificate and its key.
