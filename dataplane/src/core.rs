@@ -1,9 +1,9 @@
 //! What a worker owns: its io, its sessions, its flows, and who each socket belongs to.
 
-use std::collections::HashMap;
 use std::time::Instant;
 
 use quinn_proto::StreamId;
+use rustc_hash::FxHashMap;
 
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Io, SocketId};
@@ -108,7 +108,7 @@ impl<I: Io, D> Core<I, D> {
 pub(crate) struct Flows<D> {
     slots: Vec<Slot<D>>,
     free: Vec<u32>,
-    by_stream: HashMap<SessionId, HashMap<StreamId, FlowKey>>,
+    by_stream: FxHashMap<SessionId, FxHashMap<StreamId, FlowKey>>,
     live: usize,
 }
 
@@ -123,7 +123,7 @@ impl<D> Default for Flows<D> {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
-            by_stream: HashMap::new(),
+            by_stream: FxHashMap::default(),
             live: 0,
         }
     }
@@ -172,7 +172,7 @@ impl<D> Flows<D> {
     /// How many flows a session carries.
     #[must_use]
     pub(crate) fn count_of_session(&self, session: SessionId) -> usize {
-        self.by_stream.get(&session).map_or(0, HashMap::len)
+        self.by_stream.get(&session).map_or(0, FxHashMap::len)
     }
 
     /// All of them.

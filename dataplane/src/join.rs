@@ -4,10 +4,11 @@
 //! Each direction reads only what the other stream takes, so back-pressure passes through. Finish becomes finish and reset becomes reset; a lost
 //! session resets the other side, never finishes it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use quinn_proto::StreamId;
+use rustc_hash::{FxHashMap, FxHashSet};
 use underpass_proto::limits::REPLAY_MAX;
 use underpass_proto::{FlowCode, FrameReader};
 
@@ -96,18 +97,18 @@ pub(crate) enum JoinEnd {
 /// The live joins of a worker, by key and by stream.
 #[derive(Debug)]
 pub(crate) struct Joins<D> {
-    by_key: HashMap<JoinKey, Join<D>>,
-    by_stream: HashMap<(SessionId, StreamId), (JoinKey, Toward)>,
-    by_session: HashMap<SessionId, HashSet<JoinKey>>,
+    by_key: FxHashMap<JoinKey, Join<D>>,
+    by_stream: FxHashMap<(SessionId, StreamId), (JoinKey, Toward)>,
+    by_session: FxHashMap<SessionId, FxHashSet<JoinKey>>,
     next: u64,
 }
 
 impl<D> Default for Joins<D> {
     fn default() -> Self {
         Self {
-            by_key: HashMap::new(),
-            by_stream: HashMap::new(),
-            by_session: HashMap::new(),
+            by_key: FxHashMap::default(),
+            by_stream: FxHashMap::default(),
+            by_session: FxHashMap::default(),
             next: 0,
         }
     }
@@ -204,7 +205,7 @@ impl<D> Joins<D> {
     /// How many joins a session carries.
     #[must_use]
     pub(crate) fn count_of_session(&self, session: SessionId) -> usize {
-        self.by_session.get(&session).map_or(0, HashSet::len)
+        self.by_session.get(&session).map_or(0, FxHashSet::len)
     }
 
     /// All of them.

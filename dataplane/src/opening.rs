@@ -1,11 +1,11 @@
 //! The frame at the head of a flow's stream: Open from the side that opened it, the answer from the other. Read chunk by chunk, so that what follows
 //! stays whole for whom it belongs to.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn_proto::StreamId;
+use rustc_hash::FxHashMap;
 use underpass_proto::wire::Open;
 use underpass_proto::{FlowCode, Frame, FrameReader};
 
@@ -65,7 +65,7 @@ pub(crate) struct Asked {
 pub(crate) struct Openings {
     most: usize,
     within: Duration,
-    partial: HashMap<(SessionId, StreamId), (Instant, FrameReader)>,
+    partial: FxHashMap<(SessionId, StreamId), (Instant, FrameReader)>,
 }
 
 impl Openings {
@@ -75,7 +75,7 @@ impl Openings {
         Self {
             most,
             within,
-            partial: HashMap::new(),
+            partial: FxHashMap::default(),
         }
     }
 

@@ -1,12 +1,13 @@
 //! Connections to endpoints that are under way: the name is resolved beside the worker, each address is checked against the allow-list, and exactly
 //! what was checked is dialled. A flow and a probe take the same way. Knows no links and moves no byte of a flow.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn_proto::StreamId;
+use rustc_hash::FxHashMap;
 use underpass_proto::limits::DIAL_DEADLINE;
 use underpass_proto::wire::{Open, Probe};
 use underpass_proto::{AllowList, Endpoint, FlowCode};
@@ -67,8 +68,8 @@ pub(crate) struct Done {
 pub(crate) struct Dials {
     resolver: Resolver,
     handle: Handle<Message>,
-    by_number: HashMap<u64, Dial>,
-    number_by_stream: HashMap<(SessionId, StreamId), u64>,
+    by_number: FxHashMap<u64, Dial>,
+    number_by_stream: FxHashMap<(SessionId, StreamId), u64>,
     deadlines: VecDeque<(Instant, u64)>,
     next: u64,
 }
@@ -80,8 +81,8 @@ impl Dials {
         Self {
             resolver,
             handle,
-            by_number: HashMap::new(),
-            number_by_stream: HashMap::new(),
+            by_number: FxHashMap::default(),
+            number_by_stream: FxHashMap::default(),
             deadlines: VecDeque::new(),
             next: 0,
         }

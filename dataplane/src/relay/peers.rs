@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use quinn_proto::StreamId;
+use rustc_hash::FxHashMap;
 use tracing::debug;
 use underpass_proto::limits::{HELLO_DEADLINE, PING_AFTER, REPLACED_AFTER, SUSPECT_AFTER};
 use underpass_proto::snapshot::{SessionReport, SessionState};
@@ -29,7 +30,7 @@ use crate::quic::{Driver, SessionId};
 pub(crate) struct Peers {
     worker: u8,
     workers: u8,
-    sessions: HashMap<SessionId, Peer>,
+    sessions: FxHashMap<SessionId, Peer>,
     rosters: HashMap<HycoName, Roster>,
     directory: Arc<Directory>,
     probes: Probes,
@@ -78,7 +79,7 @@ impl Peers {
         Self {
             worker,
             workers,
-            sessions: HashMap::new(),
+            sessions: FxHashMap::default(),
             rosters: HashMap::new(),
             directory,
             probes: Probes::default(),
