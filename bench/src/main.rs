@@ -103,7 +103,7 @@ struct PeersArgs {
     /// A choice of all the above that ends within two minutes; what is given beside it holds.
     #[arg(long)]
     short: bool,
-    /// Workers of relay and agent, threads of the baseline's [default: one for each core].
+    /// Workers of relay and agent, threads of the baseline's [default: what each takes by itself: one for every two cores, one for each core].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
     workers: Option<u8>,
     /// The product's binary [default: the one beside this].
@@ -219,6 +219,7 @@ fn measure(args: PeersArgs) -> anyhow::Result<ExitCode> {
     }
     if let Some(workers) = args.workers {
         settings.workers = workers.into();
+        settings.threads = workers.into();
     }
     let report = peers::run(settings, |step| eprintln!("{step}"))?;
     print!("{report}");

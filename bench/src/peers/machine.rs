@@ -65,6 +65,12 @@ impl fmt::Display for Machine {
     }
 }
 
+/// Workers that the product takes by itself on this machine: one for every two cores.
+#[must_use]
+pub fn usual_workers() -> usize {
+    (cores() / 2).max(1)
+}
+
 /// Cores that this process may use.
 #[must_use]
 pub fn cores() -> usize {

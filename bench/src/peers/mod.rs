@@ -44,8 +44,10 @@ pub struct Settings {
     pub rounds: usize,
     /// Length of a measurement.
     pub length: Duration,
-    /// Workers of relay and agent, threads of the baseline's.
+    /// Workers of relay and agent.
     pub workers: usize,
+    /// Threads of the baseline's relay and agent.
+    pub threads: usize,
     /// The product's binary.
     pub underpass: PathBuf,
     /// The binary whose subcommands are the baseline.
@@ -61,7 +63,8 @@ impl Settings {
             ways: Way::USUAL.to_vec(),
             rounds: 5,
             length: Duration::from_secs(5),
-            workers: machine::cores(),
+            workers: machine::usual_workers(),
+            threads: machine::cores(),
             underpass,
             bench,
         }
@@ -270,6 +273,7 @@ fn tunnel(stage: &Stage, row: Row, server: SocketAddr) -> Tunnel<'_> {
         settings: &stage.settings,
         site: stage.site(row),
         workers: row.workers(stage.settings.workers),
+        threads: row.workers(stage.settings.threads),
         server,
     }
 }

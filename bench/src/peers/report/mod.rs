@@ -25,8 +25,10 @@ pub struct Report {
     pub rounds: usize,
     /// Length of a measurement, seconds.
     pub seconds: u64,
-    /// Workers of relay and agent, threads of the baseline's.
+    /// Workers of relay and agent.
     pub workers: usize,
+    /// Threads of the baseline's relay and agent.
+    pub threads: usize,
     /// One for each row and way.
     pub lines: Vec<Line>,
     /// The product, judged by the bars.
@@ -82,6 +84,7 @@ impl Report {
             rounds: settings.rounds,
             seconds: settings.length.as_secs(),
             workers: settings.workers,
+            threads: settings.threads,
             lines: lines.collect(),
             bars: bars::judge(&settings.rows, &settings.ways, samples),
             failures: notes.failures.into_iter().chain(failed).collect(),
@@ -181,6 +184,7 @@ mod tests {
             rounds: 3,
             length: Duration::from_secs(1),
             workers: 2,
+            threads: 2,
             underpass: "underpass".into(),
             bench: "underpass-bench".into(),
         };

@@ -200,7 +200,7 @@ impl Row {
         self == Row::Namespaces
     }
 
-    /// Workers of relay and agent, of those that the run has: one where two flows must share a session.
+    /// Workers or threads of relay and agent, of those that the run has: one where two flows must share a session.
     #[must_use]
     pub fn workers(self, usual: usize) -> usize {
         match self.kind() {

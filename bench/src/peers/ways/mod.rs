@@ -185,8 +185,10 @@ pub struct Tunnel<'a> {
     pub settings: &'a Settings,
     /// Where the two sides run.
     pub site: &'a Site,
-    /// Workers of relay and agent, threads of the baseline's.
+    /// Workers of relay and agent.
     pub workers: usize,
+    /// Threads of the baseline's.
+    pub threads: usize,
     /// The server.
     pub server: SocketAddr,
 }

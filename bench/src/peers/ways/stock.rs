@@ -13,7 +13,7 @@ use crate::stock::relay::Event;
 pub(super) fn open(tunnel: &Tunnel<'_>, mtu: Option<u16>) -> Result<Open> {
     let with_settings = |mut command: Command, name: &str| {
         command.arg(name);
-        command.args(["--threads", &tunnel.workers.to_string()]);
+        command.args(["--threads", &tunnel.threads.to_string()]);
         if let Some(mtu) = mtu {
             command.args(["--mtu", &mtu.to_string()]);
         }
