@@ -36,10 +36,10 @@ pub async fn run(
         let Ok(connection) = incoming.await else {
             continue;
         };
-        ready(&Event::Session {
-            agent: connection.remote_address(),
-        });
+        let agent = connection.remote_address();
         session.send_replace(Some(connection)); // The newest agent serves.
+        // Told last: whoever hears of it may connect at once.
+        ready(&Event::Session { agent });
     }
     Ok(())
 }
