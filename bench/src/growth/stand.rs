@@ -250,10 +250,11 @@ impl Stand {
     }
 }
 
-/// Enough to see what went wrong: a thousand agents say a lot.
+/// Enough to see what went wrong: a thousand agents say a lot, and thousands of refused flows hide why they were.
 fn last_lines(log: &str) -> String {
     const LINES: usize = 12;
-    let lines: Vec<&str> = log.lines().collect();
+    let lines = log.lines().filter(|line| !line.contains("flow refused"));
+    let lines: Vec<&str> = lines.collect();
     lines[lines.len().saturating_sub(LINES)..].join("\n") + "\n"
 }
 
