@@ -4,6 +4,8 @@
 //! [`peers`] runs it beside Underpass, other tunnels and no tunnel at all, in turns.
 //! [`growth`] takes what Underpass costs as flows, hybrid connections and agents grow.
 
+mod flows;
 pub mod growth;
 pub mod peers;
 pub mod stock;
+mod svg;

@@ -1,10 +1,14 @@
 //! One axis as a picture: a panel for each figure, a line for each process, both scales logarithmic, so that straight growth is a straight line.
 
+use crate::svg::{escaped, wrapped};
 use std::fmt::Write as _;
 
 use super::Axis;
 use super::figure::{Kind, Part, Shape, number};
 use super::report::{Line, Report};
+
+/// Characters that fit a line of notes.
+const NOTE_COLUMNS: usize = 170;
 
 /// The picture's width, pixels; its height is what the panels need.
 const WIDTH: usize = 990;
@@ -72,11 +76,11 @@ pub(super) fn draw(report: &Report, axis: Axis) -> Option<String> {
         report.rounds, report.workers, report.io, report.mtu_max, report.machine
     );
     let under = 8 + rows * (HEIGHT + GAP);
-    for (n, line) in wrapped(&note).iter().enumerate() {
+    for (n, line) in wrapped(&note, NOTE_COLUMNS).iter().enumerate() {
         let y = under + 8 + n * 15;
         let _ = writeln!(drawn, r#"  <text x="12" y="{y}">{}</text>"#, escaped(line));
     }
-    let height = under + 16 + 15 * (wrapped(&note).len() - 1);
+    let height = under + 16 + 15 * (wrapped(&note, NOTE_COLUMNS).len() - 1);
     Some(format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" role=\"img\" aria-labelledby=\"title about\">\n  <title id=\"title\">Costs as {axis} grow</title>\n  <desc id=\"about\">{}</desc>\n{STYLE}{drawn}</svg>\n",
         escaped(&told.join(" "))
@@ -241,30 +245,6 @@ fn in_words(line: &Line) -> String {
         line.unit,
         points.join(", ")
     )
-}
-
-/// Between words, so that a line fits the picture.
-fn wrapped(text: &str) -> Vec<String> {
-    const LINE: usize = 170;
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
-        let line = lines.last_mut().expect("never empty");
-        if line.is_empty() || line.len() + 1 + word.len() <= LINE {
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line.push_str(word);
-        } else {
-            lines.push(word.to_owned());
-        }
-    }
-    lines
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
 }
 
 #[cfg(test)]

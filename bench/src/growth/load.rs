@@ -4,16 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
-use tokio::task::JoinSet;
-use tokio::time::timeout;
 use underpass_loadtest::scenario::{self, Group, Pace, Scenario, Sizes};
 use underpass_loadtest::{Endpoint, endpoint};
-use underpass_tests::deadline::MOMENT;
 
 use super::cost::processor_times;
+use crate::flows::{self, SOURCES};
 
 /// Requests of a second, over all flows: so few that even one flow, which carries one at a time, keeps up.
 const REQUESTS: f64 = 2_000.0;
@@ -34,12 +31,6 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 /// Calls that may be due and not begun at the end, of all. A moment's stall leaves some of them; a load that is too much leaves far more.
 const UNSENT_MAX: f64 = 0.2;
-
-/// Flows that are being opened at once.
-const OPENING: usize = 64;
-
-/// Client addresses: each has ports of its own.
-const SOURCES: u8 = 8;
 
 /// What a load cost.
 #[derive(Clone, Debug)]
@@ -178,7 +169,7 @@ impl Resting {
     pub(super) fn open(to: SocketAddr, flows: usize) -> Result<Resting> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let start = Instant::now();
-        let all = runtime.block_on(open_all(to, flows))?;
+        let all = runtime.block_on(flows::open(to, flows, true))?;
         let took = start.elapsed();
         ensure!(
             all.len() == flows,
@@ -191,36 +182,6 @@ impl Resting {
             took,
         })
     }
-}
-
-/// Those that fail are not among what it gives.
-async fn open_all(to: SocketAddr, flows: usize) -> Result<Vec<TcpStream>> {
-    let mut opening = JoinSet::new();
-    let mut all = Vec::with_capacity(flows);
-    for flow in 0..flows {
-        if opening.len() >= OPENING
-            && let Some(done) = opening.join_next().await
-        {
-            all.extend(done?);
-        }
-        opening.spawn(async move { timeout(MOMENT, open_one(to, flow)).await.ok()?.ok() });
-    }
-    while let Some(done) = opening.join_next().await {
-        all.extend(done?);
-    }
-    Ok(all)
-}
-
-async fn open_one(to: SocketAddr, flow: usize) -> std::io::Result<TcpStream> {
-    let socket = TcpSocket::new_v4()?;
-    let source = u8::try_from(flow % usize::from(SOURCES)).unwrap_or_default();
-    socket.bind(SocketAddr::from(([127, 0, 0, 2 + source], 0)))?;
-    let mut stream = socket.connect(to).await?;
-    stream.set_nodelay(true)?;
-    let mut byte = *b"?";
-    stream.write_all(&byte).await?;
-    stream.read_exact(&mut byte).await?;
-    Ok(stream)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use underpass_tests::deadline::{MOMENT, wait_for};
 
 use super::{Done, Running, Server};
+use crate::flows;
 use crate::peers::measure::Measure;
 use crate::peers::usage::anonymous_memory;
 use crate::peers::ways::Open;
@@ -28,12 +29,6 @@ pub(super) const SPEAKING: usize = 8_000;
 
 /// Flows before the first look at memory, so that what is made once counts for nobody.
 const WARMING: usize = 64;
-
-/// Flows that are being opened at once: a tunnel's queue of accepted connections is not what is measured.
-const OPENING: usize = 64;
-
-/// Source addresses, each of which has some 28,000 ports.
-const SOURCES: usize = 4;
 
 /// Connections that the kernel may hold before they are accepted.
 const BACKLOG: u32 = 4096;
@@ -101,10 +96,10 @@ async fn accept(listener: TcpListener, accepted: Arc<AtomicUsize>) {
 pub(super) fn memory(open: &Open, flows: usize) -> Result<Done> {
     let [relay, agent] = open.sides().context("only a tunnel has memory")?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let warm = runtime.block_on(opened(open.address, WARMING, true))?;
+    let warm = runtime.block_on(flows::open(open.address, WARMING, true))?;
     let look = || Ok::<_, anyhow::Error>([anonymous_memory(relay)?, anonymous_memory(agent)?]);
     let before = at_rest(look)?;
-    let all = runtime.block_on(opened(open.address, flows, true))?;
+    let all = runtime.block_on(flows::open(open.address, flows, true))?;
     ensure!(
         all.len() == flows,
         "{} of {flows} flows were lost",
@@ -141,7 +136,7 @@ fn at_rest(look: impl Fn() -> Result<[u64; 2]>) -> Result<[u64; 2]> {
 /// Opens flows, lets all of them speak at once, and tells how many were not answered and how long it took until the others were.
 pub(super) fn burst(open: &Open, echo: &Echo, flows: usize) -> Result<Done> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let all = runtime.block_on(opened(open.address, flows, false))?;
+    let all = runtime.block_on(flows::open(open.address, flows, false))?;
     // Those that do not come this far are lost, which the burst shows.
     let _ = wait_for("all flows at the server", MOMENT, || {
         (echo.accepted.load(Ordering::Relaxed) >= all.len()).then_some(())
@@ -159,49 +154,13 @@ pub(super) fn burst(open: &Open, echo: &Echo, flows: usize) -> Result<Done> {
     })
 }
 
-/// Opens flows from several addresses, some at a time. Those that fail are not among what it gives.
-async fn opened(address: SocketAddr, flows: usize, spoken: bool) -> Result<Vec<TcpStream>> {
-    let mut opening = JoinSet::new();
-    let mut all = Vec::with_capacity(flows);
-    for flow in 0..flows {
-        if opening.len() >= OPENING
-            && let Some(done) = opening.join_next().await
-        {
-            all.extend(done?);
-        }
-        opening.spawn(async move { timeout(MOMENT, one(address, flow, spoken)).await.ok()?.ok() });
-    }
-    while let Some(done) = opening.join_next().await {
-        all.extend(done?);
-    }
-    Ok(all)
-}
-
-async fn one(address: SocketAddr, flow: usize, spoken: bool) -> std::io::Result<TcpStream> {
-    let socket = TcpSocket::new_v4()?;
-    let source = u8::try_from(flow % SOURCES).unwrap_or_default() + 2;
-    socket.bind(SocketAddr::from(([127, 0, 0, source], 0)))?;
-    let mut stream = socket.connect(address).await?;
-    stream.set_nodelay(true)?;
-    if spoken {
-        ask(&mut stream).await?;
-    }
-    Ok(stream)
-}
-
-async fn ask(stream: &mut TcpStream) -> std::io::Result<()> {
-    let mut byte = *b"?";
-    stream.write_all(&byte).await?;
-    stream.read_exact(&mut byte).await.map(drop)
-}
-
 /// How many of them were answered, and when the last was.
 async fn speak(all: Vec<TcpStream>) -> (usize, Duration) {
     let start = Instant::now();
     let mut speaking = JoinSet::new();
     for mut stream in all {
         speaking.spawn(async move {
-            let answered = timeout(MOMENT, ask(&mut stream)).await;
+            let answered = timeout(MOMENT, flows::ask(&mut stream)).await;
             let after = start.elapsed();
             // Kept open until all are done.
             answered.ok()?.ok().map(|()| (after, stream))
