@@ -1,13 +1,12 @@
 //! Commands that change something: on the files, and through control where that runs. Both do the same and say the same.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+
+use underpass_tests::deadline::{MOMENT, wait_for};
 
 use crate::Place;
-
-/// The longest that control may take to be there.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One command, how it ends, and the beginning of what it says.
 type Step = (&'static [&'static str], i32, &'static str);
@@ -278,13 +277,8 @@ impl Control {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let give_up = Instant::now() + PATIENCE;
-        while std::os::unix::net::UnixStream::connect(place.folder.path().join("run/api.sock"))
-            .is_err()
-        {
-            assert!(Instant::now() < give_up, "control is not there");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let socket = place.folder.path().join("run/api.sock");
+        wait_for("control", MOMENT, || UnixStream::connect(&socket).ok()).unwrap();
         Self(child)
     }
 }

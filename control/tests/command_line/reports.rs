@@ -237,22 +237,12 @@ fn payroll() -> HycoReport {
 
 fn archive() -> HycoReport {
     HycoReport {
-        name: "archive-sql".parse().unwrap(),
-        bound: None,
-        listeners: 0,
-        flows_live: 0,
-        flows_total: 0,
-        flows_failed: 0,
-        bytes_to_endpoint: 0,
-        bytes_to_application: 0,
-        last_ending: None,
         health: Health {
             state: HealthState::NoListener,
             since_unix_ms: now_ms() - 73 * HOUR_MS,
             why: None,
         },
-        agents: Vec::new(),
-        keys: Vec::new(),
+        ..HycoReport::new("archive-sql".parse().unwrap())
     }
 }
 

@@ -4,9 +4,10 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::pty;
+use underpass_tests::deadline::wait_for;
 
 use super::Place;
 
@@ -80,7 +81,7 @@ fn a_child_of_another_command_never_sees_the_variable() {
         .spawn()
         .unwrap();
     let process = up.id();
-    let children = until(|| {
+    let children = wait_for("the two children of up", DEADLINE, || {
         let listed =
             fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap();
         let children: Vec<u32> = listed
@@ -88,7 +89,8 @@ fn a_child_of_another_command_never_sees_the_variable() {
             .map(|id| id.parse().unwrap())
             .collect();
         (children.len() == 2).then_some(children)
-    });
+    })
+    .unwrap();
     for process in children.into_iter().chain([process]) {
         let seen = fs::read(format!("/proc/{process}/environ")).unwrap();
         assert!(!holds(&seen, CANARY), "{process}");
@@ -193,16 +195,12 @@ impl Running {
     /// It has read the string and dials.
     fn wait_until_it_works(&mut self) {
         let process = self.process();
-        let deadline = Instant::now() + DEADLINE;
-        while !workers(process) {
-            assert!(
-                self.child.try_wait().unwrap().is_none(),
-                "{} ended",
-                self.what
-            );
-            assert!(Instant::now() < deadline, "{} does not start", self.what);
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let what = format!("the workers of {}", self.what);
+        let ended = wait_for(&what, DEADLINE, || {
+            let ended = self.child.try_wait().unwrap().is_some();
+            (ended || workers(process)).then_some(ended)
+        });
+        assert!(!ended.unwrap(), "{} ended", self.what);
     }
 
     /// The program itself: `setsid` and `sh` have become it.
@@ -295,15 +293,4 @@ fn holds(bytes: &[u8], text: &str) -> bool {
     bytes
         .windows(text.len())
         .any(|part| part == text.as_bytes())
-}
-
-fn until<T>(mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "not in {DEADLINE:?}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use underpass::clock;
@@ -15,6 +15,7 @@ use underpass::rest::model::NamespaceTold;
 use underpass_proto::feed::{self, DialRole};
 use underpass_proto::limits::SNAPSHOT_MAX;
 use underpass_proto::{FeedMessage, FeedReader, Snapshot};
+use underpass_tests::deadline;
 
 /// The longest that anything may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -164,13 +165,6 @@ pub(crate) fn folder(namespace: &str, names: &[&str]) -> tempfile::TempDir {
     folder
 }
 
-pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let give_up = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < give_up, "waited in vain for {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
+pub(crate) fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    deadline::wait_for(what, PATIENCE, look).unwrap()
 }
