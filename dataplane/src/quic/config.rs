@@ -268,3 +268,19 @@ fn transport(mtu: u16, streams: u32) -> TransportConfig {
     config.mtu_discovery_config(Some(discovery));
     config
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_longer_path_has_a_larger_window_up_to_the_bound() {
+        let window = |us| send_window(Duration::from_micros(us));
+        assert_eq!(window(0), SEND_WINDOW_ENDS);
+        // 10 Gbit/s for 100 µs are 125 kB.
+        assert_eq!(window(100), SEND_WINDOW_ENDS + 2 * 125_000);
+        assert!(window(1_400) < SEND_WINDOW);
+        assert_eq!(window(1_500), SEND_WINDOW);
+        assert_eq!(send_window(Duration::MAX), SEND_WINDOW);
+    }
+}
