@@ -11,6 +11,7 @@ pub mod drain;
 mod flow;
 pub mod io;
 mod join;
+mod linger;
 mod link;
 mod listening;
 mod opening;

@@ -16,6 +16,7 @@ use crate::io::Ring;
 use crate::io::udp::Udp;
 use crate::io::{Completion, Io, Kind, Poll, SocketId, Waker as _};
 use crate::join::{Join, JoinEnd, JoinKey, Toward};
+use crate::linger::Linger;
 use crate::quic::{Driver, Event, SessionId, cid};
 
 /// How often a role looks after deadlines of its own.
@@ -294,8 +295,18 @@ struct Worker<I: Io, R: Role> {
 
 impl<I: Io, R: Role> Worker<I, R> {
     fn run(mut self) -> std::io::Result<()> {
+        let mut linger = Linger::new(self.core.now);
         while !self.role.is_done() {
-            self.turn()?;
+            let deadline = if linger.goes_on(self.core.now) {
+                self.core.now
+            } else {
+                self.deadline()
+            };
+            if self.turn(deadline)? {
+                linger.happened(self.core.now);
+            } else if linger.goes_on(self.core.now) {
+                linger.give_way(|| self.core.io.now());
+            }
         }
         // What was queued last, the closes of sessions, leaves before the socket does.
         self.core.quic.flush(self.core.now, &mut self.core.io);
@@ -304,12 +315,12 @@ impl<I: Io, R: Role> Worker<I, R> {
             .wait(Some(self.core.now), &mut self.completions)
     }
 
-    /// One turn: what came in, what it means, what goes out.
-    fn turn(&mut self) -> std::io::Result<()> {
-        let deadline = self.deadline();
+    /// One turn: what came in until `deadline`, what it means, what goes out. Whether anything came in.
+    fn turn(&mut self, deadline: Instant) -> std::io::Result<bool> {
         let mut completions = std::mem::take(&mut self.completions);
         self.core.io.wait(Some(deadline), &mut completions)?;
         self.core.now = self.core.io.now();
+        let any = !completions.is_empty();
         for completion in completions.drain(..) {
             self.complete(completion);
         }
@@ -319,7 +330,7 @@ impl<I: Io, R: Role> Worker<I, R> {
         self.settle();
         // Everything that became ready leaves together: full datagrams, one submit.
         self.unsent = self.core.quic.flush(self.core.now, &mut self.core.io);
-        Ok(())
+        Ok(any)
     }
 
     fn deadline(&self) -> Instant {
