@@ -115,6 +115,9 @@ struct PeersArgs {
     /// Draw the rates to a file, as SVG.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// Draw the times of a SQL-like flow beside more and more flows in bulk (rows sql-beside-…) to a file, as SVG.
+    #[arg(long, value_name = "FILE")]
+    curve: Option<PathBuf>,
     /// Exit with 1 for a floor that is missed too, not only for measurements that failed and for wrong bytes.
     #[arg(long)]
     judge: bool,
@@ -201,7 +204,7 @@ fn main() -> ExitCode {
 /// Exits with 1 when a measurement failed, and when a floor was missed if that is asked for.
 fn measure(args: PeersArgs) -> anyhow::Result<ExitCode> {
     let (bench, underpass) = binaries(args.underpass)?;
-    for path in args.json.iter().chain(&args.svg) {
+    for path in args.json.iter().chain(&args.svg).chain(&args.curve) {
         check_writable(path)?;
     }
     let mut settings = if args.short {
@@ -228,6 +231,12 @@ fn measure(args: PeersArgs) -> anyhow::Result<ExitCode> {
     }
     if let Some(path) = &args.svg {
         fs::write(path, report.svg()).with_context(|| cannot_write(path))?;
+    }
+    if let Some(path) = &args.curve {
+        let curve = report
+            .curve()
+            .context("no curve: add the rows sql-beside-… to --rows")?;
+        fs::write(path, curve).with_context(|| cannot_write(path))?;
     }
     let missed = args.judge && report.bars.iter().any(Judged::is_floor_missed);
     let bad = missed || !report.failures.is_empty();

@@ -1,6 +1,7 @@
 //! What a run came to, for programs: JSON, whose fields stay as they are. For people it displays as Markdown, and draws itself.
 
 mod chart;
+mod curve;
 mod table;
 
 use std::collections::BTreeMap;
@@ -97,6 +98,12 @@ impl Report {
     #[must_use]
     pub fn svg(&self) -> String {
         chart::draw(self)
+    }
+
+    /// The times of a SQL-like flow beside more and more flows in bulk, as a picture, SVG; nothing where they were not measured.
+    #[must_use]
+    pub fn curve(&self) -> Option<String> {
+        curve::draw(self)
     }
 }
 

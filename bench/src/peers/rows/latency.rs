@@ -1,4 +1,4 @@
-//! The time of a small message there and back: at rest, and beside a flow in bulk on the same session.
+//! The time of a small message there and back: at rest, and beside flows in bulk on the same session.
 //!
 //! Open loop: a message is sent when it is due, whether the one before was answered or not, and its time counts from when it was due.
 
@@ -46,20 +46,52 @@ pub(super) fn at_rest(address: SocketAddr, length: Duration) -> Result<Done> {
 
 /// The same beside one flow that sends as fast as it can; its rate is told too.
 pub(super) fn beside_bulk(address: SocketAddr, length: Duration) -> Result<Done> {
-    let bulk = Group {
-        request: Sizes::fixed(BULK),
-        verify: false,
-        ..Group::new("bulk")
-    };
-    let outcome = run(vec![ping(RATE_BESIDE_BULK), bulk], address, length)?;
-    let mut figures = times(group(&outcome, 0)?)?;
-    let bulk = group(&outcome, 1)?;
-    ensure!(bulk.bytes_up > 0, "the bulk flow moved nothing");
+    let outcome = run(vec![ping(RATE_BESIDE_BULK), bulk(1)], address, length)?;
+    told_with_bulk(&outcome)
+}
+
+/// One connection to a database, its statements and results, beside so many flows that send as fast as they can.
+pub(super) fn statements(address: SocketAddr, beside: u32, length: Duration) -> Result<Done> {
+    if beside == 0 {
+        let outcome = run(vec![sql()], address, length)?;
+        let sql = group(&outcome, 0)?;
+        return Ok(Done {
+            figures: times(sql)?,
+            work: sql.counts.right as f64,
+        });
+    }
+    let outcome = run(vec![sql(), bulk(beside)], address, length)?;
+    told_with_bulk(&outcome)
+}
+
+fn told_with_bulk(outcome: &Outcome) -> Result<Done> {
+    let mut figures = times(group(outcome, 0)?)?;
+    let bulk = group(outcome, 1)?;
+    ensure!(bulk.bytes_up > 0, "the flows in bulk moved nothing");
     figures.insert(Measure::Rate, bulk.gbit_per_second_up());
     Ok(Done {
         figures,
         work: bulk.bytes_up as f64,
     })
+}
+
+fn bulk(flows: u32) -> Group {
+    Group {
+        flows: flows.into(),
+        request: Sizes::fixed(BULK),
+        verify: false,
+        ..Group::new("bulk")
+    }
+}
+
+/// Short statements, mostly small results; the sizes of `underpass-loadtest`'s own scenario, less its few large results.
+fn sql() -> Group {
+    Group {
+        pace: Pace::Rate(RATE_BESIDE_BULK),
+        request: Sizes::between(60, 800),
+        response: Sizes::between(100, 4096),
+        ..Group::new("sql")
+    }
 }
 
 fn ping(rate: f64) -> Group {
@@ -112,6 +144,10 @@ mod tests {
         assert!(rest.figures[&Measure::P50] > 0.0);
         assert!(rest.figures[&Measure::P50] <= rest.figures[&Measure::P99]);
         let beside = beside_bulk(server.address, SHORT).expect("done");
+        assert!(beside.figures[&Measure::Rate] > 0.0, "{beside:?}");
+        let alone = statements(server.address, 0, SHORT).expect("done");
+        assert!(!alone.figures.contains_key(&Measure::Rate), "{alone:?}");
+        let beside = statements(server.address, 8, SHORT).expect("done");
         assert!(beside.figures[&Measure::Rate] > 0.0, "{beside:?}");
     }
 

@@ -58,6 +58,18 @@ pub enum Row {
     PingPong,
     /// The same beside one flow in bulk, one worker in relay and agent each: on the same session.
     PingBesideBulk,
+    /// Statements of one connection to a database, open loop, alone; one worker each in this row and the next three.
+    #[value(name = "sql-beside-0")]
+    SqlBeside0,
+    /// The same beside one flow in bulk of the same session.
+    #[value(name = "sql-beside-1")]
+    SqlBeside1,
+    /// The same beside 8.
+    #[value(name = "sql-beside-8")]
+    SqlBeside8,
+    /// The same beside 64.
+    #[value(name = "sql-beside-64")]
+    SqlBeside64,
     /// 2,000 flows at rest: memory of relay and agent for each.
     IdleMemory,
     /// 8,000 flows at rest that all speak at once, or as many as the limit of files permits.
@@ -105,6 +117,8 @@ enum Kind {
     Pgbench,
     AtRest,
     BesideBulk,
+    /// Beside so many flows in bulk.
+    Sql(u32),
     Idle,
     Burst,
 }
@@ -124,6 +138,10 @@ impl Row {
             Row::Pgbench => "pgbench",
             Row::PingPong => "ping-pong",
             Row::PingBesideBulk => "ping-beside-bulk",
+            Row::SqlBeside0 => "sql-beside-0",
+            Row::SqlBeside1 => "sql-beside-1",
+            Row::SqlBeside8 => "sql-beside-8",
+            Row::SqlBeside64 => "sql-beside-64",
             Row::IdleMemory => "idle-memory",
             Row::Burst => "burst",
         }
@@ -143,6 +161,10 @@ impl Row {
             Row::Pgbench => "pgbench -S, 8 clients",
             Row::PingPong => "1 byte there and back",
             Row::PingBesideBulk => "1 byte beside bulk, 1 worker",
+            Row::SqlBeside0 => "SQL-like flow alone, 1 worker",
+            Row::SqlBeside1 => "SQL-like flow beside 1 in bulk",
+            Row::SqlBeside8 => "SQL-like flow beside 8 in bulk",
+            Row::SqlBeside64 => "SQL-like flow beside 64 in bulk",
             Row::IdleMemory => "memory of an idle flow",
             Row::Burst => "idle flows, then all speak",
         }
@@ -159,7 +181,8 @@ impl Row {
                 Measure::AddedP50,
                 Measure::AddedP99,
             ],
-            Kind::BesideBulk => &[Measure::P99, Measure::P50, Measure::Rate],
+            Kind::Sql(0) => &[Measure::P99, Measure::P50],
+            Kind::BesideBulk | Kind::Sql(_) => &[Measure::P99, Measure::P50, Measure::Rate],
             Kind::Idle => &[Measure::RelayMemory, Measure::AgentMemory, Measure::Flows],
             Kind::Burst => &[Measure::AllAnswered, Measure::Lost, Measure::Flows],
         }
@@ -175,10 +198,10 @@ impl Row {
     #[must_use]
     pub fn unit(self, measure: Measure) -> &'static str {
         match (measure, self.kind()) {
-            (Measure::Rate, Kind::Iperf(_) | Kind::BesideBulk) => "Gbit/s",
+            (Measure::Rate, Kind::Iperf(_) | Kind::BesideBulk | Kind::Sql(_)) => "Gbit/s",
             (Measure::Rate, Kind::Pgbench) => "transactions/s",
             (Measure::Rate, _) => "requests/s",
-            (Measure::Cost, Kind::Iperf(_) | Kind::BesideBulk) => "s/GB",
+            (Measure::Cost, Kind::Iperf(_) | Kind::BesideBulk | Kind::Sql(1..)) => "s/GB",
             (Measure::Cost, _) => "s/100,000",
             (measure, _) => measure.unit(),
         }
@@ -188,7 +211,7 @@ impl Row {
     #[must_use]
     pub fn cost(self, cpu: Duration, work: f64) -> f64 {
         let unit = match self.kind() {
-            Kind::Iperf(_) | Kind::BesideBulk => 1e9,
+            Kind::Iperf(_) | Kind::BesideBulk | Kind::Sql(1..) => 1e9,
             _ => 1e5,
         };
         cpu.as_secs_f64() * unit / work
@@ -204,8 +227,17 @@ impl Row {
     #[must_use]
     pub fn workers(self, usual: usize) -> usize {
         match self.kind() {
-            Kind::BesideBulk => 1,
+            Kind::BesideBulk | Kind::Sql(_) => 1,
             _ => usual,
+        }
+    }
+
+    /// Flows in bulk beside the one whose times it tells, where it is one of those that make a curve.
+    #[must_use]
+    pub fn in_bulk(self) -> Option<u32> {
+        match self.kind() {
+            Kind::Sql(beside) => Some(beside),
+            _ => None,
         }
     }
 
@@ -243,7 +275,7 @@ impl Row {
             Kind::Iperf(_) => iperf::check_installed(),
             Kind::Http(_) => http::check_installed(),
             Kind::Pgbench => pgbench::check_installed(),
-            Kind::AtRest | Kind::BesideBulk | Kind::Idle | Kind::Burst => Ok(()),
+            Kind::AtRest | Kind::BesideBulk | Kind::Sql(_) | Kind::Idle | Kind::Burst => Ok(()),
         }
     }
 
@@ -259,7 +291,7 @@ impl Row {
                 address: stage.database()?,
                 running: Running::Elsewhere,
             }),
-            Kind::AtRest | Kind::BesideBulk => latency::serve(),
+            Kind::AtRest | Kind::BesideBulk | Kind::Sql(_) => latency::serve(),
             Kind::Idle | Kind::Burst => idle::serve(),
         }
     }
@@ -276,6 +308,7 @@ impl Row {
             Kind::Pgbench => pgbench::load(open.address, length),
             Kind::AtRest => latency::at_rest(open.address, length),
             Kind::BesideBulk => latency::beside_bulk(open.address, length),
+            Kind::Sql(beside) => latency::statements(open.address, beside, length),
             Kind::Idle => idle::memory(open, idle::permitted(idle::RESTING)),
             Kind::Burst => match &server.running {
                 Running::Echo(echo) => idle::burst(open, echo, idle::permitted(idle::SPEAKING)),
@@ -295,6 +328,10 @@ impl Row {
             Row::Pgbench => Kind::Pgbench,
             Row::PingPong => Kind::AtRest,
             Row::PingBesideBulk => Kind::BesideBulk,
+            Row::SqlBeside0 => Kind::Sql(0),
+            Row::SqlBeside1 => Kind::Sql(1),
+            Row::SqlBeside8 => Kind::Sql(8),
+            Row::SqlBeside64 => Kind::Sql(64),
             Row::IdleMemory => Kind::Idle,
             Row::Burst => Kind::Burst,
         }
