@@ -118,6 +118,9 @@ struct PeersArgs {
     /// Draw the times of a SQL-like flow beside more and more flows in bulk (rows sql-beside-…) to a file, as SVG.
     #[arg(long, value_name = "FILE")]
     curve: Option<PathBuf>,
+    /// Measure nothing: make one report of these, which earlier runs of other works wrote by --json.
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["rounds", "seconds", "rows", "ways", "short", "workers", "underpass"])]
+    join: Vec<PathBuf>,
     /// Exit with 1 for a floor that is missed too, not only for measurements that failed and for wrong bytes.
     #[arg(long)]
     judge: bool,
@@ -169,7 +172,7 @@ fn main() -> ExitCode {
         Command::Peers(args) if args.install => {
             tools::install(|step| eprintln!("{step}")).map(|()| ExitCode::SUCCESS)
         }
-        Command::Peers(args) => measure(args),
+        Command::Peers(args) => measure(&args),
         Command::Growth(args) => grow(args),
         Command::Agents {
             strings,
@@ -202,18 +205,39 @@ fn main() -> ExitCode {
 }
 
 /// Exits with 1 when a measurement failed, and when a floor was missed if that is asked for.
-fn measure(args: PeersArgs) -> anyhow::Result<ExitCode> {
-    let (bench, underpass) = binaries(args.underpass)?;
+fn measure(args: &PeersArgs) -> anyhow::Result<ExitCode> {
     for path in args.json.iter().chain(&args.svg).chain(&args.curve) {
         check_writable(path)?;
     }
+    let report = if args.join.is_empty() {
+        peers::run(peers_settings(args)?, |step| eprintln!("{step}"))?
+    } else {
+        peers::Report::join(read_reports(&args.join)?)?
+    };
+    print!("{report}");
+    tell_peers(args, &report)
+}
+
+fn read_reports(paths: &[PathBuf]) -> anyhow::Result<Vec<peers::Report>> {
+    let read = |path: &PathBuf| {
+        let text = fs::read_to_string(path)?;
+        Ok::<_, anyhow::Error>(serde_json::from_str(&text)?)
+    };
+    let reports = paths
+        .iter()
+        .map(|path| read(path).with_context(|| format!("cannot read {}", path.display())));
+    reports.collect()
+}
+
+fn peers_settings(args: &PeersArgs) -> anyhow::Result<peers::Settings> {
+    let (bench, underpass) = binaries(args.underpass.clone())?;
     let mut settings = if args.short {
         peers::Settings::short(underpass, bench)
     } else {
         peers::Settings::usual(underpass, bench)
     };
-    replace(&mut settings.rows, args.rows);
-    replace(&mut settings.ways, args.ways);
+    replace(&mut settings.rows, args.rows.clone());
+    replace(&mut settings.ways, args.ways.clone());
     if let Some(rounds) = args.rounds {
         settings.rounds = rounds.into();
     }
@@ -224,10 +248,13 @@ fn measure(args: PeersArgs) -> anyhow::Result<ExitCode> {
         settings.workers = workers.into();
         settings.threads = workers.into();
     }
-    let report = peers::run(settings, |step| eprintln!("{step}"))?;
-    print!("{report}");
+    Ok(settings)
+}
+
+/// Writes what was asked for, and judges.
+fn tell_peers(args: &PeersArgs, report: &peers::Report) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.json {
-        write_json(path, &report)?;
+        write_json(path, report)?;
     }
     if let Some(path) = &args.svg {
         fs::write(path, report.svg()).with_context(|| cannot_write(path))?;

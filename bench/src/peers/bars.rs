@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::measure::Measure;
 use super::report::ratio;
@@ -10,7 +10,7 @@ use super::ways::Mtu;
 use super::{Row, Sample, Way};
 
 /// How much a bar means.
-#[derive(Serialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
     /// Below it is a defect.
@@ -111,7 +111,7 @@ const fn bar(row: Row, mtu: Mtu, measure: Measure, level: Level, to: To, factor:
 }
 
 /// A bar and what a run has to say to it.
-#[derive(Serialize, Clone, PartialEq, Debug)]
+#[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
 pub struct Judged {
     /// The work.
     pub row: Row,

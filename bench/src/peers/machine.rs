@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use underpass_tests::servers::{postgres, program};
 
 use super::{Way, tools};
@@ -17,7 +17,7 @@ const BUILDERS: [&str; 7] = ["cargo", "rustc", "cc1", "cc1plus", "ld", "ld.lld",
 const LOAD_MAX: f64 = 0.3;
 
 /// What the figures were taken with.
-#[derive(Serialize, Clone, Debug)]
+#[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
 pub struct Machine {
     /// The processor.
     pub processor: String,

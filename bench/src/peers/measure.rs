@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A kind of figure. Its name in JSON is its name here, in snake case.
-#[derive(Serialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
     /// Work done in a second, in the row's unit.
@@ -123,7 +123,7 @@ pub fn with_unit(number: &str, unit: &str) -> String {
 }
 
 /// Median, smallest and largest of some figures.
-#[derive(Serialize, Clone, Copy, PartialEq, Debug)]
+#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Debug)]
 pub struct Spread {
     /// The middle one, or the mean of the two in the middle.
     pub median: f64,

@@ -6,7 +6,8 @@ mod table;
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
 
 use super::bars::{self, Judged};
 use super::machine::Machine;
@@ -14,7 +15,7 @@ use super::measure::{Measure, Spread, median};
 use super::{Notes, Row, Sample, Settings, Way};
 
 /// All figures. Displays as Markdown.
-#[derive(Serialize, Debug)]
+#[derive(Serialize, Deserialize, PartialEq, Debug)]
 pub struct Report {
     /// What they were taken with.
     pub machine: Machine,
@@ -39,7 +40,7 @@ pub struct Report {
 }
 
 /// One row over one way.
-#[derive(Serialize, Clone, Debug)]
+#[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
 pub struct Line {
     /// The work.
     pub row: Row,
@@ -54,10 +55,10 @@ pub struct Line {
 }
 
 /// A figure over all rounds.
-#[derive(Serialize, Clone, PartialEq, Debug)]
+#[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
 pub struct Taken {
     /// Its unit; empty of a plain number.
-    pub unit: &'static str,
+    pub unit: String,
     /// Median, smallest and largest.
     #[serde(flatten)]
     pub spread: Spread,
@@ -94,6 +95,69 @@ impl Report {
 }
 
 impl Report {
+    /// Runs of different works as one report: what takes an hour may be taken in parts. Every ratio and bar stays that of its own run.
+    ///
+    /// # Errors
+    /// There is none; they were not taken alike, or two of them measured the same work.
+    pub fn join(reports: Vec<Report>) -> Result<Report> {
+        let mut reports = reports.into_iter();
+        let Some(mut whole) = reports.next() else {
+            anyhow::bail!("nothing is to be joined");
+        };
+        for report in reports {
+            let taken = |report: &Report| {
+                let Report {
+                    rounds,
+                    seconds,
+                    workers,
+                    threads,
+                    ..
+                } = report;
+                (*rounds, *seconds, *workers, *threads)
+            };
+            ensure!(
+                taken(&whole) == taken(&report),
+                "the runs differ in rounds, seconds, workers or threads: {:?} and {:?}",
+                taken(&whole),
+                taken(&report)
+            );
+            ensure!(
+                whole.machine.processor == report.machine.processor
+                    && whole.machine.kernel == report.machine.kernel,
+                "the runs are of different machines"
+            );
+            let twice = report
+                .lines
+                .iter()
+                .find(|line| whole.lines.iter().any(|other| other.row == line.row));
+            ensure!(
+                twice.is_none(),
+                "two of the runs measured {}",
+                twice.map_or("", |line| line.row.name())
+            );
+            whole.add(report);
+        }
+        Ok(whole)
+    }
+
+    fn add(&mut self, other: Report) {
+        let texts = [
+            (&mut self.machine.versions, other.machine.versions),
+            (&mut self.busy, other.busy),
+            (&mut self.skipped, other.skipped),
+            (&mut self.failures, other.failures),
+        ];
+        for (texts, others) in texts {
+            for text in others {
+                if !texts.contains(&text) {
+                    texts.push(text);
+                }
+            }
+        }
+        self.lines.extend(other.lines);
+        self.bars.extend(other.bars);
+    }
+
     /// As a picture, SVG.
     #[must_use]
     pub fn svg(&self) -> String {
@@ -121,7 +185,7 @@ impl Line {
         }
         let taken = rounds.into_iter().filter_map(|(measure, rounds)| {
             let taken = Taken {
-                unit: row.unit(measure),
+                unit: row.unit(measure).to_owned(),
                 spread: Spread::of(&rounds)?,
                 rounds,
             };
@@ -210,5 +274,52 @@ mod tests {
         let text = report.to_string();
         let line = "| bulk, 1 flow | poll-1452 | 6.00 (4.00 to 8.00) Gbit/s | 2.00 |  |  | 3.00 s/GB |  |  |  |";
         assert!(text.contains(line), "{text}");
+    }
+
+    fn of_row(row: Row, rounds: usize) -> Report {
+        let settings = Settings {
+            rows: vec![row],
+            ways: vec![Way::RingPath],
+            rounds,
+            ..Settings::usual("underpass".into(), "underpass-bench".into())
+        };
+        let sample = Sample {
+            row,
+            way: Way::RingPath,
+            round: 0,
+            outcome: Ok([
+                (Measure::P50, 1.0),
+                (Measure::P99, 2.0),
+                (Measure::Rate, 3.0),
+            ]
+            .into()),
+        };
+        Report::new(&settings, Notes::default(), &[sample])
+    }
+
+    #[test]
+    fn parts_that_were_written_and_read_are_one_report() {
+        let parts = [Row::Bulk, Row::PingBesideBulk].map(|row| of_row(row, 1));
+        let read = parts.iter().map(|part| {
+            let text = serde_json::to_string(part).expect("written");
+            let read: Report = serde_json::from_str(&text).expect("read");
+            assert_eq!(&read, part);
+            read
+        });
+        let whole = Report::join(read.collect()).expect("joined");
+        let rows: Vec<Row> = whole.lines.iter().map(|line| line.row).collect();
+        assert_eq!(rows, [Row::Bulk, Row::PingBesideBulk]);
+        assert_eq!(whole.bars.len(), parts[0].bars.len() + parts[1].bars.len());
+        assert_eq!(whole.machine.versions, parts[0].machine.versions);
+    }
+
+    #[test]
+    fn what_does_not_belong_together_is_not_joined() {
+        let join = |parts| Report::join(parts).expect_err("refused").to_string();
+        let same = join(vec![of_row(Row::Bulk, 1), of_row(Row::Bulk, 1)]);
+        assert_eq!(same, "two of the runs measured bulk");
+        let other = join(vec![of_row(Row::Bulk, 1), of_row(Row::Bulk8, 2)]);
+        assert!(other.contains("differ in rounds"), "{other}");
+        assert_eq!(join(vec![]), "nothing is to be joined");
     }
 }

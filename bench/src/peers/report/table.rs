@@ -50,12 +50,12 @@ impl fmt::Display for Line {
             let spread = taken.spread;
             let (min, max) = (number(spread.min), number(spread.max));
             let number = format!("{} ({min} to {max})", number(spread.median));
-            Some(measure.named(&with_unit(&number, taken.unit)))
+            Some(measure.named(&with_unit(&number, &taken.unit)))
         });
         let figures: Vec<String> = figures.collect();
         let median = |measure: Measure| {
             let taken = self.figures.get(&measure)?;
-            Some(with_unit(&measure.number(taken.spread.median), taken.unit))
+            Some(with_unit(&measure.number(taken.spread.median), &taken.unit))
         };
         let ratio = |ratio: Option<f64>| ratio.map(|ratio| format!("{ratio:.2}"));
         let cells = [

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use underpass_loadtest::Endpoint;
 use underpass_tests::network::Machine;
 use underpass_tests::process::Process;
@@ -347,6 +347,13 @@ impl fmt::Display for Row {
 impl Serialize for Row {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Row {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Row, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        <Row as ValueEnum>::from_str(&name, false).map_err(serde::de::Error::custom)
     }
 }
 

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tempfile::TempDir;
 use underpass_tests::deadline::{MOMENT, wait_for};
 use underpass_tests::process::Process;
@@ -175,6 +175,13 @@ impl fmt::Display for Way {
 impl Serialize for Way {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Way {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Way, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        <Way as ValueEnum>::from_str(&name, false).map_err(serde::de::Error::custom)
     }
 }
 
