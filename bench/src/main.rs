@@ -140,6 +140,14 @@ struct GrowthArgs {
     /// Length of each load, and of each look at processes that rest.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     seconds: u16,
+    /// Leave out counts below this one.
+    #[arg(
+        long,
+        default_value_t = 0,
+        hide_default_value = true,
+        value_name = "COUNT"
+    )]
+    least: usize,
     /// Leave out counts above this one.
     #[arg(long, default_value_t = usize::MAX, hide_default_value = true, value_name = "COUNT")]
     most: usize,
@@ -293,6 +301,7 @@ fn grow(args: GrowthArgs) -> anyhow::Result<ExitCode> {
         workers: args.workers.into(),
         io: args.io,
         mtu_max: args.mtu_max,
+        least: args.least,
         most: args.most,
         underpass,
         bench,

@@ -56,6 +56,8 @@ pub struct Settings {
     pub io: String,
     /// UDP payload that datagrams are held at, bytes.
     pub mtu_max: u16,
+    /// Counts below this one are left out.
+    pub least: usize,
     /// Counts above this one are left out.
     pub most: usize,
     /// The product's binary.
@@ -97,7 +99,7 @@ pub fn run(settings: &Settings, tell: impl Fn(&str)) -> Result<Report> {
             for &count in axis
                 .counts()
                 .iter()
-                .filter(|count| **count <= settings.most)
+                .filter(|count| (settings.least..=settings.most).contains(*count))
             {
                 let outcome = axis
                     .measure(settings, count)

@@ -151,6 +151,7 @@ pub(super) mod tests {
             workers: 1,
             io: "auto".into(),
             mtu_max: 1_452,
+            least: 0,
             most: usize::MAX,
             underpass: "underpass".into(),
             bench: "bench".into(),
