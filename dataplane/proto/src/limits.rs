@@ -20,6 +20,8 @@ pub const WORKERS_MAX: u16 = 255;
 /// What a relay keeps of a flow until Opened, to try another agent with. Also a flow's first window.
 pub const REPLAY_MAX: usize = 64 * 1024;
 
+/// From the first datagram of a handshake to its end. A stranger holds a place no longer.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// From a handshake to its Hello, and from Welcome to the first Register. A stranger holds a session no longer.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// From dialling an endpoint to giving it up; below the 21 s after which common clients give up themselves.

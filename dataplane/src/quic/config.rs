@@ -12,8 +12,10 @@ use rustls::SupportedCipherSuite;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use underpass_proto::Pin;
+use underpass_proto::limits::FLOWS_MAX_DEFAULT;
 use underpass_proto::wire::ALPN;
 
+use super::admission::HELD_MAX;
 use super::cid;
 use super::verify::ByPin;
 
@@ -44,8 +46,9 @@ pub fn send_window(rtt: Duration) -> u64 {
     path.saturating_add(SEND_WINDOW_ENDS).min(SEND_WINDOW)
 }
 
-/// Flows that a relay may have open at once in one session. The accepting side preallocates a slot for each.
-pub const FLOWS_PER_SESSION: u32 = 10_000;
+/// Flows that a relay may have open at once in one session. The accepting side preallocates a slot for each. What has ended is given back in eighths,
+/// so that this many leave room for all that one hybrid connection may have by default.
+pub const FLOWS_PER_SESSION: u32 = 12_000;
 
 /// A sign of life is asked for after this much silence.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -66,11 +69,12 @@ const ACKNOWLEDGE_AFTER: u32 = 20;
 /// And for how long. RFC 9000 has 25 ms, which an ending flow or a lost last datagram would wait for.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(5);
 
-/// Datagrams kept for handshakes that were not accepted yet: accepted at once, so a few suffice.
-const INCOMING_MAX: usize = 256;
-const INCOMING_BYTES: u64 = 64 * 1024;
-const INCOMING_BYTES_ALL: u64 = 4 * 1024 * 1024;
+/// Datagrams kept of a newcomer whose handshake has not begun, beyond its first: the rest of what it says first, twice.
+const INCOMING_BYTES: u64 = 8 * 1024;
+/// The same of all newcomers.
+const INCOMING_BYTES_ALL: u64 = 8 * 1024 * 1024;
 
+const _: () = assert!(FLOWS_PER_SESSION / 8 * 7 >= FLOWS_MAX_DEFAULT);
 const _: () = assert!(SESSION_WINDOW >= 16 * STREAM_WINDOW);
 const _: () = assert!(SEND_WINDOW >= STREAM_WINDOW as u64);
 
@@ -193,7 +197,7 @@ impl Server {
         let token =
             ::aws_lc_rs::hkdf::Salt::new(::aws_lc_rs::hkdf::HKDF_SHA256, &[]).extract(&self.token);
         let mut config = ServerConfig::new(Arc::clone(&self.crypto) as _, Arc::new(token));
-        config.max_incoming(INCOMING_MAX);
+        config.max_incoming(HELD_MAX);
         config.incoming_buffer_size(INCOMING_BYTES);
         config.incoming_buffer_size_total(INCOMING_BYTES_ALL);
         config.transport_config(Arc::new(transport(mtu.unwrap_or(MTU_MIN), 64)));

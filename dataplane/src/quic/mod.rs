@@ -3,9 +3,11 @@
 //! Datagrams go in, [`Event`]s come out, and [`Driver::flush`] sends all that became ready in one go. No task, no lock, no channel.
 //! Knows sessions (QUIC connections) and streams; what travels in them is the business of the relay and the agent.
 
+mod admission;
 pub mod cid;
 pub mod config;
 mod event;
+mod newcomers;
 mod streams;
 pub mod verify;
 
@@ -24,6 +26,8 @@ use quinn_proto::{
 use underpass_proto::proof::EXPORTER_LABEL;
 use underpass_proto::{Exporter, SessionCode};
 
+pub use self::admission::Handshakes;
+use self::admission::{Admission, Network};
 pub use self::event::Event;
 use self::event::translate;
 pub use self::streams::{Read, WriteError};
@@ -34,6 +38,9 @@ const SENDS_PER_TURN: usize = 8;
 
 /// Session slots beyond which a newcomer is refused unheard: about 100 KiB of state each.
 const SESSIONS_MAX: usize = 16_384;
+
+/// Answers to strangers that may wait for a buffer, of some 100 bytes each.
+const RESPONSES_MAX: usize = 1_024;
 
 /// A session on this worker. Never reused for another one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -54,7 +61,11 @@ pub struct Driver {
     scratch: Vec<u8>,
     mtu_max: Option<u16>,
     server: Option<Arc<config::Server>>,
-    refused: u64,
+    /// Answers to strangers for which no buffer was free.
+    responses: VecDeque<(io::Transmit, Vec<u8>)>,
+    admission: Admission<Incoming>,
+    /// Handshakes that were begun, by their deadline.
+    unfinished: VecDeque<(Instant, SessionId)>,
 }
 
 struct Session {
@@ -68,6 +79,10 @@ struct Session {
     /// The path's shortest round trip that the send window is fit for.
     fit_for: Duration,
     lost: bool,
+    /// Something came from the peer.
+    heard: bool,
+    /// Where it comes from, while its handshake is under way.
+    newcomer: Option<Network>,
 }
 
 impl SessionId {
@@ -118,7 +133,9 @@ impl Driver {
             scratch: Vec::with_capacity(DATAGRAMS_SIZE),
             mtu_max,
             server,
-            refused: 0,
+            responses: VecDeque::new(),
+            admission: Admission::default(),
+            unfinished: VecDeque::new(),
         }
     }
 
@@ -159,6 +176,12 @@ impl Driver {
         datagram: BytesMut,
         io: &mut impl Io,
     ) {
+        // A newcomer may wait for its turn, and the buffer that all of its batch share is large.
+        let datagram = if is_initial(&datagram) {
+            BytesMut::from(&datagram[..])
+        } else {
+            datagram
+        };
         self.scratch.clear();
         let event = self.endpoint.handle(
             now,
@@ -175,6 +198,7 @@ impl Driver {
                     return;
                 };
                 session.last_heard = now;
+                session.heard = true;
                 session.connection.handle_event(event);
                 let id = SessionId {
                     index: index_of(handle),
@@ -187,45 +211,34 @@ impl Driver {
         }
     }
 
-    fn incoming(&mut self, now: Instant, incoming: Incoming, io: &mut impl Io) {
-        let Some(server) = self.server.clone() else {
-            return self.endpoint.ignore(incoming);
-        };
-        self.scratch.clear();
-        if self.live >= SESSIONS_MAX {
-            self.refused += 1;
-            let transmit = self.endpoint.refuse(incoming, &mut self.scratch);
-            return self.respond(transmit, io);
-        }
-        let mtu = io::udp::path_mtu(incoming.remote_address());
-        let mtu = self.mtu_max.map_or(mtu, |most| most.min(mtu));
-        match self.endpoint.accept(
-            incoming,
-            now,
-            &mut self.scratch,
-            Some(server.quic(Some(mtu))),
-        ) {
-            Ok((handle, connection)) => {
-                self.insert(now, handle, connection);
+    /// Sends what the endpoint wrote to the scratch buffer, or keeps it until a buffer is free. A crowd of newcomers is answered in one turn, and one
+    /// whose answer is lost would say the same again, with all others.
+    fn respond(&mut self, transmit: quinn_proto::Transmit, io: &mut impl Io) {
+        let said = &self.scratch[..transmit.size];
+        match io.datagram_buffer() {
+            Some(mut buffer) => {
+                buffer.data.extend_from_slice(said);
+                io.send_datagrams(buffer, &outgoing(&transmit));
             }
-            Err(error) => {
-                self.refused += 1;
-                if let Some(transmit) = error.response {
-                    self.respond(transmit, io);
-                }
+            None if self.responses.len() < RESPONSES_MAX => {
+                self.responses
+                    .push_back((outgoing(&transmit), said.to_vec()));
             }
+            None => {} // Lost, as datagrams are.
         }
     }
 
-    /// Sends what the endpoint wrote to the scratch buffer; lost when no buffer is free, as datagrams are.
-    fn respond(&mut self, transmit: quinn_proto::Transmit, io: &mut impl Io) {
-        let Some(mut buffer) = io.datagram_buffer() else {
-            return;
-        };
-        buffer
-            .data
-            .extend_from_slice(&self.scratch[..transmit.size]);
-        io.send_datagrams(buffer, &outgoing(&transmit));
+    /// Sends responses that were kept.
+    fn send_responses(&mut self, io: &mut impl Io) {
+        while !self.responses.is_empty() {
+            let Some(mut buffer) = io.datagram_buffer() else {
+                return;
+            };
+            if let Some((transmit, said)) = self.responses.pop_front() {
+                buffer.data.extend_from_slice(&said);
+                io.send_datagrams(buffer, &transmit);
+            }
+        }
     }
 
     fn insert(
@@ -252,6 +265,8 @@ impl Driver {
             since: now,
             fit_for: Duration::MAX,
             lost: false,
+            heard: false,
+            newcomer: None,
         });
         self.mark(id);
         id
@@ -285,6 +300,8 @@ impl Driver {
         while let Some(event) = session.connection.poll() {
             translate(session, id, event, events);
         }
+        session.lost |= drained;
+        self.note_handshake(id);
         if drained {
             self.sessions[id.index as usize] = None;
             self.live -= 1;
@@ -294,6 +311,7 @@ impl Driver {
     /// Sends what became ready, session by session, each a bounded share at a time. Sessions that could not send all stay ready.
     /// True when there is more to send that waits for nothing but its turn.
     pub fn flush(&mut self, now: Instant, io: &mut impl Io) -> bool {
+        self.send_responses(io);
         let segments_max = io.max_segments();
         let mut again = VecDeque::new();
         let mut starved = false;
@@ -319,7 +337,9 @@ impl Driver {
             }
         }
         self.dirty = again;
-        !starved && !self.dirty.is_empty()
+        // They have something to say, and are flushed in the next turn.
+        let newcomers = self.admit(now, io);
+        !starved && (newcomers || !self.dirty.is_empty())
     }
 
     fn schedule(
@@ -347,6 +367,7 @@ impl Driver {
 
     /// Fires every timer that is due.
     pub fn fire_timers(&mut self, now: Instant) {
+        self.end_unfinished(now);
         while let Some(&Reverse((deadline, id))) = self.timers.peek() {
             if deadline > now {
                 return;
@@ -396,6 +417,7 @@ impl Driver {
             VarInt::from_u32(code.to_u32()),
             Bytes::from(code.to_string()),
         );
+        self.note_handshake(id);
         self.mark(id);
     }
 
@@ -429,6 +451,19 @@ impl Driver {
             .as_ref()
             .filter(|s| s.generation == id.generation)?;
         Some(now.saturating_duration_since(session.last_heard))
+    }
+
+    /// Whether the peer has answered at all, and not stopped to for longer than `patience`.
+    #[must_use]
+    pub fn is_answering(&self, now: Instant, id: SessionId, patience: Duration) -> bool {
+        let session = self
+            .sessions
+            .get(id.index as usize)
+            .and_then(Option::as_ref);
+        session.is_some_and(|session| {
+            let silence = now.saturating_duration_since(session.last_heard);
+            session.generation == id.generation && session.heard && silence <= patience
+        })
     }
 
     /// What a report says of a session.
@@ -518,6 +553,11 @@ fn lookup(sessions: &mut [Option<Session>], id: SessionId) -> Option<&mut Sessio
         .get_mut(id.index as usize)?
         .as_mut()
         .filter(|session| session.generation == id.generation)
+}
+
+/// Whether a datagram begins with an Initial packet (RFC 9000, section 17.2.2), as a newcomer's does.
+fn is_initial(datagram: &[u8]) -> bool {
+    matches!(datagram, [first, ..] if first & 0xf0 == 0xc0)
 }
 
 fn outgoing(transmit: &quinn_proto::Transmit) -> io::Transmit {
