@@ -21,6 +21,7 @@ pub mod quic;
 pub mod relay;
 mod resolve;
 pub mod sender;
+mod waiting;
 mod worker;
 
 /// Settings that every data plane process has.

@@ -4,11 +4,13 @@
 //! own decisions are in `role`.
 
 mod asked;
+mod conduct;
 mod feed;
 mod keys;
 mod listeners;
 mod peers;
 mod plan;
+mod pressure;
 mod role;
 pub(crate) mod roster;
 mod senders;
@@ -94,6 +96,7 @@ pub fn run(feed: PathBuf, settings: Settings, requests: drain::Requests) -> Resu
         instance: Instance(rand::random()),
         states: States::default(),
         asked: Asked::default(),
+        told: pressure::Told::default(),
     };
     supervisor.supervise(&feed_events, &requests)
 }
@@ -113,6 +116,8 @@ struct Supervisor {
     states: States,
     /// Probes that control asked for.
     asked: Asked,
+    /// What of the turned away was told.
+    told: pressure::Told,
 }
 
 struct Workers {
@@ -372,6 +377,9 @@ impl Supervisor {
         let mut whole = running.ask();
         let by_hyco = Sessions::by_hyco(&whole.sessions);
         let moment = Moment::at(Instant::now());
+        if whole.complete {
+            self.told.look(Instant::now(), whole.pressure);
+        }
         let count = whole.sessions.len().max(running.plan.snapshot.hycos.len());
         let truncated = count > REPORT_ROWS_MAX;
         whole.sessions.truncate(REPORT_ROWS_MAX);
@@ -394,6 +402,7 @@ impl Supervisor {
             workers: u16::try_from(running.workers.len()).unwrap_or(u16::MAX),
             sessions: whole.sessions,
             faults: self.faults(),
+            pressure: whole.pressure,
             truncated,
             unix_ms: moment.unix_ms,
         }
@@ -501,6 +510,7 @@ impl Workers {
 impl WorkerReport {
     fn add(&mut self, other: Self) {
         self.sessions.extend(other.sessions);
+        self.pressure = self.pressure.plus(&other.pressure);
         for (name, counts) in other.counts {
             let sum = self.counts.entry(name).or_default();
             sum.live += counts.live;

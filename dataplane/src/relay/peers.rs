@@ -19,6 +19,7 @@ pub(crate) use self::probes::Asker;
 use self::probes::Probes;
 pub(crate) use self::registrations::Over;
 use self::registrations::{Registration, leave};
+use super::conduct::{self, Conduct};
 use super::listeners::Moment;
 use super::plan::{Directory, Plan};
 use super::roster::{Health, Roster};
@@ -46,6 +47,7 @@ struct Peer {
     draining: bool,
     /// Flows that it may open, beside its control stream: none before it proved a send key.
     flows_allowed: u32,
+    conduct: Conduct,
     /// When a newer process of the same agent said Hello.
     replaced: Option<Instant>,
     /// It was told as silent, and was not heard since.
@@ -68,6 +70,10 @@ pub(crate) enum Opened {
     Control,
     /// A sender's flow.
     Flow,
+    /// A sender's flow, and one too many for this second.
+    TooFast,
+    /// The same, of a sender that has been refused more than enough.
+    Flood,
     /// None that this peer may open.
     Misplaced,
 }
@@ -100,6 +106,7 @@ impl Peers {
             registrations: HashMap::new(),
             draining: false,
             flows_allowed: 0,
+            conduct: Conduct::new(now),
             replaced: None,
             silent: false,
         };
@@ -126,7 +133,12 @@ impl Peers {
     }
 
     /// The first stream of a session is its control stream; the others of a sender are flows, and an agent opens no others.
-    pub(crate) fn stream_opened(&mut self, session: SessionId, stream: StreamId) -> Opened {
+    pub(crate) fn stream_opened(
+        &mut self,
+        now: Instant,
+        session: SessionId,
+        stream: StreamId,
+    ) -> Opened {
         let Some(peer) = self.sessions.get_mut(&session) else {
             return Opened::Control;
         };
@@ -135,9 +147,24 @@ impl Peers {
             return Opened::Control;
         }
         match &peer.hello {
-            Some(hello) if hello.role == Role::Sender => Opened::Flow,
+            Some(hello) if hello.role == Role::Sender => match peer.conduct.opens(now) {
+                conduct::Judged::Fine => Opened::Flow,
+                conduct::Judged::Refuse => Opened::TooFast,
+                conduct::Judged::Close => Opened::Flood,
+            },
             // Its Hello may be behind: streams have no order among each other. A flow without a registration is of no use anyway.
             _ => Opened::Misplaced,
+        }
+    }
+
+    /// A sender took a flow back before anybody answered.
+    pub(crate) fn wasted(&mut self, now: Instant, session: SessionId) -> Verdict {
+        let peer = self.sessions.get_mut(&session);
+        let judged = peer.map(|peer| peer.conduct.wastes(now));
+        if judged == Some(conduct::Judged::Close) {
+            Verdict::Close(SessionCode::Overloaded)
+        } else {
+            Verdict::Fine
         }
     }
 

@@ -1,8 +1,10 @@
 //! What a relay's worker does with what its loop hears: plans taken over, sessions judged, bindings opened, drains followed. Flows of applications are
-//! in `flows`, those of senders in `joined`, what is told of both in `tally`.
+//! in `flows`, those of senders in `joined`, those that wait for room in `queue`,
+//! what is told of all in `tally`.
 
 mod flows;
 mod joined;
+mod queue;
 mod tally;
 
 use std::collections::{HashMap, VecDeque};
@@ -13,13 +15,15 @@ use std::time::Instant;
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 use quinn_proto::{ConnectionError, StreamId};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use underpass_proto::limits::HELLO_DEADLINE;
+use underpass_proto::snapshot::Pressure;
 use underpass_proto::wire::Open;
 use underpass_proto::{
     AgentId, Endpoint, FlowCode, FlowId, Frame, HycoName, Instance, SessionCode,
 };
 
+use self::queue::Waiter;
 pub(crate) use self::tally::{Counts, WorkerReport};
 use self::tally::{ending, joined_ending};
 use super::listeners::Errand;
@@ -28,10 +32,11 @@ use super::plan::{Directory, Place, Plan};
 use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Datagrams, Io, SocketId};
-use crate::join::{Join, JoinEnd, JoinKey};
+use crate::join::{Join, JoinEnd, JoinKey, Toward};
 use crate::listening::{Change, Drain, Listening};
 use crate::opening::Openings;
 use crate::quic::{SessionId, config};
+use crate::waiting::Waiting;
 use crate::worker::{Handle, Role};
 
 /// Flows of senders whose Open has not come whole, on one worker.
@@ -100,7 +105,11 @@ pub(crate) struct Relay {
     counts: HashMap<HycoName, Counts>,
     /// Flows without Opened yet, by their deadline.
     opening: VecDeque<(Instant, Key)>,
+    /// Flows for which there is a listener and no room.
+    waiting: Waiting<Waiter>,
     next_flow: u64,
+    /// What it turned away since it began.
+    pressure: Pressure,
     drain: Option<Drain>,
     done: bool,
 }
@@ -125,9 +134,11 @@ impl Relay {
             others: Vec::new(),
             counts: HashMap::new(),
             opening: VecDeque::new(),
+            waiting: Waiting::default(),
             // The worker and the start are part of the number, so that logs of several never mix.
             next_flow: (u64::from(worker) << 56)
                 | ((crate::relay::peers::unix_ms() & 0xffff_ffff) << 20),
+            pressure: Pressure::default(),
             drain: None,
             done: false,
         }
@@ -174,10 +185,31 @@ impl Relay {
         info!(?remote, why = %code, "session closed");
         self.peers
             .gone(core.now, &core.quic, session, &code.to_string());
-        self.openings.session_gone(session);
-        self.rescue(core, session);
+        self.session_over(core, session);
         core.session_gone(session);
         core.quic.close(core.now, session, code);
+    }
+
+    /// A session that does little but harm.
+    fn send_away<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
+        self.pressure.sessions_sent_away += 1;
+        let remote = core.quic.path(session).map(|path| path.remote);
+        warn!(?remote, "a sender floods; its session is closed");
+        self.close(core, session, SessionCode::Overloaded);
+    }
+
+    /// A sender took a flow back before anybody answered.
+    fn wasted<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
+        if self.peers.wasted(core.now, session) != Verdict::Fine {
+            self.send_away(core, session);
+        }
+    }
+
+    /// What is still open of a session that is over.
+    fn session_over<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
+        self.openings.session_gone(session);
+        self.waiting.forget(|waiter| waiter.is_of(session));
+        self.rescue(core, session);
     }
 
     fn drain_on<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
@@ -188,12 +220,15 @@ impl Relay {
         if over {
             self.cut_flows(core);
         }
-        if core.is_idle() {
+        if core.is_idle() && self.waiting.is_empty() {
             self.end(core);
         }
     }
 
     fn cut_flows<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
+        for waiter in self.waiting.take_all() {
+            self.give_up(core, waiter, FlowCode::GraceOver);
+        }
         for key in core.flows.iter().map(|(key, _)| key).collect::<Vec<_>>() {
             core.fail(key, End::Here(FlowCode::GraceOver));
         }
@@ -268,7 +303,8 @@ impl Role for Relay {
             }
             (Ok((socket, _)), None) => core.io.close(socket, Close::Reset),
             (Err(error), hyco) => {
-                warn!(hyco = ?hyco.map(|name| name.to_string()), %error, "cannot accept");
+                self.pressure.accepts_failed += 1;
+                debug!(hyco = ?hyco.map(|name| name.to_string()), %error, "cannot accept");
             }
         }
     }
@@ -306,8 +342,7 @@ impl Role for Relay {
         info!(remote, %why, "session lost");
         self.peers
             .gone(core.now, &core.quic, session, &departure(why));
-        self.openings.session_gone(session);
-        self.rescue(core, session);
+        self.session_over(core, session);
     }
 
     fn stream_opened<I: Io>(
@@ -316,8 +351,13 @@ impl Role for Relay {
         session: SessionId,
         stream: StreamId,
     ) {
-        match self.peers.stream_opened(session, stream) {
+        match self.peers.stream_opened(core.now, session, stream) {
             Opened::Control => {}
+            Opened::TooFast => {
+                self.pressure.opens_refused += 1;
+                return core.quic.abort(session, stream, FlowCode::Overloaded);
+            }
+            Opened::Flood => return self.send_away(core, session),
             Opened::Flow => self
                 .openings
                 .stream_opened(&mut core.quic, core.now, session, stream),
@@ -334,8 +374,16 @@ impl Role for Relay {
         session: SessionId,
         stream: StreamId,
     ) {
-        if let Some(asked) = self.openings.read(&mut core.quic, session, stream) {
-            return self.begin_joined(core, asked);
+        if self.openings.is_partial(session, stream) {
+            match self.openings.read(&mut core.quic, session, stream) {
+                Some(asked) => self.begin_joined(core, asked),
+                None if self.openings.is_partial(session, stream) => {}
+                None => self.wasted(core, session),
+            }
+            return;
+        }
+        if self.waiting_was_taken_back(core, session, stream) {
+            return self.wasted(core, session);
         }
         let mut hello = None;
         let plan = Arc::clone(&self.plan);
@@ -364,6 +412,10 @@ impl Role for Relay {
         self.peers.writable(&mut core.quic, session);
     }
 
+    fn streams_available<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
+        self.resume(core);
+    }
+
     fn unopened_readable<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: FlowKey) {
         self.answered(core, key);
     }
@@ -380,6 +432,9 @@ impl Role for Relay {
     ) {
         let moved = (join.bytes_to_agent(), join.bytes_to_sender());
         self.note_end(core.now, &join.data, joined_ending(end), moved);
+        if join.is_unopened() && matches!(end, JoinEnd::Said(Toward::Sender, _)) {
+            self.wasted(core, join.sender.0);
+        }
     }
 
     fn flow_ended<I: Io>(
@@ -402,6 +457,7 @@ impl Role for Relay {
         }
         self.openings.expire(&mut core.quic, core.now);
         self.expire_opening(core);
+        self.expire_waiting(core);
         if self.drain.is_none() {
             self.peers.keep_probing(core.now, &mut core.quic);
         }

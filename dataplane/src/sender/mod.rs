@@ -4,7 +4,6 @@
 //! [`run`] starts the workers; each keeps a session to the relay's worker of the same number (`link`) and opens flows on it (`role`).
 
 mod role;
-mod waiting;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

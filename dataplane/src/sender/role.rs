@@ -15,7 +15,6 @@ use underpass_proto::{Ending, Endpoint, FlowCode, FlowId, HycoName, SessionCode,
 
 use self::flows::turn_away;
 use super::Plan;
-use super::waiting::{Application, WAIT_MAX, Waiting};
 use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Datagrams, Io, SocketId};
@@ -26,6 +25,7 @@ use crate::link::{self, Heard, words};
 use crate::listening::{Change, Drain, Listening};
 use crate::quic::SessionId;
 use crate::resolve::Resolver;
+use crate::waiting::{WAIT_MAX, Waiting};
 use crate::worker::{Handle, Role};
 
 /// What a worker of a sender is told.
@@ -40,6 +40,14 @@ pub(crate) struct SenderFlow {
     since: Instant,
 }
 
+/// An application without a session.
+#[derive(Debug)]
+struct Application {
+    hyco: HycoName,
+    socket: SocketId,
+    address: SocketAddr,
+}
+
 /// The role of a sender's worker.
 pub(crate) struct Sender {
     plan: Arc<Plan>,
@@ -47,7 +55,7 @@ pub(crate) struct Sender {
     listening: Listening,
     /// The relay's worker that has a listener, where that is not the one of this worker's own session.
     elsewhere: HashMap<HycoName, u8>,
-    waiting: Waiting,
+    waiting: Waiting<Application>,
     /// Flows that are to be asked for again.
     parked: Vec<Parked>,
     /// Flows without Opened yet, by their deadline.

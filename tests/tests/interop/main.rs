@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
+mod bounds;
 mod stranger;
 mod wire;
 
@@ -160,6 +161,7 @@ struct Relay {
     listen: SocketAddr,
     binding: SocketAddr,
     secret: Secret,
+    installation: Installation,
 }
 
 fn with_relay(io: Io, test: impl AsyncFnOnce(Relay)) {
@@ -170,6 +172,7 @@ fn with_relay(io: Io, test: impl AsyncFnOnce(Relay)) {
         listen: installation.listen(),
         binding: installation.binding(NAME).unwrap(),
         secret: Secret::parse(&installation.connection_string(NAME).unwrap()),
+        installation,
     };
     runtime().block_on(test(relay));
 }
@@ -183,7 +186,11 @@ fn runtime() -> tokio::runtime::Runtime {
 
 impl Relay {
     async fn register(&self, key: &str) -> Session {
-        let mut session = Session::dial(self.listen, &self.secret.pin).await.unwrap();
+        let session = Session::dial(self.listen, &self.secret.pin).await.unwrap();
+        self.greet_and_register(session, key).await
+    }
+
+    async fn greet_and_register(&self, mut session: Session, key: &str) -> Session {
         session
             .say(&wire::hello(1, 1, [7; 16], rand::random()))
             .await;

@@ -61,14 +61,22 @@ pub(crate) struct Session {
     pub(crate) to_relay: SendStream,
     from_relay: RecvStream,
     /// Dropped, the session would end.
-    _endpoint: Endpoint,
+    endpoint: Endpoint,
 }
 
 impl Session {
     /// Shakes hands, and opens the control stream.
     pub(crate) async fn dial(relay: SocketAddr, pin: &str) -> Result<Self, ConnectionError> {
+        Self::dial_as(relay, client(pin)).await
+    }
+
+    /// The same, with a transport of its own kind.
+    pub(crate) async fn dial_as(
+        relay: SocketAddr,
+        config: ClientConfig,
+    ) -> Result<Self, ConnectionError> {
         let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
-        endpoint.set_default_client_config(client(pin));
+        endpoint.set_default_client_config(config);
         let connection = soon(
             "the handshake",
             endpoint.connect(relay, "localhost").unwrap(),
@@ -79,7 +87,7 @@ impl Session {
             connection,
             to_relay,
             from_relay,
-            _endpoint: endpoint,
+            endpoint,
         })
     }
 
@@ -104,6 +112,11 @@ impl Session {
             read_frame(&mut self.from_relay, wanted),
         )
         .await
+    }
+
+    /// Lets the session go; what it still says leaves by this.
+    pub(crate) fn into_endpoint(self) -> Endpoint {
+        self.endpoint
     }
 
     pub(crate) fn exporter(&self) -> [u8; 32] {
@@ -145,7 +158,8 @@ pub(crate) fn exporter(connection: &Connection) -> [u8; 32] {
     exporter
 }
 
-fn client(pin: &str) -> ClientConfig {
+/// A client that goes by the pin.
+pub(crate) fn client(pin: &str) -> ClientConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = Arc::new(ByPin {
         pin: pin.to_owned(),

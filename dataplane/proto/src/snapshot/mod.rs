@@ -17,8 +17,9 @@ use crate::limits;
 use crate::name::HycoName;
 
 pub use report::{
-    DialReport, Health, HealthState, HycoReport, KeyUse, ListenerReport, ProbeReport, ProbedDial,
-    ProbedListener, RegistrationReport, Report, SessionReport, SessionState, Status, UsageReport,
+    DialReport, Health, HealthState, HycoReport, KeyUse, ListenerReport, Pressure, ProbeReport,
+    ProbedDial, ProbedListener, RegistrationReport, Report, SessionReport, SessionState, Status,
+    UsageReport,
 };
 
 /// Numbers snapshots. A later start of control is a later generation, whatever its number.

@@ -31,10 +31,71 @@ pub struct Report {
     pub hycos: Vec<HycoReport>,
     /// What is wrong just now.
     pub faults: Vec<Fault>,
+    /// What was turned away.
+    pub pressure: Pressure,
     /// Whether something was left out to stay under [`REPORT_MAX`](crate::limits::REPORT_MAX).
     pub truncated: bool,
     /// When, milliseconds since 1970.
     pub unix_ms: u64,
+}
+
+/// What a relay turned away since it started, to stay within its limits. All are counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pressure {
+    /// Handshakes begun.
+    pub handshakes_begun: u64,
+    /// Newcomers that were asked to prove their address first (Retry, RFC 9000, section 8.1.2).
+    pub handshakes_asked: u64,
+    /// Newcomers that heard nothing, because too many were there.
+    pub handshakes_ignored: u64,
+    /// Handshakes that were not done in time.
+    pub handshakes_unfinished: u64,
+    /// Flows of senders that opened more in a second than they may.
+    pub opens_refused: u64,
+    /// Sessions closed because they did little but harm.
+    pub sessions_sent_away: u64,
+    /// Connections that could not be accepted: no descriptors, no memory.
+    pub accepts_failed: u64,
+    /// Defects of this program that cost somebody a session or a flow, and nobody else anything.
+    pub panics: u64,
+}
+
+impl Pressure {
+    /// With what another worker turned away.
+    #[must_use]
+    pub fn plus(self, other: &Self) -> Self {
+        self.each(other, u64::saturating_add)
+    }
+
+    /// What came since an earlier look.
+    #[must_use]
+    pub fn since(self, earlier: &Self) -> Self {
+        self.each(earlier, u64::saturating_sub)
+    }
+
+    /// Whether anybody lost anything, which a person should know.
+    #[must_use]
+    pub fn is_trouble(&self) -> bool {
+        let harmless = Self {
+            handshakes_begun: self.handshakes_begun,
+            ..Self::default()
+        };
+        *self != harmless
+    }
+
+    fn each(self, other: &Self, with: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            handshakes_begun: with(self.handshakes_begun, other.handshakes_begun),
+            handshakes_asked: with(self.handshakes_asked, other.handshakes_asked),
+            handshakes_ignored: with(self.handshakes_ignored, other.handshakes_ignored),
+            handshakes_unfinished: with(self.handshakes_unfinished, other.handshakes_unfinished),
+            opens_refused: with(self.opens_refused, other.opens_refused),
+            sessions_sent_away: with(self.sessions_sent_away, other.sessions_sent_away),
+            accepts_failed: with(self.accepts_failed, other.accepts_failed),
+            panics: with(self.panics, other.panics),
+        }
+    }
 }
 
 /// One session.

@@ -8,8 +8,9 @@ use std::time::Instant;
 use quinn_proto::StreamId;
 use tracing::{debug, warn};
 use underpass_proto::limits::OPEN_DEADLINE;
-use underpass_proto::{FlowCode, FlowId, Frame, HycoName, Instance};
+use underpass_proto::{FlowCode, FlowId, Frame, HybridConnection, HycoName, Instance};
 
+use super::queue::Waiter;
 use super::{Key, Message, Opening, Relay, RelayFlow};
 use crate::core::Core;
 use crate::flow::{End, FlowKey};
@@ -18,6 +19,18 @@ use crate::join::{JoinEnd, Toward};
 use crate::opening::Head;
 use crate::quic::SessionId;
 use crate::relay::listeners::{Dial, Moment};
+use crate::relay::plan::Place;
+
+/// What there is for a new flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Choice {
+    /// A stream on a listener's session.
+    Stream(SessionId, StreamId),
+    /// Listeners, none of whose sessions takes one more flow just now.
+    Full,
+    /// No listener on this worker.
+    Nobody,
+}
 
 impl Relay {
     /// An application connected: its flow goes to a listener here, or the socket to a worker that has one.
@@ -46,13 +59,38 @@ impl Relay {
         else {
             return self.turn_away(core, name, socket, application, FlowCode::TooManyFlows);
         };
-        let Some((session, stream)) = self.choose(core, name, None) else {
-            drop(place);
-            if may_hand_over && self.hand_over(core, name, socket, application) {
-                return;
+        let chosen = match self.choose(core, name, None) {
+            Choice::Stream(session, stream) => (session, stream),
+            _ if may_hand_over && self.hand_over(core, name, socket, application) => return,
+            Choice::Nobody => {
+                return self.turn_away(core, name, socket, application, FlowCode::NoListener);
             }
-            return self.turn_away(core, name, socket, application, FlowCode::NoListener);
+            Choice::Full if self.waiting.is_full() => {
+                return self.turn_away(core, name, socket, application, FlowCode::Overloaded);
+            }
+            Choice::Full => {
+                let waiter = Waiter::Application {
+                    hyco: name.clone(),
+                    socket,
+                    application,
+                    place,
+                };
+                return self.waiting.push(core.now, waiter);
+            }
         };
+        self.start(core, hyco, (socket, application), place, chosen);
+    }
+
+    /// A flow begins on this stream.
+    pub(super) fn start<I: Io>(
+        &mut self,
+        core: &mut Core<I, RelayFlow>,
+        hyco: &HybridConnection,
+        (socket, application): (SocketId, SocketAddr),
+        place: Place,
+        (session, stream): (SessionId, StreamId),
+    ) {
+        let name = &hyco.name;
         self.next_flow += 1;
         let id = FlowId(self.next_flow);
         let opening = Opening {
@@ -76,21 +114,40 @@ impl Relay {
             .push_back((core.now + OPEN_DEADLINE, Key::Flow(key)));
     }
 
-    /// A listener's session with a stream on it, or none.
+    /// A listener's session with a stream on it: the best one, or that of another process where the best has no room.
     pub(super) fn choose<I: Io>(
         &self,
         core: &mut Core<I, RelayFlow>,
         hyco: &HycoName,
         without: Option<Instance>,
-    ) -> Option<(SessionId, StreamId)> {
-        let session = {
+    ) -> Choice {
+        let pick = |core: &Core<I, RelayFlow>, without| {
             let load = |session| core.load(session);
-            self.peers.pick(&core.quic, core.now, hyco, without, load)?
+            self.peers.pick(&core.quic, core.now, hyco, without, load)
         };
-        if core.load(session) >= self.plan.snapshot.limits.flows_per_session_max as usize {
-            return None;
+        let Some(best) = pick(core, without) else {
+            return Choice::Nobody;
+        };
+        if let Some(stream) = self.open_on(core, best) {
+            return Choice::Stream(best, stream);
         }
-        core.quic.open(session).map(|stream| (session, stream))
+        let other = match without {
+            None => pick(core, self.peers.instance(best)),
+            Some(_) => None,
+        };
+        let stream = other.and_then(|other| Some((other, self.open_on(core, other)?)));
+        stream.map_or(Choice::Full, |(other, stream)| {
+            Choice::Stream(other, stream)
+        })
+    }
+
+    fn open_on<I: Io>(
+        &self,
+        core: &mut Core<I, RelayFlow>,
+        session: SessionId,
+    ) -> Option<StreamId> {
+        let most = self.plan.snapshot.limits.flows_per_session_max as usize;
+        (core.load(session) < most).then(|| core.quic.open(session))?
     }
 
     pub(super) fn hand_over<I: Io>(
@@ -183,7 +240,7 @@ impl Relay {
             .as_deref()
             .and_then(|opening| opening.asked);
         let name = flow.data.hyco.clone();
-        let Some((session, stream)) = self.choose(core, &name, asked) else {
+        let Choice::Stream(session, stream) = self.choose(core, &name, asked) else {
             return false;
         };
         let now_asked = self.peers.instance(session);

@@ -7,24 +7,22 @@ use quinn_proto::StreamId;
 use tracing::debug;
 use underpass_proto::limits::OPEN_DEADLINE;
 use underpass_proto::wire::Elsewhere;
-use underpass_proto::{FlowCode, Frame};
+use underpass_proto::{FlowCode, Frame, HybridConnection};
 
+use super::flows::Choice;
+use super::queue::Waiter;
 use super::{Key, Opening, Relay, RelayFlow};
 use crate::core::Core;
 use crate::io::Io;
 use crate::join::{JoinEnd, JoinKey, Toward};
 use crate::opening::{Asked, Head};
 use crate::quic::SessionId;
+use crate::relay::plan::Place;
 
 impl Relay {
     /// A sender asks for a flow: it is joined to a listener here, or sent to the worker that has one.
     pub(super) fn begin_joined<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, asked: Asked) {
-        let Asked {
-            session,
-            stream,
-            open,
-            first,
-        } = asked;
+        let (session, stream, open) = (asked.session, asked.stream, &asked.open);
         let plan = Arc::clone(&self.plan);
         let refuse = |core: &mut Core<I, RelayFlow>, code| core.quic.abort(session, stream, code);
         let hyco = plan.hyco(&open.hyco);
@@ -46,17 +44,45 @@ impl Relay {
             self.note_refusal(&hyco.name, open.application, FlowCode::TooManyFlows);
             return refuse(core, FlowCode::TooManyFlows);
         };
-        let Some((agent, to_agent)) = self.choose(core, &hyco.name, None) else {
-            if let Some(worker) = self
-                .directory
-                .listeners
-                .worker_with(&hyco.name, core.worker)
-            {
-                return say_elsewhere(core, session, stream, worker);
+        let chosen = self.choose(core, &hyco.name, None);
+        let listeners = &self.directory.listeners;
+        let elsewhere = || listeners.worker_with(&hyco.name, core.worker);
+        let (agent, to_agent) = match chosen {
+            Choice::Stream(agent, to_agent) => (agent, to_agent),
+            Choice::Full if !self.waiting.is_full() => {
+                let waiter = Waiter::Sender(asked, place);
+                return self.waiting.push(core.now, waiter);
             }
-            self.note_refusal(&hyco.name, open.application, FlowCode::NoListener);
-            return refuse(core, FlowCode::NoListener);
+            Choice::Full => {
+                self.note_refusal(&hyco.name, open.application, FlowCode::Overloaded);
+                return refuse(core, FlowCode::Overloaded);
+            }
+            Choice::Nobody => {
+                if let Some(worker) = elsewhere() {
+                    return say_elsewhere(core, session, stream, worker);
+                }
+                self.note_refusal(&hyco.name, open.application, FlowCode::NoListener);
+                return refuse(core, FlowCode::NoListener);
+            }
         };
+        self.start_joined(core, hyco, asked, place, (agent, to_agent));
+    }
+
+    /// A sender's flow begins on this stream of a listener.
+    pub(super) fn start_joined<I: Io>(
+        &mut self,
+        core: &mut Core<I, RelayFlow>,
+        hyco: &HybridConnection,
+        asked: Asked,
+        place: Place,
+        (agent, to_agent): (SessionId, StreamId),
+    ) {
+        let Asked {
+            session,
+            stream,
+            open,
+            first,
+        } = asked;
         let opening = Opening {
             asked: self.peers.instance(agent),
             asked_at: Some(core.now),
@@ -75,7 +101,7 @@ impl Relay {
         let frame = data.open_frame();
         let key = core.join(data, (session, stream), (agent, to_agent), frame, first);
         let live = core.joins.count_of_session(session);
-        let most = limits.flows_per_session_max;
+        let most = self.plan.snapshot.limits.flows_per_session_max;
         self.peers.make_room(&mut core.quic, session, live, most);
         self.opening
             .push_back((core.now + OPEN_DEADLINE, Key::Join(key)));
@@ -109,7 +135,7 @@ impl Relay {
             join.data.hyco.clone(),
             opening.and_then(|opening| opening.asked),
         );
-        let Some((session, stream)) = self.choose(core, &name, asked) else {
+        let Choice::Stream(session, stream) = self.choose(core, &name, asked) else {
             return false;
         };
         let now_asked = self.peers.instance(session);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use tracing::{debug, info};
-use underpass_proto::snapshot::SessionReport;
+use underpass_proto::snapshot::{Pressure, SessionReport};
 use underpass_proto::{Cause, Ending, FlowCode, HycoName, Side};
 
 use super::{Relay, RelayFlow};
@@ -21,6 +21,8 @@ pub(crate) struct WorkerReport {
     pub(crate) sessions: Vec<SessionReport>,
     /// What its flows moved, by hybrid connection.
     pub(crate) counts: HashMap<HycoName, Counts>,
+    /// What it turned away.
+    pub(crate) pressure: Pressure,
     /// Whether nobody's share is missing.
     pub(crate) complete: bool,
 }
@@ -86,6 +88,17 @@ impl Relay {
         }
     }
 
+    fn pressure<I: Io>(&self, core: &Core<I, RelayFlow>) -> Pressure {
+        let handshakes = core.quic.handshakes();
+        Pressure {
+            handshakes_begun: handshakes.begun,
+            handshakes_asked: handshakes.asked,
+            handshakes_ignored: handshakes.ignored,
+            handshakes_unfinished: handshakes.unfinished,
+            ..self.pressure
+        }
+    }
+
     pub(super) fn report<I: Io>(&self, core: &Core<I, RelayFlow>) -> WorkerReport {
         let mut counts = self.counts.clone();
         for (_, flow) in core.flows.iter() {
@@ -102,6 +115,7 @@ impl Relay {
         }
         WorkerReport {
             sessions: self.peers.report(&core.quic, core.now),
+            pressure: self.pressure(core),
             counts,
             complete: true,
         }

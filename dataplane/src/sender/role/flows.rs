@@ -9,13 +9,13 @@ use underpass_proto::limits::OPEN_DEADLINE;
 use underpass_proto::wire::Open;
 use underpass_proto::{Ending, FlowCode, FlowId, Frame, HycoName, Side};
 
-use super::{Parked, Place, Sender, SenderFlow};
+use super::{Application, Parked, Place, Sender, SenderFlow};
 use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Io};
 use crate::link::Link;
 use crate::opening::Head;
-use crate::sender::waiting::{Application, WAIT_MAX};
+use crate::waiting::WAIT_MAX;
 
 impl Sender {
     /// An application connected: its flow is opened at the relay, or it waits for a session.
@@ -155,7 +155,7 @@ impl Sender {
             self.ask_again(core, parked);
         }
         let mut waiting = std::mem::take(&mut self.waiting);
-        let served = waiting.served(|hyco| self.choose(core, hyco, None));
+        let served = waiting.served(|waits| self.choose(core, &waits.hyco, None));
         self.waiting = waiting;
         for (application, place) in served {
             self.start(core, application, place);

@@ -1,0 +1,155 @@
+//! How a sender behaves on its session: how fast it opens flows, and how many it takes back before anybody answered. Each flow that is opened and
+//! reset costs the relay and an agent more than it costs the sender, so whoever does little else is sent away. Knows no streams.
+
+use std::time::{Duration, Instant};
+
+/// Flows that a sender may open in a second. Beyond, they are refused at once and cost nobody else anything.
+pub(crate) const OPENS_PER_SECOND: u32 = 5_000;
+
+/// Flows that it may open at once after a pause: a crowd of applications that reconnects.
+pub(crate) const OPENS_BURST: u32 = 10_000;
+
+/// How long deeds are remembered.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Flows taken back in that time before it is looked at how many were not: a few hundred health checks that connect and reset are nobody's attack.
+pub(crate) const WASTED_MAX: u32 = 2_000;
+
+/// Flows refused for their rate in that time before the session is closed.
+pub(crate) const REFUSED_MAX: u32 = 4 * OPENS_BURST;
+
+/// The deeds of one session.
+#[derive(Debug)]
+pub(crate) struct Conduct {
+    /// Flows that may be opened now, in thousandths.
+    allowance: u64,
+    refilled: Instant,
+    window_since: Instant,
+    opened: u32,
+    wasted: u32,
+    refused: u32,
+}
+
+/// What is to be done about a deed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Judged {
+    /// Nothing.
+    Fine,
+    /// The flow is refused.
+    Refuse,
+    /// The session is closed.
+    Close,
+}
+
+impl Conduct {
+    /// Of a session that begins.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            allowance: u64::from(OPENS_BURST) * 1_000,
+            refilled: now,
+            window_since: now,
+            opened: 0,
+            wasted: 0,
+            refused: 0,
+        }
+    }
+
+    /// It opens a flow.
+    pub(crate) fn opens(&mut self, now: Instant) -> Judged {
+        self.turn_page(now);
+        self.refill(now);
+        self.opened += 1;
+        if let Some(left) = self.allowance.checked_sub(1_000) {
+            self.allowance = left;
+            return Judged::Fine;
+        }
+        self.refused += 1;
+        if self.refused > REFUSED_MAX {
+            Judged::Close
+        } else {
+            Judged::Refuse
+        }
+    }
+
+    /// It took a flow back before anybody answered.
+    pub(crate) fn wastes(&mut self, now: Instant) -> Judged {
+        self.turn_page(now);
+        self.wasted += 1;
+        if self.wasted > WASTED_MAX && self.wasted > self.opened / 2 {
+            Judged::Close
+        } else {
+            Judged::Fine
+        }
+    }
+
+    fn refill(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.refilled).as_millis();
+        let more = u64::try_from(passed)
+            .unwrap_or(u64::MAX)
+            .saturating_mul(u64::from(OPENS_PER_SECOND));
+        if more > 0 {
+            self.refilled = now;
+            let most = u64::from(OPENS_BURST) * 1_000;
+            self.allowance = self.allowance.saturating_add(more).min(most);
+        }
+    }
+
+    fn turn_page(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.window_since) >= WINDOW {
+            self.window_since = now;
+            (self.opened, self.wasted, self.refused) = (0, 0, 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_that_reconnects_is_served_and_a_flood_is_refused_and_then_sent_away() {
+        let start = Instant::now();
+        let mut conduct = Conduct::new(start);
+        for _ in 0..OPENS_BURST {
+            assert_eq!(conduct.opens(start), Judged::Fine);
+        }
+        assert_eq!(conduct.opens(start), Judged::Refuse);
+        let later = start + Duration::from_secs(1);
+        for _ in 0..OPENS_PER_SECOND {
+            assert_eq!(conduct.opens(later), Judged::Fine);
+        }
+        let refused = (0..).take_while(|_| conduct.opens(later) == Judged::Refuse);
+        assert_eq!(refused.count(), REFUSED_MAX as usize - 1);
+        assert_eq!(conduct.opens(later), Judged::Close);
+    }
+
+    #[test]
+    fn who_takes_back_most_of_what_it_opens_is_sent_away_and_who_does_so_seldom_is_not() {
+        let start = Instant::now();
+        let mut rapid = Conduct::new(start);
+        let mut honest = Conduct::new(start);
+        let mut closed = false;
+        for n in 0..5 * WASTED_MAX {
+            let now = start + Duration::from_micros(500) * n;
+            assert_eq!(rapid.opens(now), Judged::Fine);
+            closed |= rapid.wastes(now) == Judged::Close;
+            assert_eq!(honest.opens(now), Judged::Fine);
+            if n % 3 == 0 {
+                assert_eq!(honest.wastes(now), Judged::Fine);
+            }
+        }
+        assert!(closed);
+    }
+
+    #[test]
+    fn deeds_are_forgotten_after_a_while() {
+        let start = Instant::now();
+        let mut conduct = Conduct::new(start);
+        for n in 0..10 * WASTED_MAX {
+            // 150 a second, all of them taken back: a checker of health.
+            let now = start + Duration::from_micros(6_600) * n;
+            assert_eq!(conduct.opens(now), Judged::Fine);
+            assert_eq!(conduct.wastes(now), Judged::Fine);
+        }
+    }
+}
