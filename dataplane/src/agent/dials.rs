@@ -106,6 +106,13 @@ impl Dials {
         self.number_by_stream.get(&(session, stream)).copied()
     }
 
+    /// How many a session waits for.
+    #[must_use]
+    pub(crate) fn count_of_session(&self, session: SessionId) -> usize {
+        let dials = self.by_number.values();
+        dials.filter(|dial| dial.session == session).count()
+    }
+
     /// Begins one.
     pub(crate) fn begin<I: Io>(
         &mut self,

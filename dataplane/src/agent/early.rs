@@ -45,6 +45,13 @@ impl Early {
         self.0.iter().any(|(_, asked)| is_it(asked))
     }
 
+    /// How many wait on a session.
+    #[must_use]
+    pub(crate) fn count_of_session(&self, session: SessionId) -> usize {
+        let of_session = |(_, asked): &&(Instant, Asked)| asked.session == session;
+        self.0.iter().filter(of_session).count()
+    }
+
     /// Forgets a flow that the relay took back.
     pub(crate) fn forget(&mut self, session: SessionId, stream: StreamId) {
         self.0

@@ -79,7 +79,9 @@ impl Agent {
     }
 
     fn keep_links<I: Io>(&mut self, core: &mut Core<I, AgentFlow>) {
-        for (session, why) in self.links.close_stale(core) {
+        let begins =
+            |session| self.dials.count_of_session(session) + self.early.count_of_session(session);
+        for (session, why) in self.links.close_stale(core, begins) {
             self.lose(core, session, &why);
         }
         let may_dial = self.drain.is_none();

@@ -213,13 +213,19 @@ impl Links {
         self.links.iter().any(|link| link.is_awaited(session, hyco))
     }
 
-    /// Closes sessions that are of no more use. Which, and why; each is to be followed by [`Self::lost`].
+    /// Closes sessions that are of no more use, and carry no flow nor what is to become one (`begins`). Which, and why; each is to be followed by [`Self::lost`].
     #[must_use]
     pub(crate) fn close_stale<I: Io, D>(
         &mut self,
         core: &mut Core<I, D>,
+        begins: impl Fn(SessionId) -> usize,
     ) -> Vec<(SessionId, String)> {
-        let flows = |id| core.flows.count_of_session(id);
+        for link in &mut self.links {
+            for session in link.take_needless(&core.quic, core.now) {
+                core.quic.close(core.now, session, SessionCode::Done);
+            }
+        }
+        let flows = |id| core.flows.count_of_session(id) + begins(id);
         let stale = |link: &mut Link| link.stale(&core.quic, core.now, flows);
         let stale: Vec<_> = self.links.iter_mut().flat_map(stale).collect();
         for (session, _) in &stale {

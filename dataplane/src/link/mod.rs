@@ -22,11 +22,18 @@ use self::wants::{Identity, Relay};
 use crate::control_stream::ControlStream;
 use crate::quic::{Driver, SessionId, config};
 
-/// A new attempt is made beside one that got no answer for this long.
+/// A new attempt is made beside one that got no answer for this long. An answer of any kind is one: a relay that is busy tells those apart from
+/// which it has heard, and a second attempt would only be more of what it is busy with.
 const RENEW_AFTER: Duration = Duration::from_secs(1);
 
-/// An attempt that got no answer for this long is given up.
-const ATTEMPT_MAX: Duration = Duration::from_secs(5);
+/// Attempts under way at once: as many as are begun while one is given time for an answer.
+const ATTEMPTS_MAX: usize = 3;
+
+/// An attempt that got no answer for this long is given up; also how long an answer may be the last one before another attempt is made.
+const UNANSWERED_MAX: Duration = Duration::from_secs(3);
+
+/// An attempt that was answered and is not done by then is given up: the wait at a busy relay, its handshake, and its Welcome.
+const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 
 /// For this long after a loss attempts are close together.
 const EAGER_FOR: Duration = Duration::from_secs(60);
@@ -37,6 +44,8 @@ const PAUSE_LATER: Duration = Duration::from_secs(30);
 
 /// First pause; doubled with each attempt.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
+
+const _: () = assert!(RENEW_AFTER.as_millis() * ATTEMPTS_MAX as u128 >= UNANSWERED_MAX.as_millis());
 
 /// How often one cause of a failure is told.
 const TELL_EVERY: Duration = Duration::from_secs(60);
@@ -159,7 +168,21 @@ impl Link {
             .sessions
             .iter()
             .any(|(&id, session)| session.is_well(quic, id, now));
-        wanted && !well && now >= self.next_attempt && !self.resolving
+        wanted && !well && now >= self.next_attempt && !self.resolving && self.may_try(quic, now)
+    }
+
+    /// Whether another attempt is of use: few are under way, and none of them is being answered.
+    fn may_try(&self, quic: &Driver, now: Instant) -> bool {
+        let under_way = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| !session.is_welcomed());
+        let (mut count, mut answered) = (0, false);
+        for (&id, _) in under_way {
+            count += 1;
+            answered |= quic.is_answering(now, id, UNANSWERED_MAX);
+        }
+        count < ATTEMPTS_MAX && !answered
     }
 
     /// Whether the relay's name is to be resolved before the next attempt: at first, and after attempts without an answer.
@@ -314,6 +337,25 @@ impl Link {
         heard
     }
 
+    /// Attempts that are of no use any more, and are forgotten: nothing is wanted, a session is well, or another attempt was answered.
+    pub(crate) fn take_needless(&mut self, quic: &Driver, now: Instant) -> Vec<SessionId> {
+        let answering = |id| quic.is_answering(now, id, UNANSWERED_MAX);
+        let (mut well, mut answered) = (false, false);
+        for (&id, session) in &self.sessions {
+            well |= session.is_well(quic, id, now);
+            answered |= !session.is_welcomed() && answering(id);
+        }
+        let needless_all = well || self.relay.wants.is_empty();
+        let needless = |&id: &SessionId, session: &mut Session| {
+            let is_worse = answered && !answering(id);
+            !session.is_welcomed() && (needless_all || is_worse)
+        };
+        self.sessions
+            .extract_if(needless)
+            .map(|(id, _)| id)
+            .collect()
+    }
+
     /// Sessions that are given up: without an answer, no longer wanted, or spare ones that a later one took the place of.
     pub(crate) fn stale(
         &mut self,
@@ -330,8 +372,14 @@ impl Link {
         let unwanted = self.relay.wants.is_empty();
         let stale = |(&id, session): (&SessionId, &Session)| {
             let age = now.saturating_duration_since(session.since);
-            if !session.is_welcomed() && age > ATTEMPT_MAX {
-                return Some((id, format!("no answer in {} s", ATTEMPT_MAX.as_secs())));
+            if !session.is_welcomed() {
+                let answering = quic.is_answering(now, id, UNANSWERED_MAX);
+                let most = if answering {
+                    ATTEMPT_MAX
+                } else {
+                    UNANSWERED_MAX
+                };
+                return (age > most).then(|| (id, format!("no answer in {} s", most.as_secs())));
             }
             if unwanted && flows(id) == 0 {
                 return Some((id, "nothing is asked for there any more".to_string()));

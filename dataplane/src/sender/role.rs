@@ -106,7 +106,7 @@ impl Sender {
     }
 
     fn keep_links<I: Io>(&mut self, core: &mut Core<I, SenderFlow>) {
-        for (session, why) in self.links.close_stale(core) {
+        for (session, why) in self.links.close_stale(core, |_| 0) {
             self.lose(core, session, &why);
         }
         let may_dial = self.drain.is_none();
