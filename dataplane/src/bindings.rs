@@ -64,7 +64,7 @@ pub(crate) fn tell<M>(
                     let bind = Change::Bind {
                         number,
                         hyco: hyco.clone(),
-                        listener,
+                        listener: listener.into(),
                     };
                     if !worker.handle.send(message(bind)) {
                         warn!(%hyco, "a worker does not take its binding");

@@ -1,14 +1,13 @@
 //! The bindings of one worker: addresses where it takes applications in, and how they close when the process drains.
 
-use std::collections::HashMap;
-use std::net::TcpListener;
 use std::time::Instant;
 
+use rustc_hash::FxHashMap;
 use tracing::warn;
 use underpass_proto::HycoName;
 
 use crate::core::{Core, Owner};
-use crate::io::{Close, Io, SocketId};
+use crate::io::{Close, Io, Listener, SocketId};
 
 /// A binding as a worker is told of it.
 pub(crate) enum Change {
@@ -19,7 +18,7 @@ pub(crate) enum Change {
         /// Whose.
         hyco: HycoName,
         /// Bound and listening.
-        listener: TcpListener,
+        listener: Listener,
     },
     /// Close a binding.
     Unbind(u64),
@@ -27,7 +26,7 @@ pub(crate) enum Change {
 
 /// The bindings of a worker, by number.
 #[derive(Debug, Default)]
-pub(crate) struct Listening(HashMap<u64, (SocketId, HycoName)>);
+pub(crate) struct Listening(FxHashMap<u64, (SocketId, HycoName)>);
 
 impl Listening {
     /// Opens or closes one.

@@ -1,6 +1,7 @@
 //! From a name to its addresses, on threads of their own, because the system's resolver blocks. Decides nothing about them.
 
 use std::net::{IpAddr, ToSocketAddrs};
+use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use underpass_proto::{Endpoint, FlowCode, Host};
@@ -15,7 +16,7 @@ const QUEUE_MAX: usize = 1024;
 const ADDRESSES_MAX: usize = 8;
 
 /// A name to resolve, and where the answer goes.
-struct Question {
+pub(crate) struct Question {
     endpoint: Endpoint,
     answer: Box<dyn FnOnce(Vec<Found>) + Send>,
 }
@@ -29,6 +30,16 @@ pub(crate) struct Found {
     pub(crate) from_hosts_file: bool,
 }
 
+/// Names that wait to be resolved.
+pub(crate) struct Questions(Receiver<Question>);
+
+impl Questions {
+    /// The next one, once it is there; `None` when nobody can ask any more.
+    fn wait(&self) -> Option<Question> {
+        self.0.recv().ok()
+    }
+}
+
 /// Resolves names beside the workers.
 #[derive(Clone)]
 pub(crate) struct Resolver(Sender<Question>);
@@ -39,18 +50,25 @@ impl Resolver {
     /// # Errors
     /// No thread can be had.
     pub(crate) fn start() -> std::io::Result<Self> {
-        let (questions, asked) = bounded(QUEUE_MAX);
+        let (resolver, asked) = Self::queue();
+        let asked = Arc::new(asked);
         for number in 0..THREADS {
-            let asked: Receiver<Question> = asked.clone();
+            let asked = Arc::clone(&asked);
             std::thread::Builder::new()
                 .name(format!("resolve-{number}"))
                 .spawn(move || {
-                    for question in asked {
+                    while let Some(question) = asked.wait() {
                         (question.answer)(resolve(&question.endpoint));
                     }
                 })?;
         }
-        Ok(Self(questions))
+        Ok(resolver)
+    }
+
+    /// One without threads: whoever has the questions answers them.
+    pub(crate) fn queue() -> (Self, Questions) {
+        let (questions, asked) = bounded(QUEUE_MAX);
+        (Self(questions), Questions(asked))
     }
 
     /// Resolves `endpoint` on another thread; `answer` is called there, with nothing when the name is not found.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
 use quinn_proto::{ConnectionError, StreamId};
+use rand::rngs::StdRng;
 
 use crate::core::{Core, Owner};
 use crate::flow::{End, Flow, FlowKey};
@@ -190,6 +191,16 @@ pub(crate) fn usual_count() -> u16 {
     u16::try_from(cores / 2).unwrap_or(u16::MAX).max(1)
 }
 
+/// What a role is made with.
+pub(crate) struct Start<M> {
+    /// The handle that reaches its worker.
+    pub(crate) handle: Handle<M>,
+    /// The time, as the worker sees it.
+    pub(crate) now: Instant,
+    /// Where its chance comes from.
+    pub(crate) rng: StdRng,
+}
+
 /// A running worker.
 pub(crate) struct Running<M> {
     /// How to reach it.
@@ -198,16 +209,15 @@ pub(crate) struct Running<M> {
     pub(crate) thread: JoinHandle<std::io::Result<()>>,
 }
 
-/// Starts a worker on a thread of its own. `role` is made there, with the handle that reaches it.
+/// Starts a worker on a thread of its own. `role` is made there.
 ///
 /// # Errors
 /// The backend or the thread cannot be had.
 pub(crate) fn spawn<R, F>(parts: Parts, role: F) -> std::io::Result<Running<R::Message>>
 where
     R: Role,
-    F: FnOnce(&Handle<R::Message>) -> R + Send + 'static,
+    F: FnOnce(Start<R::Message>) -> R + Send + 'static,
 {
-    let (inbox, messages) = bounded(INBOX_MAX);
     let (ready, started) = bounded(1);
     let name = format!("worker-{}", parts.worker);
     let thread = std::thread::Builder::new()
@@ -218,8 +228,6 @@ where
                 Ring::new(parts.udp),
                 parts.quic,
                 (parts.worker, parts.workers),
-                inbox,
-                messages,
                 ready,
                 role,
             ),
@@ -227,8 +235,6 @@ where
                 Poll::new(parts.udp),
                 parts.quic,
                 (parts.worker, parts.workers),
-                inbox,
-                messages,
                 ready,
                 role,
             ),
@@ -245,34 +251,16 @@ where
 fn begin<I: Io, R: Role>(
     io: std::io::Result<I>,
     quic: Driver,
-    (worker, workers): (u8, u8),
-    inbox: Sender<R::Message>,
-    messages: Receiver<R::Message>,
+    place: (u8, u8),
     ready: Sender<Handle<R::Message>>,
-    role: impl FnOnce(&Handle<R::Message>) -> R,
+    role: impl FnOnce(Start<R::Message>) -> R,
 ) -> std::io::Result<()> {
     let io = io?;
     seed_randomness();
-    let waker = io.waker();
-    let handle = Handle {
-        inbox,
-        wake: Arc::new(move || waker.wake()),
-    };
-    let role = role(&handle);
-    let core = Core::new(worker, io, quic);
+    let (worker, handle) = Worker::new(io, quic, place, rand::make_rng(), role);
     let _ = ready.send(handle);
     drop(ready);
-    Worker {
-        next_tick: core.now + TICK,
-        core,
-        role,
-        workers,
-        messages,
-        completions: Vec::new(),
-        events: VecDeque::new(),
-        unsent: false,
-    }
-    .run()
+    worker.run()
 }
 
 /// aws-lc seeds its generator in each thread at the first use, which takes 70 ms. Done here, it is not in the first handshake's round-trip time.
@@ -281,9 +269,10 @@ fn seed_randomness() {
     let _ = aws_lc_rs::rand::fill(&mut [0]);
 }
 
-struct Worker<I: Io, R: Role> {
-    core: Core<I, R::Flow>,
-    role: R,
+/// A worker: turned on a thread of its own, or by a simulation.
+pub(crate) struct Worker<I: Io, R: Role> {
+    pub(crate) core: Core<I, R::Flow>,
+    pub(crate) role: R,
     workers: u8,
     messages: Receiver<R::Message>,
     completions: Vec<Completion>,
@@ -294,6 +283,39 @@ struct Worker<I: Io, R: Role> {
 }
 
 impl<I: Io, R: Role> Worker<I, R> {
+    /// Made, and not turned yet. `worker` of `workers` on its port.
+    pub(crate) fn new(
+        io: I,
+        quic: Driver,
+        (worker, workers): (u8, u8),
+        rng: StdRng,
+        role: impl FnOnce(Start<R::Message>) -> R,
+    ) -> (Self, Handle<R::Message>) {
+        let (inbox, messages) = bounded(INBOX_MAX);
+        let waker = io.waker();
+        let handle = Handle {
+            inbox,
+            wake: Arc::new(move || waker.wake()),
+        };
+        let core = Core::new(worker, io, quic);
+        let role = role(Start {
+            handle: handle.clone(),
+            now: core.now,
+            rng,
+        });
+        let worker = Self {
+            next_tick: core.now + TICK,
+            core,
+            role,
+            workers,
+            messages,
+            completions: Vec::new(),
+            events: VecDeque::new(),
+            unsent: false,
+        };
+        (worker, handle)
+    }
+
     fn run(mut self) -> std::io::Result<()> {
         let mut linger = Linger::new(self.core.now);
         while !self.role.is_done() {
@@ -308,7 +330,11 @@ impl<I: Io, R: Role> Worker<I, R> {
                 linger.give_way(|| self.core.io.now());
             }
         }
-        // What was queued last, the closes of sessions, leaves before the socket does.
+        self.finish()
+    }
+
+    /// What was queued last, the closes of sessions, leaves before the socket does.
+    pub(crate) fn finish(&mut self) -> std::io::Result<()> {
         self.core.quic.flush(self.core.now, &mut self.core.io);
         self.core
             .io
@@ -316,7 +342,7 @@ impl<I: Io, R: Role> Worker<I, R> {
     }
 
     /// One turn: what came in until `deadline`, what it means, what goes out. Whether anything came in.
-    fn turn(&mut self, deadline: Instant) -> std::io::Result<bool> {
+    pub(crate) fn turn(&mut self, deadline: Instant) -> std::io::Result<bool> {
         let mut completions = std::mem::take(&mut self.completions);
         self.core.io.wait(Some(deadline), &mut completions)?;
         self.core.now = self.core.io.now();
@@ -333,7 +359,8 @@ impl<I: Io, R: Role> Worker<I, R> {
         Ok(any)
     }
 
-    fn deadline(&self) -> Instant {
+    /// When it has something to do, whatever comes.
+    pub(crate) fn deadline(&self) -> Instant {
         if self.unsent || !self.messages.is_empty() {
             return self.core.now;
         }

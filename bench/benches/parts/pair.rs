@@ -9,7 +9,7 @@ use bytes::Bytes;
 use quinn_proto::StreamId;
 use underpass_dataplane::io::{Completion, Io, Poll, udp};
 use underpass_dataplane::quic::config::{self, EndpointKeys, Server, Trust};
-use underpass_dataplane::quic::{Driver, Event, SessionId};
+use underpass_dataplane::quic::{Driver, Event, SessionId, cid};
 use underpass_proto::Pin;
 
 /// How long anything may take.
@@ -53,7 +53,8 @@ impl Pair {
         ));
         let (mut far, address) = Side::new(Some(Arc::new(server.expect("of use"))), mtu);
         let (mut near, _) = Side::new(None, mtu);
-        let client = config::client(&Trust::Pins(vec![pin]), 0, mtu).expect("of use");
+        let first = cid::towards(0, &mut rand::rng());
+        let client = config::client(&Trust::Pins(vec![pin]), first, mtu).expect("of use");
         let session = near
             .driver
             .connect(Instant::now(), client, address, "relay")

@@ -181,8 +181,8 @@ fn start(
         return Ok(None);
     };
     let (plan, resolver) = (Arc::clone(plan), ground.resolver.clone());
-    let make = move |worker, handle, say| {
-        Agent::new(worker, Arc::clone(&plan), resolver.clone(), handle, say)
+    let make = move |worker, start, say| {
+        Agent::new(worker, Arc::clone(&plan), resolver.clone(), start, say)
     };
     ground.start(make).map(Some)
 }

@@ -25,7 +25,7 @@ use crate::link::{self, Heard, words};
 use crate::opening::{Asked, Openings};
 use crate::quic::SessionId;
 use crate::resolve::{Found, Resolver};
-use crate::worker::{Handle, Role};
+use crate::worker::{Role, Start};
 
 /// Flows whose Open has not come whole, on one worker: as many as may be dialled at once.
 const PARTIAL_MAX: usize = 10_000;
@@ -61,12 +61,12 @@ impl Agent {
         worker: u8,
         plan: Arc<Plan>,
         resolver: Resolver,
-        handle: Handle<Message>,
+        start: Start<Message>,
         say: Sender<Said>,
     ) -> Self {
-        let dials = Dials::new(resolver.clone(), handle.clone());
+        let dials = Dials::new(resolver.clone(), start.handle.clone());
         let (relays, identity) = (&plan.relays, plan.identity);
-        let links = Links::new(relays, worker, identity, resolver, handle, say);
+        let links = Links::new(relays, worker, identity, resolver, start, say);
         Self {
             plan,
             links,

@@ -17,7 +17,7 @@ mod table;
 pub mod udp;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -27,6 +27,7 @@ pub use choose::{ChooseError, Kind, choose};
 pub use poll::{Poll, PollWaker};
 #[cfg(target_os = "linux")]
 pub use ring::{Ring, RingWaker};
+pub use socket::{Listener, Stream};
 pub use udp::Udp;
 
 /// The most that one TCP receive returns, bytes. Streams are served best with chunks of 32 to 64 KiB, and this one fits the largest datagram
@@ -179,16 +180,16 @@ pub trait Io {
     ///
     /// # Errors
     /// Where the kernel refuses to watch it.
-    fn listen(&mut self, listener: TcpListener) -> io::Result<SocketId>;
+    fn listen(&mut self, listener: impl Into<Listener>) -> io::Result<SocketId>;
 
     /// Takes a connected socket that another worker accepted.
     ///
     /// # Errors
     /// Where the kernel refuses to watch it.
-    fn adopt(&mut self, stream: TcpStream) -> io::Result<SocketId>;
+    fn adopt(&mut self, stream: Stream) -> io::Result<SocketId>;
 
     /// Gives up a socket that was accepted and not used since, for another worker to [`adopt`](Self::adopt).
-    fn release(&mut self, socket: SocketId) -> Option<TcpStream>;
+    fn release(&mut self, socket: SocketId) -> Option<Stream>;
 
     /// Starts a connection, with the same options as an accepted one. One [`Completion::Connected`] follows. No deadline of its own: close it to give up.
     ///

@@ -20,6 +20,60 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Probes without an answer until the peer is given up: a host that vanished is noticed after 60 + 6 × 10 s.
 const KEEPALIVE_PROBES: u32 = 6;
 
+/// A listening socket on its way to the worker that accepts on it.
+#[derive(Debug)]
+pub enum Listener {
+    /// The system's.
+    System(TcpListener),
+    /// One of a simulation, by its address.
+    #[cfg(test)]
+    Simulated(SocketAddr),
+}
+
+/// A connected socket on its way from one worker to another.
+#[derive(Debug)]
+pub enum Stream {
+    /// The system's.
+    System(TcpStream),
+    /// One of a simulation, which knows it by this number.
+    #[cfg(test)]
+    Simulated(u64),
+}
+
+impl Listener {
+    /// The system's socket.
+    ///
+    /// # Errors
+    /// It is one of a simulation.
+    pub fn system(self) -> io::Result<TcpListener> {
+        match self {
+            Self::System(listener) => Ok(listener),
+            #[cfg(test)]
+            Self::Simulated(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+impl Stream {
+    /// The system's socket.
+    ///
+    /// # Errors
+    /// It is one of a simulation.
+    pub fn system(self) -> io::Result<TcpStream> {
+        match self {
+            Self::System(stream) => Ok(stream),
+            #[cfg(test)]
+            Self::Simulated(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Self::System(listener)
+    }
+}
+
 /// A listening TCP socket: non-blocking, not inherited by child processes, and with the options that accepted sockets inherit from it on
 /// Linux (no delay, linger zero, keep-alive, urgent bytes in line). With `reuse_port`, several may listen on one address and the kernel spreads connections.
 ///
@@ -149,8 +203,6 @@ pub(in crate::io) fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpStream;
-
     use super::*;
 
     const LOCAL: &str = "127.0.0.1:0";

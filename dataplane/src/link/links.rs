@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use quinn_proto::StreamId;
+use rand::rngs::StdRng;
 use underpass_proto::{Endpoint, Frame, HycoName, SessionCode};
 
 use super::supervise::Said;
@@ -16,7 +17,7 @@ use crate::core::Core;
 use crate::io::Io;
 use crate::quic::{Driver, SessionId};
 use crate::resolve::{self, Found, Resolver};
-use crate::worker::Handle;
+use crate::worker::Start;
 
 /// Brings the addresses of the relay of the link of this number to the worker.
 type Bring = Arc<dyn Fn(u64, Vec<SocketAddr>) + Send + Sync>;
@@ -31,22 +32,24 @@ pub(crate) struct Links {
     bring: Bring,
     say: Sender<Said>,
     next_number: u64,
+    rng: StdRng,
 }
 
 impl Links {
-    /// One to each relay. What the resolver finds comes to the worker by `handle`, what the supervisor should know goes to `say`.
+    /// One to each relay. What the resolver finds comes to the worker by its handle, what the supervisor should know goes to `say`.
     #[must_use]
     pub(crate) fn new<P, M>(
         relays: &[Arc<Relay>],
         worker: u8,
         identity: Identity,
         resolver: Resolver,
-        handle: Handle<Message<P, M>>,
+        start: Start<Message<P, M>>,
         say: Sender<Said>,
     ) -> Self
     where
         Message<P, M>: Send + 'static,
     {
+        let Start { handle, now, rng } = start;
         let bring = move |number, addresses| {
             let _ = handle.send(Message::RelayFound(number, addresses));
         };
@@ -58,9 +61,10 @@ impl Links {
             bring: Arc::new(bring),
             say,
             next_number: 0,
+            rng,
         };
         for relay in relays {
-            links.add(Arc::clone(relay), worker, Instant::now());
+            links.add(Arc::clone(relay), worker, now);
         }
         links
     }
@@ -78,7 +82,7 @@ impl Links {
         for link in &mut self.links {
             let same = relays.iter().find(|relay| relay.is_same(&link.relay));
             let relay = same.map_or_else(|| Arc::new(link.relay.without_wants()), Arc::clone);
-            link.adopt(quic, relay, &mut rand::rng());
+            link.adopt(quic, relay, &mut self.rng);
         }
         for relay in relays {
             if !self.links.iter().any(|link| link.relay.is_same(relay)) {
@@ -163,9 +167,10 @@ impl Links {
         stream: StreamId,
         now: Instant,
     ) -> Vec<Heard> {
-        match self.of(session) {
+        let mut links = self.links.iter_mut();
+        match links.find(|link| link.has(session)) {
             Some(link) if link.is_control(session, stream) => {
-                link.readable(quic, session, now, &mut rand::rng())
+                link.readable(quic, session, now, &mut self.rng)
             }
             _ => Vec::new(),
         }
@@ -245,7 +250,7 @@ impl Links {
     /// Asks again, resolves and dials where it is time.
     pub(crate) fn keep_up(&mut self, quic: &mut Driver, now: Instant, may_dial: bool) {
         for link in &mut self.links {
-            link.ask_again(quic, now, &mut rand::rng());
+            link.ask_again(quic, now, &mut self.rng);
             if !may_dial || !link.wants_session(quic, now) {
                 continue;
             }
@@ -253,7 +258,7 @@ impl Links {
                 resolve(link, &self.resolver, &self.bring);
             }
             if !link.resolving {
-                link.dial(quic, now, &mut rand::rng());
+                link.dial(quic, now, &mut self.rng);
             } // Else the answer wakes this worker.
         }
     }

@@ -6,13 +6,13 @@ mod session;
 pub(crate) mod supervise;
 pub(crate) mod wants;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn_proto::{ConnectionError, StreamId};
 use rand::{Rng, RngExt};
+use rustc_hash::FxHashMap;
 use tracing::warn;
 use underpass_proto::wire::{Hello, Probe, RefusedCode, VERSION};
 use underpass_proto::{Endpoint, Frame, HycoName, Role, SessionCode};
@@ -20,7 +20,7 @@ use underpass_proto::{Endpoint, Frame, HycoName, Role, SessionCode};
 use self::session::{Session, State};
 use self::wants::{Identity, Relay};
 use crate::control_stream::ControlStream;
-use crate::quic::{Driver, SessionId, config};
+use crate::quic::{Driver, SessionId, cid, config};
 
 /// A new attempt is made beside one that got no answer for this long. An answer of any kind is one: a relay that is busy tells those apart from
 /// which it has heard, and a second attempt would only be more of what it is busy with.
@@ -59,7 +59,7 @@ pub(crate) struct Link {
     /// The relay's worker that is asked for.
     pub(crate) relay_worker: u8,
     identity: Identity,
-    sessions: HashMap<SessionId, Session>,
+    sessions: FxHashMap<SessionId, Session>,
     addresses: Vec<SocketAddr>,
     /// A resolution is under way.
     pub(crate) resolving: bool,
@@ -116,7 +116,7 @@ impl Link {
             relay,
             relay_worker,
             identity,
-            sessions: HashMap::new(),
+            sessions: FxHashMap::default(),
             addresses: Vec::new(),
             resolving: false,
             resolved: false,
@@ -207,13 +207,13 @@ impl Link {
         };
         self.next_address += 1;
         let mtu = quic.mtu_to(address);
-        let dialled =
-            config::client(&self.relay.trust, self.relay_worker, mtu).and_then(|client| {
-                let name = self.relay.endpoint.host.to_string();
-                let name = name.trim_start_matches('[').trim_end_matches(']');
-                quic.connect(now, client, address, name)
-                    .map_err(|error| error.to_string())
-            });
+        let first = cid::towards(self.relay_worker, rng);
+        let dialled = config::client(&self.relay.trust, first, mtu).and_then(|client| {
+            let name = self.relay.endpoint.host.to_string();
+            let name = name.trim_start_matches('[').trim_end_matches(']');
+            quic.connect(now, client, address, name)
+                .map_err(|error| error.to_string())
+        });
         match dialled {
             Ok(session) => {
                 self.sessions.insert(session, Session::new(now));

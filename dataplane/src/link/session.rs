@@ -1,6 +1,6 @@
 //! One session of a process that dials: Hello, Welcome, and what it is registered for. Knows how both proofs are made and checked; dials nothing.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
@@ -25,7 +25,8 @@ pub(super) struct Session {
     pub(super) since: Instant,
     pub(super) state: State,
     pub(super) draining: bool,
-    registrations: HashMap<HycoName, Registration>,
+    /// In the order of their names, in which they are asked for again and given back.
+    registrations: BTreeMap<HycoName, Registration>,
 }
 
 pub(super) enum State {
@@ -60,7 +61,7 @@ impl Session {
             since: now,
             state: State::Dialling,
             draining: false,
-            registrations: HashMap::new(),
+            registrations: BTreeMap::new(),
         }
     }
 

@@ -12,9 +12,9 @@ use underpass_proto::{Endpoint, HycoName, Rule};
 use super::Message;
 use super::wants::Relay;
 use crate::io::{Kind, udp};
-use crate::quic::{Driver, config};
+use crate::quic::{Driver, cid, config};
 use crate::resolve::{self, Resolver};
-use crate::worker::{self, Handle, Parts, Role, Running};
+use crate::worker::{self, Parts, Role, Running, Start};
 use crate::{Settings, drain, io};
 
 /// Workers that such a process has at most: sessions beyond bring a relay no more.
@@ -185,7 +185,7 @@ impl Ground {
     pub(crate) fn start<R, F, P, M>(&self, make: F) -> Result<Workers<P, M>, Error>
     where
         R: Role<Message = Message<P, M>>,
-        F: Fn(u8, Handle<R::Message>, Sender<Said>) -> R + Clone + Send + 'static,
+        F: Fn(u8, Start<R::Message>, Sender<Said>) -> R + Clone + Send + 'static,
     {
         let (say, said) = bounded(SAID_MAX);
         let start = |worker| self.start_one(worker, make.clone(), say.clone());
@@ -204,7 +204,7 @@ impl Ground {
     ) -> std::io::Result<Running<R::Message>>
     where
         R: Role,
-        F: Fn(u8, Handle<R::Message>, Sender<Said>) -> R + Send + 'static,
+        F: Fn(u8, Start<R::Message>, Sender<Said>) -> R + Send + 'static,
     {
         let any = if self.family.is_ipv4() {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED)
@@ -220,7 +220,7 @@ impl Ground {
             kind: self.kind,
             quic: Driver::new(worker, &keys, None, self.mtu_max),
         };
-        worker::spawn(parts, move |handle| make(worker, handle.clone(), say))
+        worker::spawn(parts, move |start| make(worker, start, say))
     }
 }
 
@@ -230,7 +230,12 @@ impl Ground {
 /// [`Error::Config`].
 pub(crate) fn check_trust(relays: &[Arc<Relay>]) -> Result<(), Error> {
     for relay in relays {
-        config::client(&relay.trust, 0, config::MTU_MIN).map_err(Error::Config)?;
+        config::client(
+            &relay.trust,
+            cid::towards(0, &mut rand::rng()),
+            config::MTU_MIN,
+        )
+        .map_err(Error::Config)?;
     }
     Ok(())
 }

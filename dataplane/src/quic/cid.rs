@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use hmac::{Hmac, KeyInit, Mac};
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
-use rand::Rng;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use sha2::Sha256;
 
 /// Length of an ID, bytes: worker 1, nonce 7, check 4.
@@ -15,17 +16,21 @@ pub const LEN: usize = 12;
 const NONCE_END: usize = 8;
 
 /// Makes and checks the IDs of one worker.
-#[derive(Clone)]
 pub struct Generator {
     worker: u8,
     key: Arc<[u8; 32]>,
+    rng: StdRng,
 }
 
 impl Generator {
-    /// For worker `worker`, with the namespace's connection-ID key.
+    /// For worker `worker`, with the namespace's connection-ID key. Its nonces come of `seed`.
     #[must_use]
-    pub fn new(worker: u8, key: Arc<[u8; 32]>) -> Self {
-        Self { worker, key }
+    pub fn new(worker: u8, key: Arc<[u8; 32]>, seed: [u8; 32]) -> Self {
+        Self {
+            worker,
+            key,
+            rng: StdRng::from_seed(seed),
+        }
     }
 
     fn check(&self, head: &[u8]) -> [u8; LEN - NONCE_END] {
@@ -43,7 +48,7 @@ impl ConnectionIdGenerator for Generator {
     fn generate_cid(&mut self) -> ConnectionId {
         let mut id = [0; LEN];
         id[0] = self.worker;
-        rand::rng().fill_bytes(&mut id[1..NONCE_END]);
+        self.rng.fill_bytes(&mut id[1..NONCE_END]);
         let check = self.check(&id[..NONCE_END]);
         id[NONCE_END..].copy_from_slice(&check);
         ConnectionId::new(&id)
@@ -65,9 +70,9 @@ impl ConnectionIdGenerator for Generator {
 
 /// A client's first destination ID, which picks the relay's worker.
 #[must_use]
-pub fn towards(worker: u8) -> ConnectionId {
+pub fn towards(worker: u8, rng: &mut impl Rng) -> ConnectionId {
     let mut id = [0; 16];
-    rand::rng().fill_bytes(&mut id);
+    rng.fill_bytes(&mut id);
     id[0] = worker;
     ConnectionId::new(&id)
 }
@@ -86,8 +91,8 @@ mod tests {
 
     #[test]
     fn an_id_names_its_worker_and_only_its_key_knows_it() {
-        let mut ours = Generator::new(3, Arc::new([1; 32]));
-        let other = Generator::new(3, Arc::new([2; 32]));
+        let mut ours = Generator::new(3, Arc::new([1; 32]), [7; 32]);
+        let other = Generator::new(3, Arc::new([2; 32]), [7; 32]);
         let id = ours.generate_cid();
         assert_eq!(id[0], 3);
         assert!(ours.validate(&id).is_ok());
@@ -98,10 +103,10 @@ mod tests {
     #[test]
     fn short_and_long_headers_lead_to_the_same_worker() {
         let mut short = vec![0x40];
-        short.extend_from_slice(&towards(5));
+        short.extend_from_slice(&towards(5, &mut rand::rng()));
         assert_eq!(worker_of(&short, 4), Some(1));
         let mut long = vec![0xc0, 0, 0, 0, 1, 16];
-        long.extend_from_slice(&towards(5));
+        long.extend_from_slice(&towards(5, &mut rand::rng()));
         assert_eq!(worker_of(&long, 4), Some(1));
         assert_eq!(worker_of(&[0xc0, 0], 4), None);
         assert_eq!(worker_of(&[], 4), None);

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::{
-    AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
-    ServerConfig, TransportConfig, VarInt,
+    AckFrequencyConfig, ClientConfig, ConnectionId, EndpointConfig, IdleTimeout,
+    MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
 };
+use rand::{Rng, RngExt};
 use rustls::SupportedCipherSuite;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -143,13 +144,18 @@ fn has_wide_aes_without_avx512() -> bool {
     false
 }
 
-/// Settings of one worker's endpoint.
+/// Settings of one worker's endpoint, all of whose chance comes from `rng`.
 #[must_use]
-pub fn endpoint(worker: u8, keys: &EndpointKeys) -> EndpointConfig {
+pub fn endpoint(worker: u8, keys: &EndpointKeys, rng: &mut impl Rng) -> EndpointConfig {
     let reset = ::aws_lc_rs::hmac::Key::new(::aws_lc_rs::hmac::HMAC_SHA256, &keys.reset);
     let mut config = EndpointConfig::new(Arc::new(reset));
     let connection_id = Arc::new(keys.connection_id);
-    config.cid_generator(move || Box::new(cid::Generator::new(worker, Arc::clone(&connection_id))));
+    let nonces = rng.random();
+    config.cid_generator(move || {
+        let key = Arc::clone(&connection_id);
+        Box::new(cid::Generator::new(worker, key, nonces))
+    });
+    config.rng_seed(Some(rng.random()));
     // The default (1472) would cap what the peer may send us.
     config
         .max_udp_payload_size(65_527)
@@ -216,11 +222,11 @@ pub enum Trust {
     System,
 }
 
-/// For dialling a relay's worker over a path that takes datagrams of up to `mtu` bytes.
+/// For one dial of a relay over a path that takes datagrams of up to `mtu` bytes. `first` ([`cid::towards`]) picks the relay's worker.
 ///
 /// # Errors
 /// CA certificates that cannot be read, or a system without roots.
-pub fn client(trust: &Trust, worker: u8, mtu: u16) -> Result<ClientConfig, String> {
+pub fn client(trust: &Trust, first: ConnectionId, mtu: u16) -> Result<ClientConfig, String> {
     let builder = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|why| why.to_string())?;
@@ -251,7 +257,7 @@ pub fn client(trust: &Trust, worker: u8, mtu: u16) -> Result<ClientConfig, Strin
     tls.resumption = rustls::client::Resumption::disabled();
     let crypto = QuicClientConfig::try_from(tls).map_err(|why| why.to_string())?;
     let mut config = ClientConfig::new(Arc::new(crypto));
-    config.initial_dst_cid_provider(Arc::new(move || cid::towards(worker)));
+    config.initial_dst_cid_provider(Arc::new(move || first));
     config.transport_config(Arc::new(transport(mtu, FLOWS_PER_SESSION)));
     Ok(config)
 }

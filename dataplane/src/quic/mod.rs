@@ -23,6 +23,7 @@ use quinn_proto::{
     ClientConfig, ConnectError, Connection, ConnectionHandle, DatagramEvent, Endpoint, Incoming,
     VarInt,
 };
+use rand::rngs::StdRng;
 use underpass_proto::proof::EXPORTER_LABEL;
 use underpass_proto::{Exporter, SessionCode};
 
@@ -49,6 +50,14 @@ pub struct SessionId {
     generation: u32,
 }
 
+/// What a driver stands on beside its sockets.
+pub(crate) struct Ground {
+    /// The widest datagram that the interface towards a peer takes, bytes.
+    pub(crate) mtu_of: fn(SocketAddr) -> u16,
+    /// Where the chance of its endpoint comes from.
+    pub(crate) rng: StdRng,
+}
+
 /// All sessions of one worker.
 pub struct Driver {
     endpoint: Endpoint,
@@ -60,6 +69,7 @@ pub struct Driver {
     /// Where the protocol core writes a reply that belongs to no session.
     scratch: Vec<u8>,
     mtu_max: Option<u16>,
+    mtu_of: fn(SocketAddr) -> u16,
     server: Option<Arc<config::Server>>,
     /// Answers to strangers for which no buffer was free.
     responses: VecDeque<(io::Transmit, Vec<u8>)>,
@@ -116,9 +126,25 @@ impl Driver {
         server: Option<Arc<config::Server>>,
         mtu_max: Option<u16>,
     ) -> Self {
+        let ground = Ground {
+            mtu_of: io::udp::path_mtu,
+            rng: rand::make_rng(),
+        };
+        Self::on(ground, worker, keys, server, mtu_max)
+    }
+
+    /// The same on another ground than this machine's.
+    #[must_use]
+    pub(crate) fn on(
+        mut ground: Ground,
+        worker: u8,
+        keys: &config::EndpointKeys,
+        server: Option<Arc<config::Server>>,
+        mtu_max: Option<u16>,
+    ) -> Self {
         let quic_server = server.as_ref().map(|server| server.quic(None));
         let endpoint = Endpoint::new(
-            Arc::new(config::endpoint(worker, keys)),
+            Arc::new(config::endpoint(worker, keys, &mut ground.rng)),
             quic_server,
             true,
             None,
@@ -132,6 +158,7 @@ impl Driver {
             timers: BinaryHeap::new(),
             scratch: Vec::with_capacity(DATAGRAMS_SIZE),
             mtu_max,
+            mtu_of: ground.mtu_of,
             server,
             responses: VecDeque::new(),
             admission: Admission::default(),
@@ -491,7 +518,7 @@ impl Driver {
     /// The widest datagram to try towards `remote`.
     #[must_use]
     pub fn mtu_to(&self, remote: SocketAddr) -> u16 {
-        let mtu = io::udp::path_mtu(remote);
+        let mtu = (self.mtu_of)(remote);
         self.mtu_max.map_or(mtu, |most| most.min(mtu))
     }
 }

@@ -10,7 +10,7 @@ use underpass_proto::limits::HANDSHAKE_DEADLINE;
 
 use super::admission::{Answer, Handshakes};
 use super::{Driver, SESSIONS_MAX, SessionId, lookup};
-use crate::io::{self, Io};
+use crate::io::Io;
 
 impl Driver {
     /// Somebody wants a session.
@@ -52,7 +52,7 @@ impl Driver {
             return self.endpoint.ignore(incoming);
         };
         let remote = incoming.remote_address();
-        let mtu = io::udp::path_mtu(remote);
+        let mtu = (self.mtu_of)(remote);
         let mtu = self.mtu_max.map_or(mtu, |most| most.min(mtu));
         let config = Some(server.quic(Some(mtu)));
         let network = self.admission.begun(remote.ip());

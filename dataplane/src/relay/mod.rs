@@ -315,7 +315,9 @@ impl Supervisor {
                 quic,
             };
             let (plan, directory) = (Arc::clone(&plan), Arc::clone(&self.directory));
-            let running = worker::spawn(parts, move |_| Relay::new(worker, count, plan, directory));
+            let running = worker::spawn(parts, move |start| {
+                Relay::new((worker, count), plan, directory, start.rng)
+            });
             workers.push(running.map_err(|error| Error::Worker(error.to_string()))?);
         }
         info!(listen = %bound, workers = count, "relay listens (udp)");

@@ -3,11 +3,13 @@
 mod probes;
 mod registrations;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use quinn_proto::StreamId;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use rustc_hash::FxHashMap;
 use tracing::debug;
 use underpass_proto::limits::{HELLO_DEADLINE, PING_AFTER, REPLACED_AFTER, SUSPECT_AFTER};
@@ -35,6 +37,7 @@ pub(crate) struct Peers {
     rosters: HashMap<HycoName, Roster>,
     directory: Arc<Directory>,
     probes: Probes,
+    rng: StdRng,
 }
 
 struct Peer {
@@ -43,7 +46,8 @@ struct Peer {
     since_unix_ms: u64,
     control: Option<ControlStream>,
     hello: Option<Hello>,
-    registrations: HashMap<HycoName, Registration>,
+    /// In the order of their names, in which they are told when they end together.
+    registrations: BTreeMap<HycoName, Registration>,
     draining: bool,
     /// Flows that it may open, beside its control stream: none before it proved a send key.
     flows_allowed: u32,
@@ -81,7 +85,7 @@ pub(crate) enum Opened {
 impl Peers {
     /// None yet.
     #[must_use]
-    pub(crate) fn new(worker: u8, workers: u8, directory: Arc<Directory>) -> Self {
+    pub(crate) fn new((worker, workers): (u8, u8), directory: Arc<Directory>, rng: StdRng) -> Self {
         Self {
             worker,
             workers,
@@ -89,6 +93,7 @@ impl Peers {
             rosters: HashMap::new(),
             directory,
             probes: Probes::default(),
+            rng,
         }
     }
 
@@ -103,7 +108,7 @@ impl Peers {
             since_unix_ms: unix_ms(),
             control: None,
             hello: None,
-            registrations: HashMap::new(),
+            registrations: BTreeMap::new(),
             draining: false,
             flows_allowed: 0,
             conduct: Conduct::new(now),
@@ -296,13 +301,14 @@ impl Peers {
 
     /// The session for a new flow. `without` was tried already.
     pub(crate) fn pick(
-        &self,
+        &mut self,
         quic: &Driver,
         now: Instant,
         hyco: &HycoName,
         without: Option<Instance>,
         load: impl Fn(SessionId) -> usize,
     ) -> Option<SessionId> {
+        let mut rng = StdRng::from_rng(&mut self.rng);
         let failing = self.directory.listeners.failing(hyco);
         let health = |session| match self.health(quic, now, session) {
             Health::Ready if self.is_one_of(session, &failing) => Health::Failing,
@@ -310,7 +316,7 @@ impl Peers {
         };
         self.rosters
             .get(hyco)?
-            .pick(health, load, without, &mut rand::rng())
+            .pick(health, load, without, &mut rng)
     }
 
     /// The process behind a session.

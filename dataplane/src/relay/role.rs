@@ -8,13 +8,15 @@ mod queue;
 mod tally;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 use quinn_proto::{ConnectionError, StreamId};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use tracing::{debug, info, warn};
 use underpass_proto::limits::HELLO_DEADLINE;
 use underpass_proto::snapshot::Pressure;
@@ -31,7 +33,7 @@ use super::peers::{Asker, Opened, Over, Peers, Verdict};
 use super::plan::{Directory, Place, Plan};
 use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
-use crate::io::{Close, Datagrams, Io, SocketId};
+use crate::io::{Close, Datagrams, Io, SocketId, Stream};
 use crate::join::{Join, JoinEnd, JoinKey, Toward};
 use crate::listening::{Change, Drain, Listening};
 use crate::opening::Openings;
@@ -53,7 +55,7 @@ pub(crate) enum Message {
         /// For what.
         hyco: HycoName,
         /// The application.
-        socket: TcpStream,
+        socket: Stream,
         /// Its address.
         application: SocketAddr,
     },
@@ -112,6 +114,7 @@ pub(crate) struct Relay {
     pressure: Pressure,
     drain: Option<Drain>,
     done: bool,
+    rng: StdRng,
 }
 
 /// A flow of an application that is here, or of one that is beside a sender.
@@ -124,10 +127,16 @@ enum Key {
 impl Relay {
     /// For one worker.
     #[must_use]
-    pub(crate) fn new(worker: u8, workers: u8, plan: Arc<Plan>, directory: Arc<Directory>) -> Self {
+    pub(crate) fn new(
+        (worker, workers): (u8, u8),
+        plan: Arc<Plan>,
+        directory: Arc<Directory>,
+        mut rng: StdRng,
+    ) -> Self {
+        let peers_rng = StdRng::from_rng(&mut rng);
         Self {
             plan,
-            peers: Peers::new(worker, workers, Arc::clone(&directory)),
+            peers: Peers::new((worker, workers), Arc::clone(&directory), peers_rng),
             directory,
             openings: Openings::new(PARTIAL_MAX, HELLO_DEADLINE),
             listening: Listening::default(),
@@ -141,6 +150,7 @@ impl Relay {
             pressure: Pressure::default(),
             drain: None,
             done: false,
+            rng,
         }
     }
 

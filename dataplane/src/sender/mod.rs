@@ -143,8 +143,8 @@ fn identity(agent_id: AgentId, check_only: bool) -> Identity {
 
 fn start(plan: &Arc<Plan>, ground: &Ground) -> Result<Workers<Plan, Change>, Error> {
     let (plan, resolver) = (Arc::clone(plan), ground.resolver.clone());
-    let make = move |worker, handle, say| {
-        Sender::new(worker, Arc::clone(&plan), resolver.clone(), handle, say)
+    let make = move |worker, start, say| {
+        Sender::new(worker, Arc::clone(&plan), resolver.clone(), start, say)
     };
     ground.start(make)
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use crossbeam_channel::Sender as Say;
 use quinn_proto::{ConnectionError, StreamId};
+use rand::RngExt;
 use tracing::{debug, info, warn};
 use underpass_proto::wire::RefusedCode;
 use underpass_proto::{Ending, Endpoint, FlowCode, FlowId, HycoName, SessionCode, Side};
@@ -26,7 +27,7 @@ use crate::listening::{Change, Drain, Listening};
 use crate::quic::SessionId;
 use crate::resolve::Resolver;
 use crate::waiting::{WAIT_MAX, Waiting};
-use crate::worker::{Handle, Role};
+use crate::worker::{Role, Start};
 
 /// What a worker of a sender is told.
 pub(crate) type Message = link::Message<Plan, Change>;
@@ -85,11 +86,12 @@ impl Sender {
         worker: u8,
         plan: Arc<Plan>,
         resolver: Resolver,
-        handle: Handle<Message>,
+        mut start: Start<Message>,
         say: Say<Said>,
     ) -> Self {
         let (relays, identity) = (&plan.relays, plan.identity);
-        let links = Links::new(relays, worker, identity, resolver, handle, say);
+        let next_flow = start.rng.random::<u64>() << 24;
+        let links = Links::new(relays, worker, identity, resolver, start, say);
         Self {
             plan,
             links,
@@ -99,7 +101,7 @@ impl Sender {
             parked: Vec::new(),
             opening: VecDeque::new(),
             // Unlike those of other workers and senders, so that logs of several do not mix.
-            next_flow: rand::random::<u64>() << 24,
+            next_flow,
             drain: None,
             done: false,
         }

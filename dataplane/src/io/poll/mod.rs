@@ -8,7 +8,7 @@ mod stream;
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -143,7 +143,8 @@ impl Io for Poll {
         self.waker.clone()
     }
 
-    fn listen(&mut self, listener: TcpListener) -> io::Result<SocketId> {
+    fn listen(&mut self, listener: impl Into<socket::Listener>) -> io::Result<SocketId> {
+        let listener = listener.into().system()?;
         listener.set_nonblocking(true)?;
         let listener = net::TcpListener::from_std(listener);
         let fd = listener.as_raw_fd();
@@ -162,12 +163,13 @@ impl Io for Poll {
         Ok(id)
     }
 
-    fn adopt(&mut self, stream: TcpStream) -> io::Result<SocketId> {
+    fn adopt(&mut self, stream: socket::Stream) -> io::Result<SocketId> {
+        let stream = stream.system()?;
         stream.set_nonblocking(true)?;
         Ok(self.insert(net::TcpStream::from_std(stream)))
     }
 
-    fn release(&mut self, socket: SocketId) -> Option<TcpStream> {
+    fn release(&mut self, socket: SocketId) -> Option<socket::Stream> {
         self.stream(socket)?;
         let Some(Entry::Stream(stream)) = self.sockets.remove(socket) else {
             return None;
@@ -178,7 +180,8 @@ impl Io for Poll {
                 .registry()
                 .deregister(&mut SourceFd(&stream.stream.as_raw_fd()));
         }
-        Some(TcpStream::from(OwnedFd::from(stream.stream)))
+        let stream = TcpStream::from(OwnedFd::from(stream.stream));
+        Some(socket::Stream::System(stream))
     }
 
     fn connect(&mut self, to: SocketAddr) -> io::Result<SocketId> {

@@ -15,7 +15,7 @@ mod wake;
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -130,7 +130,8 @@ impl Io for Ring {
         self.waker.clone()
     }
 
-    fn listen(&mut self, listener: TcpListener) -> io::Result<SocketId> {
+    fn listen(&mut self, listener: impl Into<socket::Listener>) -> io::Result<SocketId> {
+        let listener = listener.into().system()?;
         let id = self.sockets.insert(Entry::Listener(Listener {
             fd: listener.into(),
             accepting: false,
@@ -140,16 +141,17 @@ impl Io for Ring {
         Ok(id)
     }
 
-    fn adopt(&mut self, stream: TcpStream) -> io::Result<SocketId> {
+    fn adopt(&mut self, stream: socket::Stream) -> io::Result<SocketId> {
+        let stream = stream.system()?;
         Ok(self.insert(stream.into()))
     }
 
-    fn release(&mut self, socket: SocketId) -> Option<TcpStream> {
+    fn release(&mut self, socket: SocketId) -> Option<socket::Stream> {
         if self.stream(socket)?.under_way > 0 {
             return None;
         }
         match self.sockets.remove(socket)? {
-            Entry::Stream(stream) => Some(stream.fd.into()),
+            Entry::Stream(stream) => Some(socket::Stream::System(stream.fd.into())),
             Entry::Listener(_) => None,
         }
     }

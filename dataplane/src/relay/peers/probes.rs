@@ -1,9 +1,10 @@
 //! The probes of one worker: asks agents to dial their endpoints, waits for their answers under a deadline, and writes what they found into the book.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
+use rustc_hash::FxHashMap;
 use underpass_proto::limits::OPEN_DEADLINE;
 use underpass_proto::snapshot::{ProbedDial, ProbedListener};
 use underpass_proto::wire::{Probe, Probed};
@@ -31,7 +32,7 @@ pub(crate) struct Asker {
 /// Those under way.
 #[derive(Debug, Default)]
 pub(super) struct Probes {
-    by_id: HashMap<u64, Sent>,
+    by_id: FxHashMap<u64, Sent>,
     /// In the order of their deadlines.
     deadlines: VecDeque<(Instant, u64)>,
     last_id: u64,
@@ -54,7 +55,7 @@ impl Peers {
                 let (name, instance) = (&errand.hyco, errand.instance);
                 self.directory
                     .listeners
-                    .unsaid(now, name, instance, &mut rand::rng());
+                    .unsaid(now, name, instance, &mut self.rng);
             }
         }
     }
@@ -186,20 +187,20 @@ impl Peers {
             if sent.asker.is_none() {
                 self.directory
                     .listeners
-                    .unsaid(now, name, instance, &mut rand::rng());
+                    .unsaid(now, name, instance, &mut self.rng);
             }
             self.answer(quic, sent, None);
         }
     }
 
-    fn write_down(&self, now: Instant, errand: &Errand, dial: Dial) {
+    fn write_down(&mut self, now: Instant, errand: &Errand, dial: Dial) {
         self.directory.listeners.dialled(
             Moment::at(now),
             &errand.hyco,
             errand.instance,
             &errand.endpoint,
             dial,
-            &mut rand::rng(),
+            &mut self.rng,
         );
     }
 

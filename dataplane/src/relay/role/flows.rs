@@ -19,6 +19,7 @@ use crate::join::{JoinEnd, Toward};
 use crate::opening::Head;
 use crate::quic::SessionId;
 use crate::relay::listeners::{Dial, Moment};
+use crate::relay::peers::Peers;
 use crate::relay::plan::Place;
 
 /// What there is for a new flow.
@@ -116,23 +117,26 @@ impl Relay {
 
     /// A listener's session with a stream on it: the best one, or that of another process where the best has no room.
     pub(super) fn choose<I: Io>(
-        &self,
+        &mut self,
         core: &mut Core<I, RelayFlow>,
         hyco: &HycoName,
         without: Option<Instance>,
     ) -> Choice {
-        let pick = |core: &Core<I, RelayFlow>, without| {
+        let pick = |peers: &mut Peers, core: &Core<I, RelayFlow>, without| {
             let load = |session| core.load(session);
-            self.peers.pick(&core.quic, core.now, hyco, without, load)
+            peers.pick(&core.quic, core.now, hyco, without, load)
         };
-        let Some(best) = pick(core, without) else {
+        let Some(best) = pick(&mut self.peers, core, without) else {
             return Choice::Nobody;
         };
         if let Some(stream) = self.open_on(core, best) {
             return Choice::Stream(best, stream);
         }
         let other = match without {
-            None => pick(core, self.peers.instance(best)),
+            None => {
+                let asked = self.peers.instance(best);
+                pick(&mut self.peers, core, asked)
+            }
             Some(_) => None,
         };
         let stream = other.and_then(|other| Some((other, self.open_on(core, other)?)));
@@ -207,7 +211,7 @@ impl Relay {
     }
 
     /// A listener dialled for a flow, or refused to.
-    pub(super) fn note(&self, now: Instant, flow: &RelayFlow, failed: Option<FlowCode>) {
+    pub(super) fn note(&mut self, now: Instant, flow: &RelayFlow, failed: Option<FlowCode>) {
         let Some(opening) = flow.opening.as_deref() else {
             return;
         };
@@ -223,7 +227,7 @@ impl Relay {
         let moment = Moment::at(now);
         self.directory
             .listeners
-            .dialled(moment, hyco, instance, endpoint, dial, &mut rand::rng());
+            .dialled(moment, hyco, instance, endpoint, dial, &mut self.rng);
     }
 
     pub(super) fn try_elsewhere<I: Io>(
