@@ -225,6 +225,10 @@ impl<I: Io, D> Core<I, D> {
             replay.answer = FrameReader::new();
             flow.pending.extend(replay.sent.iter().cloned());
         }
+        if flow.from_socket == FromSocket::Delivered {
+            // The first one had the end already; this one has not.
+            flow.from_socket = FromSocket::Finished;
+        }
         self.quic.abort(old_session, old_stream, FlowCode::Aborted);
         self.flows.unlink(old_session, old_stream);
         self.flows.link(session, stream, key);
