@@ -229,6 +229,7 @@ impl Links {
             for session in link.take_needless(&core.quic, core.now) {
                 core.quic.close(core.now, session, SessionCode::Done);
             }
+            link.retire(&mut core.quic, core.now);
         }
         let flows = |id| core.flows.count_of_session(id) + begins(id);
         let stale = |link: &mut Link| link.stale(&core.quic, core.now, flows);

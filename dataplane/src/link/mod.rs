@@ -35,6 +35,9 @@ const UNANSWERED_MAX: Duration = Duration::from_secs(3);
 /// An attempt that was answered and is not done by then is given up: the wait at a busy relay, its handshake, and its Welcome.
 const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 
+/// From saying that no more flows are wanted on a session to closing it: the relay has heard it by then, and what it opened before has come.
+const RETIRE_AFTER: Duration = Duration::from_secs(2);
+
 /// For this long after a loss attempts are close together.
 const EAGER_FOR: Duration = Duration::from_secs(60);
 
@@ -356,6 +359,32 @@ impl Link {
             .collect()
     }
 
+    /// Says on sessions that a later one took the place of that no more flows are wanted on them: what the relay opens meanwhile is still served.
+    /// A later one takes the place once all that stands on the earlier stands on it, too.
+    pub(crate) fn retire(&mut self, quic: &mut Driver, now: Instant) {
+        let Some((newest, since)) = self.newest_well(quic, now) else {
+            return;
+        };
+        let Some(names) = self.sessions.get(&newest).map(Session::names_registered) else {
+            return;
+        };
+        for (&id, session) in &mut self.sessions {
+            let earlier = session.is_welcomed() && session.since < since;
+            if earlier && session.retired.is_none() && session.stands_on(&names) {
+                session.retired = Some(now);
+                session.say(quic, id, &Frame::Draining);
+            }
+        }
+    }
+
+    fn newest_well(&self, quic: &Driver, now: Instant) -> Option<(SessionId, Instant)> {
+        self.sessions
+            .iter()
+            .filter(|(id, session)| session.is_well(quic, **id, now))
+            .max_by_key(|(_, session)| session.since)
+            .map(|(&id, session)| (id, session.since))
+    }
+
     /// Sessions that are given up: without an answer, no longer wanted, or spare ones that a later one took the place of.
     pub(crate) fn stale(
         &mut self,
@@ -363,12 +392,7 @@ impl Link {
         now: Instant,
         flows: impl Fn(SessionId) -> usize,
     ) -> Vec<(SessionId, String)> {
-        let newest_well = self
-            .sessions
-            .iter()
-            .filter(|(id, session)| session.is_well(quic, **id, now))
-            .max_by_key(|(_, session)| session.since)
-            .map(|(&id, session)| (id, session.since));
+        let newest_well = self.newest_well(quic, now);
         let unwanted = self.relay.wants.is_empty();
         let stale = |(&id, session): (&SessionId, &Session)| {
             let age = now.saturating_duration_since(session.since);
@@ -384,8 +408,10 @@ impl Link {
             if unwanted && flows(id) == 0 {
                 return Some((id, "nothing is asked for there any more".to_string()));
             }
-            let (newest, since) = newest_well?;
-            let spare = id != newest && session.since < since && flows(id) == 0;
+            let (_, since) = newest_well?;
+            let retired = session.retired?;
+            let over = now.saturating_duration_since(retired) >= RETIRE_AFTER;
+            let spare = over && session.since < since && flows(id) == 0;
             spare.then(|| (id, "a newer session took its place".to_string()))
         };
         self.sessions.iter().filter_map(stale).collect()

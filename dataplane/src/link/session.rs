@@ -24,7 +24,10 @@ const ASK_AGAIN_MAX: Duration = Duration::from_secs(30);
 pub(super) struct Session {
     pub(super) since: Instant,
     pub(super) state: State,
+    /// The relay drains.
     pub(super) draining: bool,
+    /// When this side said that it wants no more flows on it.
+    pub(super) retired: Option<Instant>,
     /// In the order of their names, in which they are asked for again and given back.
     registrations: BTreeMap<HycoName, Registration>,
 }
@@ -61,6 +64,7 @@ impl Session {
             since: now,
             state: State::Dialling,
             draining: false,
+            retired: None,
             registrations: BTreeMap::new(),
         }
     }
@@ -72,7 +76,8 @@ impl Session {
     /// Whether it answers and takes flows.
     pub(super) fn is_well(&self, quic: &Driver, id: SessionId, now: Instant) -> bool {
         let silence = quic.silence(now, id).unwrap_or(Duration::MAX);
-        self.is_welcomed() && !self.draining && silence <= PING_AFTER + SUSPECT_AFTER
+        let takes = !self.draining && self.retired.is_none();
+        self.is_welcomed() && takes && silence <= PING_AFTER + SUSPECT_AFTER
     }
 
     pub(super) fn say(&mut self, quic: &mut Driver, id: SessionId, frame: &Frame) {
@@ -226,6 +231,24 @@ impl Session {
     pub(super) fn endpoint(&self, hyco: &HycoName) -> Option<&Endpoint> {
         let (_, endpoint) = self.registrations.get(hyco)?.stands.as_ref()?;
         Some(endpoint)
+    }
+
+    /// All that both proofs hold for.
+    pub(super) fn names_registered(&self) -> Vec<HycoName> {
+        let standing = self
+            .registrations
+            .iter()
+            .filter(|(_, it)| it.stands.is_some());
+        standing.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether all that stands on it is among these.
+    pub(super) fn stands_on(&self, names: &[HycoName]) -> bool {
+        let mut standing = self
+            .registrations
+            .iter()
+            .filter(|(_, it)| it.stands.is_some());
+        standing.all(|(name, _)| names.contains(name))
     }
 
     /// Whether it was asked for, nothing stands, and the relay has not answered.
