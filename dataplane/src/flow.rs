@@ -110,6 +110,22 @@ impl<D> Flow<D> {
         self.to_socket == ToSocket::Unopened
     }
 
+    /// How far it is, for whoever looks for the cause of a stall.
+    #[cfg(test)]
+    pub(crate) fn state(&self) -> String {
+        format!(
+            "{:?} {:?}: from the socket {:?} ({} bytes, {} chunks pending, receiving: {}), to the socket {:?} ({} bytes)",
+            self.session,
+            self.stream,
+            self.from_socket,
+            self.bytes_from_socket,
+            self.pending.len(),
+            self.receiving,
+            self.to_socket,
+            self.bytes_to_socket,
+        )
+    }
+
     fn is_done(&self) -> bool {
         self.to_socket == ToSocket::Finished
             && matches!(

@@ -21,6 +21,8 @@ pub mod quic;
 pub mod relay;
 mod resolve;
 pub mod sender;
+#[cfg(test)]
+mod sim;
 mod waiting;
 mod worker;
 

@@ -125,6 +125,12 @@ impl Openings {
         None
     }
 
+    /// How many there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.partial.len()
+    }
+
     /// Resets those that never said what they want.
     pub(crate) fn expire(&mut self, quic: &mut Driver, now: Instant) {
         let late = |_: &_, (until, _): &mut (Instant, FrameReader)| *until <= now;

@@ -33,6 +33,12 @@ impl<A> Waiting<A> {
         self.0.is_empty()
     }
 
+    /// How many wait.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// One more.
     pub(crate) fn push(&mut self, now: Instant, application: A) {
         self.0.push_back((now + WAIT_MAX, application));

@@ -94,6 +94,12 @@ impl Dials {
         self.by_number.is_empty()
     }
 
+    /// How many are under way.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.by_number.len().max(self.number_by_stream.len())
+    }
+
     /// Whether no more may be begun.
     #[must_use]
     pub(crate) fn is_full(&self) -> bool {

@@ -23,6 +23,12 @@ impl Early {
         self.0.len() >= EARLY_MAX
     }
 
+    /// How many wait.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Keeps one until its registration is proven.
     pub(crate) fn wait(&mut self, now: Instant, asked: Asked) {
         self.0.push((now + DIAL_DEADLINE, asked));

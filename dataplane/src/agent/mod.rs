@@ -5,6 +5,8 @@
 mod dials;
 mod early;
 mod role;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 use std::path::PathBuf;
 use std::sync::Arc;

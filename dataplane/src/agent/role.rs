@@ -1,5 +1,8 @@
 //! What an agent's worker does with what its loop hears: sessions kept up, Opens checked against the allow-list, endpoints dialled.
 
+#[cfg(test)]
+mod watched;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! The seam between the worker's loop and the operating system: operations go in with owned buffers, completions come out.
 //!
 //! Every backend offers the same [`Io`]; the loop is generic over it, so the hot path has no dynamic call. `ring` is io_uring,
-//! `poll` is readiness by mio that imitates completions. `unsafe` lives in this folder only.
+//! `poll` is readiness by mio that imitates completions, `sim` is a machine that does not exist, for tests. `unsafe` lives in this folder only.
 //! Nothing here knows QUIC, sessions or flows.
 
 mod buffers;
@@ -12,6 +12,8 @@ mod message;
 mod poll;
 #[cfg(target_os = "linux")]
 mod ring;
+#[cfg(test)]
+pub(crate) mod sim;
 pub mod socket;
 mod table;
 pub mod udp;

@@ -448,6 +448,13 @@ impl Link {
         self.sessions.get(&id)?.endpoint(hyco)
     }
 
+    /// All that is registered on any session.
+    #[cfg(test)]
+    pub(crate) fn names_registered(&self) -> Vec<HycoName> {
+        let sessions = self.sessions.values();
+        sessions.flat_map(Session::names_registered).collect()
+    }
+
     /// Whether this hybrid connection was asked for on this session, nothing stands, and the relay has not answered yet.
     #[must_use]
     pub(crate) fn is_awaited(&self, id: SessionId, hyco: &HycoName) -> bool {

@@ -100,6 +100,16 @@ impl EndpointKeys {
             connection_id: rand::random(),
         }
     }
+
+    /// The same by a chance that can be had again.
+    #[cfg(test)]
+    pub(crate) fn of_test(rng: &mut impl Rng) -> Self {
+        Self {
+            reset: rng.random(),
+            token: rng.random(),
+            connection_id: rng.random(),
+        }
+    }
 }
 
 /// TLS 1.3 with the suites in our order: AES-128-GCM is the cheapest and enough for a session; X25519MLKEM768 comes first by rustls' own order.

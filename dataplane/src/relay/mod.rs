@@ -14,6 +14,8 @@ mod pressure;
 mod role;
 pub(crate) mod roster;
 mod senders;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod states;
 
 use std::net::SocketAddr;

@@ -2,6 +2,8 @@
 
 mod probes;
 mod registrations;
+#[cfg(test)]
+mod watched;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

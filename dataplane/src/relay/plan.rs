@@ -87,6 +87,12 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
+    /// Flows that the limits count.
+    #[cfg(test)]
+    pub(crate) fn flows(&self) -> u32 {
+        self.flows_all.load(Ordering::Relaxed)
+    }
+
     /// A place for one more flow, or `None` at a limit. Given back when dropped.
     #[must_use]
     pub(crate) fn place(

@@ -6,6 +6,8 @@ mod flows;
 mod joined;
 mod queue;
 mod tally;
+#[cfg(test)]
+mod watched;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;

@@ -57,6 +57,12 @@ impl Roster {
         self.entries.is_empty()
     }
 
+    /// Each listener's process, once for each session.
+    #[cfg(test)]
+    pub(crate) fn instances(&self) -> impl Iterator<Item = Instance> {
+        self.entries.iter().map(|entry| entry.instance)
+    }
+
     /// The sessions of one process.
     pub(crate) fn sessions_of(&self, instance: Instance) -> impl Iterator<Item = SessionId> + '_ {
         self.entries

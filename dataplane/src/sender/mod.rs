@@ -4,6 +4,8 @@
 //! [`run`] starts the workers; each keeps a session to the relay's worker of the same number (`link`) and opens flows on it (`role`).
 
 mod role;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

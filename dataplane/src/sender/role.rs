@@ -1,6 +1,8 @@
 //! What a sender's worker does with what its loop hears: sessions kept up, bindings opened, drains followed. Its flows are in `flows`.
 
 mod flows;
+#[cfg(test)]
+mod watched;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
