@@ -26,6 +26,7 @@ pub mod report;
 pub mod results;
 pub mod run;
 pub mod scenario;
+pub mod stand;
 pub mod units;
 mod wire;
 

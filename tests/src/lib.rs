@@ -2,16 +2,11 @@
 //!
 //! The tests themselves are in `tests/`. Nothing here sleeps: whatever must come about is waited for with [`deadline::wait_for`].
 
-pub mod agent;
 pub mod conversation;
-pub mod deadline;
 pub mod feed_between;
 pub mod fidelity;
 pub mod forwarder;
-pub mod installation;
 pub mod load;
-pub mod network;
-pub mod process;
 pub mod promise;
 pub mod rest;
 pub mod sender;
@@ -19,6 +14,8 @@ pub mod servers;
 pub mod service;
 pub mod tunnel;
 pub mod turn;
+
+pub use underpass_loadtest::stand::{agent, deadline, installation, network, process};
 
 /// Defines a test for each backend of the data plane: `a_sentence::poll` and `a_sentence::ring`.
 #[macro_export]

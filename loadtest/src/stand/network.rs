@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::deadline::MOMENT;
-use crate::process::{run, run_ok};
+use super::deadline::MOMENT;
+use super::process::{run, run_ok};
 
 /// One namespace. Dropped, it goes with all its links, and its hosts file.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
 use tempfile::TempDir;
 
-use crate::deadline::wait_for;
+use super::deadline::wait_for;
 
 /// How much of a log's end is printed when a test fails, bytes.
 const LOG_SHOWN: usize = 16 * 1024;
@@ -315,6 +315,6 @@ fn free_port(free: impl Fn(u16) -> bool) -> u16 {
 }
 
 /// What other threads of a test share. A test that failed with the lock must not hide its own message behind another.
-pub(crate) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,10 +7,10 @@ use std::sync::{Mutex, MutexGuard};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use crate::deadline::{MOMENT, wait_for};
-use crate::installation::{Installation, Setup, binary, prepared, underpass, write_secret};
-use crate::network::with_hosts;
-use crate::process::{Process, lock};
+use super::deadline::{MOMENT, wait_for};
+use super::installation::{Installation, Setup, write_secret};
+use super::network::with_hosts;
+use super::process::{Process, lock};
 
 /// An agent. Dropped, it is killed and its folder goes.
 #[derive(Debug)]
@@ -54,8 +54,10 @@ impl Agent {
     /// When it cannot be started.
     pub fn start(&self) -> Result<()> {
         let mut command = match &self.setup.hosts {
-            Some(hosts) => prepared(with_hosts(hosts, binary()?)),
-            None => underpass()?,
+            Some(hosts) => self
+                .setup
+                .prepared(with_hosts(hosts, self.setup.program()?)),
+            None => self.setup.data_plane()?,
         };
         command
             .args(["agent", "run", "--config"])

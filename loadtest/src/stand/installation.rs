@@ -1,121 +1,22 @@
 //! A whole installation from the built binary: a directory of files, control, relay and agents as processes of their own.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use tempfile::TempDir;
 use underpass_proto::snapshot::HycoReport;
 use underpass_proto::{Rule, Status, Which};
 
-use crate::agent::Agent;
-use crate::deadline::{MOMENT, wait_for};
-use crate::process::{Process, Ran, Signal, free_tcp_address, free_udp_port, lock, run, run_ok};
-
-/// A backend of the data plane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Io {
-    /// io_uring.
-    Ring,
-    /// Readiness.
-    Poll,
-}
-
-impl Io {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Poll, Self::Ring];
-
-    /// As on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ring => "ring",
-            Self::Poll => "poll",
-        }
-    }
-}
-
-/// How the data plane's processes are started.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// Backend of relay and agents.
-    pub io: Io,
-    /// Workers of relay and agents.
-    pub workers: u16,
-    /// Grace time of relay and agents, as on the command line.
-    pub grace: &'static str,
-    /// Variables of relay and agents.
-    pub environment: Vec<(&'static str, OsString)>,
-    /// Whether the relay may dial endpoints by itself. An endpoint that takes its connections for flows wants none.
-    pub probe: bool,
-    /// What agents see as /etc/hosts; `None`: this machine's.
-    pub hosts: Option<PathBuf>,
-}
-
-impl Setup {
-    /// One worker, the usual grace time.
-    #[must_use]
-    pub fn new(io: Io) -> Self {
-        Self {
-            io,
-            workers: 1,
-            grace: "30s",
-            environment: Vec::new(),
-            probe: true,
-            hosts: None,
-        }
-    }
-
-    pub(crate) fn arguments(&self) -> [String; 3] {
-        [
-            format!("--io={}", self.io.name()),
-            format!("--workers={}", self.workers),
-            format!("--grace={}", self.grace),
-        ]
-    }
-}
-
-/// The binary under test: `UNDERPASS_BIN`, or the one built beside this test.
-///
-/// # Errors
-/// When there is none; the message says how to build it.
-pub fn binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("UNDERPASS_BIN") {
-        return Ok(path.into());
-    }
-    let test = std::env::current_exe()?;
-    // target/PROFILE/deps/TEST-HASH, or target/PROFILE/fidelity.
-    let found = test
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|folder| folder.join("underpass"))
-        .find(|path| path.is_file());
-    found.ok_or_else(|| anyhow!("no binary `underpass` beside {}: build it with the same profile (`cargo build -p underpass`), or name one in UNDERPASS_BIN", test.display()))
-}
-
-/// The binary, ready to be given arguments. Nothing of the caller's environment tells it where to look.
-///
-/// # Errors
-/// As [`binary`].
-pub fn underpass() -> Result<Command> {
-    Ok(prepared(Command::new(binary()?)))
-}
-
-pub(crate) fn prepared(mut command: Command) -> Command {
-    command
-        .env_remove("UNDERPASS_DIR")
-        .env("UNDERPASS_LOG", "debug")
-        .env("NO_COLOR", "1");
-    command
-}
+use super::agent::Agent;
+use super::deadline::{MOMENT, wait_for};
+use super::process::{Process, Ran, Signal, free_tcp_address, free_udp_port, lock, run, run_ok};
+pub use super::setup::{Io, Setup, binary, underpass};
 
 /// A directory with control and relay running on it. Dropped, all ends and the directory goes.
 #[derive(Debug)]
@@ -135,12 +36,13 @@ impl Installation {
     pub fn new(setup: Setup) -> Result<Self> {
         let folder = TempDir::with_prefix("underpass-test-")?;
         let listen = SocketAddr::from(([127, 0, 0, 1], free_udp_port()));
+        let public = setup.public.unwrap_or(listen);
         let directory = folder.path().join("dir");
         fs::create_dir_all(directory.join("connections"))?;
         fs::write(
             directory.join("namespace.toml"),
             format!(
-                "name = \"tests\"\nlisten = \"{listen}\"\npublic_address = \"{listen}\"\n[control]\nlisten = \"127.0.0.1:0\"\n"
+                "name = \"tests\"\nlisten = \"{listen}\"\npublic_address = \"{public}\"\n[control]\nlisten = \"127.0.0.1:0\"\n"
             ),
         )?;
         Ok(Self {
@@ -254,7 +156,8 @@ impl Installation {
     pub fn start_control(&self) -> Result<()> {
         let process = Process::start(
             "control",
-            underpass()?
+            self.setup
+                .underpass()?
                 .arg("control")
                 .arg("--dir")
                 .arg(self.directory()),
@@ -278,7 +181,7 @@ impl Installation {
     /// # Errors
     /// When it cannot be started.
     pub fn start_relay_on(&self, directory: &Path) -> Result<()> {
-        let mut command = underpass()?;
+        let mut command = self.setup.data_plane()?;
         command
             .arg("relay")
             .arg("--dir")
@@ -294,7 +197,7 @@ impl Installation {
     /// # Errors
     /// When it does not.
     pub fn start_up(&self) -> Result<Process> {
-        let mut command = underpass()?;
+        let mut command = self.setup.data_plane()?;
         command
             .arg("up")
             .arg("--dir")
@@ -327,7 +230,11 @@ impl Installation {
         Ok(agent)
     }
 
-    pub(crate) fn wait_for_listener(&self, agent: &Agent, names: &[&str]) -> Result<()> {
+    /// Waits until an agent has registered for these, and the relay says so.
+    ///
+    /// # Errors
+    /// When that does not come about.
+    pub fn wait_for_listener(&self, agent: &Agent, names: &[&str]) -> Result<()> {
         for name in names {
             agent.wait_until_registered(name)?;
             self.wait_for_hyco(name, "a listener", |hyco| hyco.listeners > 0)?;
@@ -368,7 +275,7 @@ impl Installation {
             Rule::Listen => "on-premises",
             Rule::Send => "application",
         };
-        let mut command = underpass()?;
+        let mut command = self.setup.underpass()?;
         command
             .args(["connection", "string", name, "--role", role])
             .args(options)
@@ -383,7 +290,7 @@ impl Installation {
     /// When the command fails.
     pub fn regenerate(&self, name: &str, rule: Rule, key: Which) -> Result<()> {
         let (rule, key) = (rule.right(), key.to_string());
-        let mut command = underpass()?;
+        let mut command = self.setup.underpass()?;
         command
             .args(["key", "regenerate", name, "--rule", rule, "--key", &key])
             .arg("--dir")
@@ -397,7 +304,8 @@ impl Installation {
     /// When control does not answer.
     pub fn status(&self) -> Result<Status> {
         let text = run_ok(
-            underpass()?
+            self.setup
+                .underpass()?
                 .args(["status", "--json"])
                 .arg("--dir")
                 .arg(self.directory()),
