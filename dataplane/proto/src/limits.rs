@@ -30,8 +30,8 @@ pub const DIAL_DEADLINE: Duration = Duration::from_secs(10);
 pub const OPEN_DEADLINE: Duration = Duration::from_secs(15);
 /// Silence before a ping.
 pub const PING_AFTER: Duration = Duration::from_secs(1);
-/// Unanswered ping before a session is suspect: not picked for new flows while another is well.
-pub const SUSPECT_AFTER: Duration = Duration::from_millis(1_500);
+/// Unanswered ping before a session is suspect: not picked for new flows while another is well. Longer than a round trip by satellite.
+pub const SUSPECT_AFTER: Duration = Duration::from_millis(750);
 /// Silence that ends a session.
 pub const IDLE_MAX: Duration = Duration::from_secs(15);
 /// Silence that ends an old session once a new process of the same agent is there.
@@ -49,5 +49,7 @@ pub const REPORT_EVERY: Duration = Duration::from_secs(1);
 const _: () = assert!(FLOWS_MAX_DEFAULT <= SESSION_FLOWS_MAX_DEFAULT);
 const _: () = assert!(SESSION_FLOWS_MAX_DEFAULT <= RELAY_FLOWS_MAX_DEFAULT);
 const _: () = assert!(DIAL_DEADLINE.as_millis() < OPEN_DEADLINE.as_millis());
+// Two seconds after an agent died, no flow is given to it while another is there.
+const _: () = assert!(PING_AFTER.as_millis() + SUSPECT_AFTER.as_millis() < 2_000);
 const _: () = assert!(PING_AFTER.as_millis() + SUSPECT_AFTER.as_millis() < IDLE_MAX.as_millis());
 const _: () = assert!(REPORT_MAX < SNAPSHOT_MAX);

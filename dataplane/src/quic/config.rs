@@ -13,7 +13,7 @@ use rustls::SupportedCipherSuite;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use underpass_proto::Pin;
-use underpass_proto::limits::FLOWS_MAX_DEFAULT;
+use underpass_proto::limits::{FLOWS_MAX_DEFAULT, PING_AFTER};
 use underpass_proto::wire::ALPN;
 
 use super::admission::HELD_MAX;
@@ -50,9 +50,6 @@ pub fn send_window(rtt: Duration) -> u64 {
 /// Flows that a relay may have open at once in one session. The accepting side preallocates a slot for each. What has ended is given back in eighths,
 /// so that this many leave room for all that one hybrid connection may have by default.
 pub const FLOWS_PER_SESSION: u32 = 12_000;
-
-/// A sign of life is asked for after this much silence.
-pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// A session that heard nothing for this long is over.
 pub const IDLE_LIMIT: Duration = Duration::from_secs(15);
@@ -280,7 +277,7 @@ fn transport(mtu: u16, streams: u32) -> TransportConfig {
     config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW));
     config.receive_window(VarInt::from_u32(SESSION_WINDOW));
     config.send_window(SEND_WINDOW);
-    config.keep_alive_interval(Some(KEEP_ALIVE));
+    config.keep_alive_interval(Some(PING_AFTER));
     config.max_idle_timeout(Some(
         IdleTimeout::try_from(IDLE_LIMIT).expect("15 s is a valid idle limit"),
     ));
