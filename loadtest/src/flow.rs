@@ -14,7 +14,11 @@ use crate::incoming::{self, Incoming, Wrong, corrupt};
 use crate::io::{Socket, or_abort};
 use crate::pattern::Mismatch;
 use crate::run::Counters;
+use crate::scenario::Stop;
 use crate::wire::{Header, Style, TRAILER, Trailer, Verdict};
+
+/// How soon a wish to stop is noticed by a flow that only receives.
+const LOOK_EACH: Duration = Duration::from_millis(20);
 
 /// How a flow ended; what was seen is told in words where it is not plain.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,8 +35,21 @@ pub enum Ending {
     Hung(String),
 }
 
+impl Ending {
+    /// In a word, as in reports.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Ending::Right => "ok",
+            Ending::Failed(_) => "error",
+            Ending::Corrupt(_) => "corrupt",
+            Ending::Truncated(_) => "truncated",
+            Ending::Hung(_) => "hung",
+        }
+    }
+}
+
 /// What one flow shall do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Task {
     pub(crate) target: SocketAddr,
     pub(crate) header: Header,
@@ -40,8 +57,25 @@ pub(crate) struct Task {
     pub(crate) ping_pong: Option<usize>,
     /// When to end what has no length.
     pub(crate) until: Option<Instant>,
+    /// Ends what has no length before that.
+    pub(crate) stop: Stop,
     /// The longest time without a byte, connecting included.
     pub(crate) stall: Duration,
+}
+
+impl Task {
+    /// Whether what has no length shall end now.
+    fn is_over(&self) -> bool {
+        self.stop.is_stopped() || self.until.is_some_and(|until| Instant::now() >= until)
+    }
+
+    /// Ends when it is.
+    async fn over(&self) {
+        while !self.is_over() {
+            let next = Instant::now() + LOOK_EACH;
+            sleep_until(self.until.map_or(next, |until| until.min(next))).await;
+        }
+    }
 }
 
 /// Times of one flow.
@@ -51,6 +85,8 @@ pub(crate) struct Times {
     /// From the start of the connect to the first byte from the endpoint.
     pub(crate) first_byte: Option<Duration>,
     pub(crate) whole: Duration,
+    /// The longest time without a byte, once connected.
+    pub(crate) silence: Option<Duration>,
 }
 
 /// Runs one flow to its end. `round_trip` is told the time of each message that came back.
@@ -69,6 +105,7 @@ pub(crate) async fn run<S: Socket>(
             let pulse = Pulse::new(start, counters);
             let ending = connected::<S>(stream, task, &pulse, round_trip).await;
             times.first_byte = pulse.first_byte.get();
+            times.silence = Some(pulse.silence.get().max(pulse.last.get().elapsed()));
             ending
         }
     };
@@ -180,7 +217,7 @@ async fn send<S: Socket>(
     send_header(socket, &task.header).await?;
     let pattern = task.header.up_pattern();
     let target = task.header.up.unwrap_or(u64::MAX);
-    let expired = || task.until.is_some_and(|until| Instant::now() >= until);
+    let expired = || task.is_over();
     let mut buffer = vec![0; CHUNK.min(usize::try_from(target).unwrap_or(CHUNK))];
     let mut sent = 0;
     while sent < target && (task.header.up.is_some() || !expired()) {
@@ -195,10 +232,10 @@ async fn send<S: Socket>(
         result?;
         sent += len as u64;
     }
-    if let (None, Some(until)) = (task.header.down, task.until) {
+    if task.header.down.is_none() && task.until.is_some() {
         // FIN is what asks the endpoint to end.
         tokio::select! {
-            () = sleep_until(until) => {}
+            () = task.over() => {}
             () = ended.notified() => {}
         }
     }
@@ -222,7 +259,7 @@ async fn ping_pong<S: Socket>(
     let target = task.header.up.unwrap_or(u64::MAX);
     let mut buffer = vec![0; message];
     let mut moved = 0;
-    while moved < target && task.until.is_none_or(|until| Instant::now() < until) {
+    while moved < target && (task.header.up.is_some() || !task.is_over()) {
         buffer.truncate(usize::try_from(target - moved).unwrap_or(message));
         let len = buffer.len();
         pattern.fill(moved, &mut buffer);
@@ -358,6 +395,7 @@ fn judge(header: &Header, sent: u64, received: u64, trailer: Trailer) -> Result<
 struct Pulse<'a> {
     start: Instant,
     last: Cell<Instant>,
+    silence: Cell<Duration>,
     first_byte: Cell<Option<Duration>>,
     up: Cell<u64>,
     down: Cell<u64>,
@@ -369,6 +407,7 @@ impl Pulse<'_> {
         Pulse {
             start,
             last: Cell::new(Instant::now()),
+            silence: Cell::default(),
             first_byte: Cell::new(None),
             up: Cell::new(0),
             down: Cell::new(0),
@@ -377,19 +416,24 @@ impl Pulse<'_> {
     }
 
     fn moved_up(&self, len: usize) {
-        self.last.set(Instant::now());
+        self.beats(Instant::now());
         self.up.set(self.up.get() + len as u64);
         self.counters.moved_up(len);
     }
 
     fn moved_down(&self, len: usize) {
         let now = Instant::now();
-        self.last.set(now);
+        self.beats(now);
         if self.first_byte.get().is_none() {
             self.first_byte.set(Some(now - self.start));
         }
         self.down.set(self.down.get() + len as u64);
         self.counters.moved_down(len);
+    }
+
+    fn beats(&self, now: Instant) {
+        let silent = now - self.last.replace(now);
+        self.silence.set(self.silence.get().max(silent));
     }
 
     /// Ends when no byte has moved for `limit`.

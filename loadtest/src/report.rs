@@ -4,21 +4,21 @@ use std::fmt;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::flow::Ending;
 use crate::run::{Outcome, Plan};
 use crate::units::show_time;
 
 /// What a run came to. Displays as a table.
-#[derive(Serialize, Debug)]
+#[derive(Serialize, Deserialize, Debug)]
 pub struct Report {
     /// Where the flows went.
     pub target: String,
     /// What they did.
     pub mode: String,
     /// How the sockets were talked to.
-    pub io: &'static str,
+    pub io: String,
     /// Seed of the run.
     pub seed: u64,
     /// From the first connect to the last close, seconds.
@@ -43,12 +43,14 @@ pub struct Report {
     pub round_trip: Option<Times>,
     /// Of whole flows.
     pub flow: Option<Times>,
+    /// The longest time of each flow in which no byte moved.
+    pub silence: Option<Times>,
     /// The first endings that were not right.
     pub faults: Vec<Fault>,
 }
 
 /// Flows counted by how they ended.
-#[derive(Serialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flows {
     /// In all.
     pub total: u64,
@@ -65,7 +67,7 @@ pub struct Flows {
 }
 
 /// A distribution, microseconds.
-#[derive(Serialize, Clone, Copy, Debug)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug)]
 pub struct Times {
     /// How many were measured.
     pub count: u64,
@@ -84,12 +86,12 @@ pub struct Times {
 }
 
 /// One ending that was not right.
-#[derive(Serialize, Clone, Debug)]
+#[derive(Serialize, Deserialize, Clone, Debug)]
 pub struct Fault {
     /// Number of the flow; with the seed it names its bytes.
     pub flow: u64,
     /// `error`, `corrupt`, `truncated` or `hung`.
-    pub ending: &'static str,
+    pub ending: String,
     /// What was seen.
     pub what: String,
 }
@@ -104,7 +106,7 @@ impl Report {
             target: plan.target.to_string(),
             mode: clap::ValueEnum::to_possible_value(&plan.mode)
                 .map_or_else(String::new, |value| value.get_name().into()),
-            io: outcome.kind.name(),
+            io: outcome.kind.name().into(),
             seed: plan.seed,
             seconds,
             flows: Flows {
@@ -124,6 +126,7 @@ impl Report {
             first_byte: Times::of(&tally.first_byte_us),
             round_trip: Times::of(&tally.round_trip_us),
             flow: Times::of(&tally.flow_us),
+            silence: Times::of(&tally.silence_us),
             faults: tally
                 .faults
                 .iter()
@@ -149,16 +152,16 @@ impl Times {
 
 impl Fault {
     fn of(flow: u64, ending: &Ending) -> Option<Fault> {
-        let (ending, what) = match ending {
+        let what = match ending {
             Ending::Right => return None,
-            Ending::Failed(what) => ("error", what),
-            Ending::Corrupt(what) => ("corrupt", what),
-            Ending::Truncated(what) => ("truncated", what),
-            Ending::Hung(what) => ("hung", what),
+            Ending::Failed(what)
+            | Ending::Corrupt(what)
+            | Ending::Truncated(what)
+            | Ending::Hung(what) => what,
         };
         Some(Fault {
             flow,
-            ending,
+            ending: ending.name().into(),
             what: what.clone(),
         })
     }
@@ -214,6 +217,7 @@ impl fmt::Display for Report {
             ("first byte", self.first_byte),
             ("round trip", self.round_trip),
             ("whole flow", self.flow),
+            ("silence", self.silence),
         ];
         for (name, times) in rows {
             let Some(times) = times else { continue };

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use crate::flow::{self, Ending, Task, Times};
 use crate::io::{self as way, Choice, Job, Kind, Socket};
 use crate::pattern::derive;
+use crate::scenario::Stop;
 use crate::wire::{Header, Style};
 
 /// Longest message of ping-pong, bytes: both socket buffers hold it, so that writing it whole before reading cannot block for ever.
@@ -69,6 +70,8 @@ pub struct Plan {
     pub threads: usize,
     /// How to talk to sockets.
     pub io: Choice,
+    /// Ends the run early: no flow opens any more, and what has no length ends.
+    pub stop: Stop,
 }
 
 /// Live counters of a run.
@@ -119,6 +122,8 @@ pub struct Tally {
     pub round_trip_us: Histogram<u64>,
     /// Whole flows that were right, microseconds.
     pub flow_us: Histogram<u64>,
+    /// The longest time of each flow in which no byte moved, its connect aside, microseconds.
+    pub silence_us: Histogram<u64>,
 }
 
 /// Runs it. `tick` is called about ten times a second.
@@ -188,6 +193,7 @@ impl Plan {
             seed: 1,
             threads: 1,
             io: Choice::Auto,
+            stop: Stop::default(),
         }
     }
 
@@ -285,6 +291,7 @@ impl Tally {
             first_byte_us: histogram(),
             round_trip_us: histogram(),
             flow_us: histogram(),
+            silence_us: histogram(),
         }
     }
 
@@ -309,6 +316,7 @@ impl Tally {
         *counter += 1;
         record(&mut self.connect_us, times.connect);
         record(&mut self.first_byte_us, times.first_byte);
+        record(&mut self.silence_us, times.silence);
         if ending == Ending::Right {
             record(&mut self.flow_us, Some(times.whole));
         } else if self.faults.len() < FAULTS_TOLD {
@@ -329,6 +337,7 @@ impl Tally {
             (&mut self.first_byte_us, &part.first_byte_us),
             (&mut self.round_trip_us, &part.round_trip_us),
             (&mut self.flow_us, &part.flow_us),
+            (&mut self.silence_us, &part.silence_us),
         ] {
             whole
                 .add(part)
@@ -352,6 +361,7 @@ struct Tickets {
     next: AtomicU64,
     total: u64,
     until: Option<Instant>,
+    stop: Stop,
 }
 
 impl Tickets {
@@ -364,11 +374,12 @@ impl Tickets {
             next: AtomicU64::new(0),
             total,
             until: plan.duration.map(|duration| start + duration),
+            stop: plan.stop.clone(),
         }
     }
 
     fn take(&self) -> Option<u64> {
-        if self.until.is_some_and(|until| Instant::now() >= until) {
+        if self.stop.is_stopped() || self.until.is_some_and(|until| Instant::now() >= until) {
             return None;
         }
         let ticket = self.next.fetch_add(1, Ordering::Relaxed);
@@ -418,6 +429,7 @@ async fn slot<S: Socket>(worker: Rc<Worker>, tally: Rc<RefCell<Tally>>) {
                 .until
                 .filter(|_| plan.bytes.is_none())
                 .map(Into::into),
+            stop: plan.stop.clone(),
             stall: plan.stall,
         };
         counters.opened();

@@ -44,6 +44,47 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * scale).map_err(|_| format!("{text} is no time"))
 }
 
+/// `0.02`, `2%`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn chance(text: &str) -> Result<f64, String> {
+    let text = text.trim();
+    let (number, scale) = text
+        .strip_suffix('%')
+        .map_or((text, 1.0), |number| (number, 0.01));
+    let chance = number
+        .trim_end()
+        .parse::<f64>()
+        .ok()
+        .map(|number| number * scale);
+    chance
+        .filter(|chance| (0.0..=1.0).contains(chance))
+        .ok_or_else(|| format!("{text:?} is no chance: write it like 2% or 0.02"))
+}
+
+/// `500k`, `20m`, `1g`, in bits per second: powers of 1,000.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn bit_rate(text: &str) -> Result<u64, String> {
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let wrong = || format!("{text:?} is no rate: write it like 500k or 20m, in bits per second");
+    let number: f64 = digits.parse().map_err(|_| wrong())?;
+    let scale = match &lower[digits.len()..] {
+        "" => 1.0,
+        "k" | "kbit" => 1e3,
+        "m" | "mbit" => 1e6,
+        "g" | "gbit" => 1e9,
+        _ => return Err(wrong()),
+    };
+    Some(number * scale)
+        .filter(|rate| (1.0..1e15).contains(rate))
+        .map(|rate| rate as u64)
+        .ok_or_else(wrong)
+}
+
 /// `57 µs`, `1.20 ms`, `3.00 s`.
 pub fn show_time(time: Duration) -> String {
     let us = time.as_nanos() as f64 / 1e3;
@@ -79,6 +120,12 @@ mod tests {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("50us"), Ok(Duration::from_micros(50)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!((chance("2%"), chance("0.02")), (Ok(0.02), Ok(0.02)));
+        assert_eq!(
+            (bit_rate("4m"), bit_rate("500kbit")),
+            (Ok(4_000_000), Ok(500_000))
+        );
+        assert!(chance("120%").is_err() && bit_rate("0").is_err() && bit_rate("fast").is_err());
         assert_eq!(show_time(Duration::from_nanos(57_340)), "57.3 µs");
         assert_eq!(show_time(Duration::from_micros(999_600)), "1.00 s");
         assert_eq!(show_rate(525e6), "4.20 Gbit/s");

@@ -11,6 +11,8 @@ use underpass_loadtest::run::{self, Counters};
 use underpass_loadtest::units::{duration, size};
 use underpass_loadtest::{Mode, Plan, Report};
 
+use super::signals::stop_on_signals;
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Where to connect: an endpoint, or a binding that leads to one.
@@ -54,6 +56,7 @@ pub(crate) struct Args {
 /// Runs them and prints what came of it.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let plan = plan(args)?;
+    stop_on_signals(plan.stop.clone())?;
     let bar = Progress::new(&plan);
     let outcome = run::run(&plan, |counters| bar.show(counters))?;
     bar.end();

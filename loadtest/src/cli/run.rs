@@ -11,14 +11,13 @@ use underpass_loadtest::endpoint::{self, Endpoint};
 use underpass_loadtest::io::Choice;
 use underpass_loadtest::permit_sockets;
 use underpass_loadtest::results::{self, Run};
-use underpass_loadtest::scenario::{
-    self, Outcome, Pace, Progress, Scenario, Settings, Stop, builtin,
-};
+use underpass_loadtest::scenario::{self, Outcome, Pace, Progress, Scenario, Settings, builtin};
 use underpass_loadtest::units::duration;
 
 use super::processes::{self, PROCESSES_MAX};
 use super::progress::Bars;
 use super::report::write_file;
+use super::signals::stop_on_signals;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -155,23 +154,6 @@ fn deliver(args: &Args, outcome: &Outcome) -> anyhow::Result<()> {
         None => {}
     }
     write!(stdout, "{}", results::Table(outcome))?;
-    Ok(())
-}
-
-/// The first signal ends the run with its report, a second one ends the process.
-fn stop_on_signals(stop: Stop) -> anyhow::Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            for signal in &mut signals {
-                if stop.is_stopped() {
-                    std::process::exit(128 + signal);
-                }
-                stop.stop();
-            }
-        })?;
     Ok(())
 }
 
