@@ -3,6 +3,7 @@
 //! What a flow shall be is in its header (`wire`). The endpoint sets no deadline: a flow that hangs is the client's to notice.
 
 mod calls;
+pub mod faulty;
 mod flows;
 mod plain;
 
