@@ -31,6 +31,15 @@ enum Command {
     Endpoint(cli::endpoint::Args),
     /// Open verified flows, each of a size or until a time, and say what came of them.
     Flows(cli::flows::Args),
+    /// Be an endpoint that is at fault, until a signal.
+    Faulty(cli::faulty::Args),
+    /// Be a bad network between two UDP addresses, until a signal.
+    Impair(cli::impair::Args),
+    /// Do harm to Underpass in every way of its fault table, and say what came of it.
+    Faults(cli::faults::Args),
+    /// Become another program that may not use io_uring.
+    #[command(hide = true)]
+    WithoutIoUring(cli::sandbox::Args),
     /// One process of a run that is split over several.
     #[command(name = cli::processes::COMMAND, hide = true)]
     Part,
@@ -44,6 +53,10 @@ fn main() -> ExitCode {
         Command::Report(args) => cli::report::run(&args),
         Command::Endpoint(args) => cli::endpoint::run(&args),
         Command::Flows(args) => cli::flows::run(&args),
+        Command::Faulty(args) => cli::faulty::run(&args),
+        Command::Impair(args) => cli::impair::run(&args),
+        Command::Faults(args) => cli::faults::run(&args),
+        Command::WithoutIoUring(args) => cli::sandbox::run(&args),
         Command::Part => cli::processes::part(),
     };
     result.unwrap_or_else(|error| {

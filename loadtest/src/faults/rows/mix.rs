@@ -1,0 +1,283 @@
+//! Rows 4 and 5: processes that stand still, and everything in turn by chance.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use underpass_proto::{Rule, Which};
+
+use crate::faults::apart::Apart;
+use crate::faults::scene::{
+    Client, NAME, Probes, Scene, Shape, wait_for_listeners, wait_until_idle, with,
+};
+use crate::faults::trial::{Bar, Trial};
+use crate::faults::usage;
+use crate::impair::{Link, Profile};
+use crate::stand::deadline::{MOMENT, pause, wait_for};
+use crate::stand::process::{Process, Signal};
+
+/// Silence after which a session is given up.
+const IDLE_LIMIT_S: u64 = 15;
+
+/// What is promised of a process that stood still for longer than that.
+const BACK: Duration = Duration::from_secs(2);
+
+/// A flow through a process that stands still for half a minute has not hung yet.
+const PATIENT: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Part {
+    Relay,
+    Agent,
+    Control,
+}
+
+/// Row 5.
+pub(in crate::faults) fn standstill(trial: &mut Trial<'_>) -> Result<()> {
+    use Part::{Agent, Control, Relay};
+    let scene = Scene::open(trial, 1)?;
+    let (mut short, mut long) = (Vec::new(), Vec::new());
+    let times: &[(Part, u64)] = trial.pick(
+        &[(Relay, 1), (Agent, 1), (Control, 1)],
+        &[
+            (Relay, 2),
+            (Agent, 2),
+            (Control, 5),
+            (Relay, 17),
+            (Agent, 17),
+        ],
+        &[
+            (Relay, 1),
+            (Agent, 1),
+            (Control, 1),
+            (Relay, 5),
+            (Agent, 5),
+            (Control, 5),
+            (Relay, 14),
+            (Agent, 14),
+            (Relay, 17),
+            (Agent, 17),
+            (Control, 30),
+            (Relay, 30),
+            (Agent, 30),
+        ],
+    );
+    for &(part, seconds) in times {
+        let shape = Shape {
+            deadline: PATIENT,
+            ..Shape::COMING_AND_GOING
+        };
+        let client = Client::start(trial, scene.binding, shape)?;
+        let mut probes = Probes::of(trial, scene.binding);
+        probes.until_usable(Instant::now(), MOMENT)?;
+        trial.fault(format!("SIGSTOP {part:?} for {seconds} s"));
+        signal(&scene, part, Signal::STOP)?;
+        pause(Duration::from_secs(seconds));
+        signal(&scene, part, Signal::CONT)?;
+        let usable = probes.until_usable(Instant::now(), MOMENT)?;
+        let cut = client.stop(trial)?.flows.error;
+        probes.end(trial)?;
+        trial.count(
+            format!("{part:?} for {seconds} s: flows cut"),
+            cut,
+            (part == Control).then_some(Bar::Exactly(0.0)),
+        );
+        match part {
+            Control => {}
+            _ if seconds > IDLE_LIMIT_S => long.push(usable),
+            _ => short.push(usable),
+        }
+        scene.check_alive()?;
+    }
+    trial.recovered("woken within the idle limit: usable", &short, None);
+    if !long.is_empty() {
+        trial.recovered("woken past the idle limit: usable", &long, Some(BACK));
+    }
+    Ok(())
+}
+
+fn signal(scene: &Scene, part: Part, signal: Signal) -> Result<()> {
+    let send = |process: &mut Process| process.signal(signal);
+    match part {
+        Part::Relay => with(&mut scene.installation.relay(), send),
+        Part::Control => with(&mut scene.installation.control(), send),
+        Part::Agent => with(&mut scene.agents[0].process(), send),
+    }
+}
+
+/// Row 4: first with kills, then without, so that what a process that was not killed keeps can be told from what it should.
+pub(in crate::faults) fn mix(trial: &mut Trial<'_>) -> Result<()> {
+    let apart = Apart::open(trial, 2)?;
+    let mut state = State {
+        apart,
+        definitions: BTreeSet::new(),
+        made: 0,
+    };
+    let rounds = trial.pick(10, 30, 250);
+    for round in 0..rounds {
+        state.harm(trial, round, 9)?;
+    }
+    state.settle(trial)?;
+    let before = state.usage()?;
+    for round in rounds..2 * rounds {
+        state.harm(trial, round, 5)?;
+    }
+    state.settle(trial)?;
+    let after = state.usage()?;
+    for (name, (before, after)) in ["relay", "agent", "other agent"]
+        .into_iter()
+        .zip(before.into_iter().zip(after))
+    {
+        trial.count(
+            format!("open files of the {name}"),
+            after.0,
+            Some(Bar::AtMost(before.0 as f64 * 1.02)),
+        );
+        let bound = Bar::AtMost(before.1 as f64 * 1.02 / 1e6);
+        trial.figure(
+            format!("memory of the {name}"),
+            after.1 as f64 / 1e6,
+            "MB",
+            Some(bound),
+        );
+    }
+    state.apart.scene.check_alive()
+}
+
+/// What should be, so that it can be compared with what is.
+struct State {
+    apart: Apart,
+    definitions: BTreeSet<String>,
+    made: u32,
+}
+
+impl State {
+    /// One of the first `kinds` kinds of harm.
+    fn harm(&mut self, trial: &mut Trial<'_>, round: u64, kinds: u64) -> Result<()> {
+        let client = Client::start(trial, self.apart.scene.binding, Shape::COMING_AND_GOING)?;
+        trial.flow_for(50, 300);
+        let nth = usize::from(trial.chance(2) == 1);
+        let time = trial.time_between(Duration::from_millis(100), Duration::from_millis(1_500));
+        let scene = &self.apart.scene;
+        match trial.chance(kinds) {
+            0 => {
+                trial.fault(format!("round {round}: black hole of {time:.1?}"));
+                self.apart.proxy.black_hole(true);
+                pause(time);
+                self.apart.proxy.black_hole(false);
+            }
+            1 => {
+                trial.fault(format!(
+                    "round {round}: busy-wifi for {time:.1?}, and a new address"
+                ));
+                let link = Profile::named("busy-wifi")
+                    .context("a profile of ours")?
+                    .link;
+                self.apart.proxy.set(link);
+                self.apart.proxy.rebind();
+                pause(time);
+                self.apart.proxy.set(Link::CLEAN);
+            }
+            2 => {
+                let part = [Part::Relay, Part::Agent][nth];
+                trial.fault(format!("round {round}: SIGSTOP {part:?} for {time:.1?}"));
+                signal(scene, part, Signal::STOP)?;
+                pause(time);
+                signal(scene, part, Signal::CONT)?;
+            }
+            3 => self.change_definitions(trial, round)?,
+            4 => {
+                trial.fault(format!(
+                    "round {round}: the key that nobody stands on is made anew"
+                ));
+                scene
+                    .installation
+                    .regenerate(NAME, Rule::Listen, Which::Secondary)?;
+            }
+            5 => {
+                trial.fault(format!("round {round}: kill -9 relay"));
+                scene.kill_relay()?;
+                scene.installation.start_relay()?;
+            }
+            6 => {
+                trial.fault(format!("round {round}: kill -9 control"));
+                scene.kill_control()?;
+                scene.installation.start_control()?;
+            }
+            _ => {
+                trial.fault(format!("round {round}: kill -9 agent {nth}"));
+                scene.kill_agent(nth)?;
+                scene.agents[nth].start()?;
+            }
+        }
+        client.stop(trial)?;
+        Ok(())
+    }
+
+    fn change_definitions(&mut self, trial: &mut Trial<'_>, round: u64) -> Result<()> {
+        let installation = &self.apart.scene.installation;
+        if self.definitions.len() > 4 {
+            let name = self.definitions.pop_first().context("there are some")?;
+            trial.fault(format!("round {round}: {name} is removed"));
+            return installation.remove(&name);
+        }
+        let name = format!("made-by-chance-{}", self.made);
+        self.made += 1;
+        trial.fault(format!("round {round}: {name} is made"));
+        installation.define(&name, "db01.corp:1433")?;
+        self.definitions.insert(name);
+        Ok(())
+    }
+
+    /// Waits until all is as it should be, exactly, and lets the same load run each time before anything is weighed.
+    fn settle(&self, trial: &mut Trial<'_>) -> Result<()> {
+        let scene = &self.apart.scene;
+        let mut probes = Probes::of(trial, scene.binding);
+        probes.until_usable(Instant::now(), MOMENT)?;
+        probes.end(trial)?;
+        wait_for_listeners(scene, 2)?;
+        let expected: BTreeSet<String> = self
+            .definitions
+            .iter()
+            .cloned()
+            .chain([NAME.to_owned()])
+            .collect();
+        let is = || {
+            let report = scene.installation.status().ok()?.relay?;
+            Some(
+                report
+                    .hycos
+                    .iter()
+                    .map(|hyco| hyco.name.to_string())
+                    .collect::<BTreeSet<_>>(),
+            )
+        };
+        wait_for(
+            "the definitions to be those that were made and not removed",
+            MOMENT,
+            || (is()? == expected).then_some(()),
+        )
+        .with_context(|| format!("there are {:?}, not {expected:?}", is()))?;
+        ensure!(
+            scene.installation.status()?.faults.is_empty(),
+            "a definition is at fault"
+        );
+        let client = Client::start(trial, scene.binding, Shape::COMING_AND_GOING)?;
+        pause(Duration::from_secs(2));
+        client.stop(trial)?;
+        wait_until_idle(scene)?;
+        // Sessions that were opened beside suspect ones, and files of ended flows, go within a moment.
+        pause(Duration::from_secs(2));
+        Ok(())
+    }
+
+    fn usage(&self) -> Result<Vec<(u64, u64)>> {
+        let scene = &self.apart.scene;
+        let mut processes = vec![scene.relay_id()?];
+        for agent in &scene.agents {
+            processes.push(with(&mut agent.process(), |agent| Ok(agent.id()))?);
+        }
+        let of = |&process: &u32| Ok((usage::open_files(process)?, usage::memory(process)?));
+        processes.iter().map(of).collect()
+    }
+}
