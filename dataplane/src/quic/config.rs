@@ -24,9 +24,12 @@ use super::verify::ByPin;
 /// Fills a path of 1 Gbit/s at 16 ms; larger windows bring no more bulk on loopback (measured, ARCHITECTURE.md).
 pub const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 
-/// Bytes that all flows of a session may have under way in one direction. A slow reader pins at most [`STREAM_WINDOW`], so
-/// 128 of them leave the others their share.
-pub const SESSION_WINDOW: u32 = 256 * 1024 * 1024;
+/// Readers of one session that may stand still before the others notice.
+const SLOW_READERS: u32 = 1_024;
+
+/// Bytes that all flows of a session may have under way in one direction. Only what nobody reads is kept, at most
+/// [`STREAM_WINDOW`] of each flow: so this bounds memory, and must hold more than the slow readers pin, or all others stand still with them.
+pub const SESSION_WINDOW: u32 = (SLOW_READERS + 128) * STREAM_WINDOW;
 
 /// The most bytes that a session keeps until they are acknowledged. Under half of a UDP socket's receive buffer, so that a burst
 /// of one session does not overflow it.
