@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand};
 use underpass_bench::growth::{self, Axis};
+use underpass_bench::loss;
 use underpass_bench::peers::bars::Judged;
 use underpass_bench::peers::{self, Row, Way, machine, tools};
 use underpass_bench::stock;
@@ -30,6 +31,8 @@ enum Command {
     Peers(PeersArgs),
     /// Measure what Underpass costs as flows, hybrid connections and agents grow, and judge whether growth is straight. Needs a quiet machine.
     Growth(GrowthArgs),
+    /// Measure goodput over a path that loses packets, beside other tunnels and no tunnel. Needs root, nftables and a quiet machine.
+    Loss(LossArgs),
     /// Be many agents in one process.
     #[command(hide = true)]
     Agents {
@@ -174,6 +177,31 @@ struct GrowthArgs {
     judge: bool,
 }
 
+#[derive(Args)]
+struct LossArgs {
+    /// Lost in each direction, percent, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "0,0.1,1,2,5,10,20")]
+    percent: Vec<f64>,
+    /// Ways, separated by commas [default: direct, ssh, rathole, rathole-noise, ring-1452].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    ways: Vec<Way>,
+    /// Measurements of each way at each loss.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Length of a measurement.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    seconds: u16,
+    /// The product's binary [default: the one beside this].
+    #[arg(long)]
+    underpass: Option<PathBuf>,
+    /// Write all figures to a file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draw them to a file, as SVG.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     raise_file_limit();
     let done = match Cli::parse().command {
@@ -182,6 +210,7 @@ fn main() -> ExitCode {
         }
         Command::Peers(args) => measure(&args),
         Command::Growth(args) => grow(args),
+        Command::Loss(args) => lose(args),
         Command::Agents {
             strings,
             count,
@@ -319,6 +348,40 @@ fn grow(args: GrowthArgs) -> anyhow::Result<ExitCode> {
     let steep = args.judge && report.steep().next().is_some();
     let bad = steep || !report.failures.is_empty();
     Ok(ExitCode::from(u8::from(bad)))
+}
+
+fn lose(args: LossArgs) -> anyhow::Result<ExitCode> {
+    let (bench, underpass) = binaries(args.underpass)?;
+    for path in args.json.iter().chain(&args.svg) {
+        check_writable(path)?;
+    }
+    let wrong = args
+        .percent
+        .iter()
+        .find(|percent| !(0.0..=100.0).contains(*percent));
+    ensure!(wrong.is_none(), "a loss is from 0 to 100 percent");
+    let mut ways = loss::USUAL.to_vec();
+    replace(&mut ways, args.ways);
+    let settings = loss::Settings {
+        per_mille: args
+            .percent
+            .iter()
+            .map(|percent| (percent * 10.0).round() as u32)
+            .collect(),
+        ways,
+        rounds: args.rounds.into(),
+        length: Duration::from_secs(args.seconds.into()),
+        peers: peers::Settings::usual(underpass, bench),
+    };
+    let report = loss::measure(&settings, |step| eprintln!("{step}"))?;
+    print!("{report}");
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
+    }
+    if let Some(path) = &args.svg {
+        fs::write(path, report.svg()).with_context(|| cannot_write(path))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// This binary and the product's; says so where they are no release builds.

@@ -9,7 +9,9 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use underpass_tests::network::Machine;
+use underpass_tests::deadline::MOMENT;
+use underpass_tests::network::{Machine, interface};
+use underpass_tests::process::run_ok;
 
 /// Addresses of the two namespaces.
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 93, 0, 1);
@@ -45,6 +47,50 @@ impl Site {
         Ok(Site {
             apart: Some(Sides { near, far }),
         })
+    }
+
+    /// Gives the cable a rate in each direction, with a queue of 20 ms. Large sends are cut into packets before it.
+    ///
+    /// # Errors
+    /// When the kernel does not permit it, or both sides are on loopback.
+    pub fn limit(&self, mbit: u32) -> Result<()> {
+        let queue = mbit * 1_000_000 / 8 / 50;
+        for (machine, address) in self.ends()? {
+            let mut command = machine.command("tc");
+            command.args([
+                "qdisc",
+                "replace",
+                "dev",
+                &interface(address),
+                "root",
+                "tbf",
+            ]);
+            command.args(["rate", &format!("{mbit}mbit"), "burst", "8k"]);
+            run_ok(command.args(["limit", &queue.to_string()]), MOMENT)?;
+        }
+        Ok(())
+    }
+
+    /// Drops so many of 1,000 packets that come over the cable, by chance, at each side.
+    ///
+    /// # Errors
+    /// When nftables does not permit it, or both sides are on loopback.
+    pub fn lose(&self, per_mille: u32) -> Result<()> {
+        for (machine, address) in self.ends()? {
+            let mut command = machine.command("nft");
+            let cable = interface(address);
+            command.arg(format!(
+                "flush ruleset; add table inet loss; add chain inet loss all {{ type filter hook prerouting priority -300; }}; \
+                 add rule inet loss all iifname \"{cable}\" numgen random mod 1000 < {per_mille} drop"
+            ));
+            run_ok(&mut command, MOMENT)?;
+        }
+        Ok(())
+    }
+
+    fn ends(&self) -> Result<[(&Machine, Ipv4Addr); 2]> {
+        let sides = self.apart.as_ref().context("loopback is no cable")?;
+        Ok([(&sides.near, NEAR), (&sides.far, FAR)])
     }
 
     /// Where the far side reaches the near one.
