@@ -43,7 +43,7 @@ impl LocalFlows {
         let told = Arc::clone(&bytes_down);
         let thread = std::thread::spawn(move || {
             run::run(&plan, |counters| {
-                told.store(counters.bytes_down(), Ordering::Relaxed)
+                told.store(counters.bytes_down(), Ordering::Relaxed);
             })
         });
         LocalFlows {

@@ -172,11 +172,11 @@ impl Carrier {
             let hole = self.shared.black_hole.load(Ordering::SeqCst);
             let mut seen = Seen::default();
             if readable.first() == Some(&true) {
-                self.from_clients(&mut buffer, &link, hole, &mut seen);
+                self.read_clients(&mut buffer, &link, hole, &mut seen);
             }
             for (client, readable) in self.clients.iter_mut().zip(readable.iter().skip(1)) {
                 if *readable {
-                    client.from_server(&mut buffer, &link, hole, &mut seen.down);
+                    client.read_server(&mut buffer, &link, hole, &mut seen.down);
                 }
             }
             let now = Instant::now();
@@ -232,7 +232,7 @@ impl Carrier {
         lock(&self.shared.seen).rebinds += 1;
     }
 
-    fn from_clients(&mut self, buffer: &mut [u8], link: &Link, hole: bool, seen: &mut Seen) {
+    fn read_clients(&mut self, buffer: &mut [u8], link: &Link, hole: bool, seen: &mut Seen) {
         for _ in 0..READS_EACH_TURN {
             let Ok((len, address)) = self.socket.recv_from(buffer) else {
                 return; // Nothing more, or news of a client that is gone.
@@ -276,7 +276,7 @@ impl Carrier {
 }
 
 impl Client {
-    fn from_server(&mut self, buffer: &mut [u8], link: &Link, hole: bool, counts: &mut Counts) {
+    fn read_server(&mut self, buffer: &mut [u8], link: &Link, hole: bool, counts: &mut Counts) {
         for _ in 0..READS_EACH_TURN {
             match self.socket.recv(buffer) {
                 Ok(len) => take(&mut self.down, &buffer[..len], link, hole, counts),

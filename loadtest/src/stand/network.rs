@@ -125,7 +125,9 @@ pub fn with_hosts(hosts: &Path, program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-fn interface(address: Ipv4Addr) -> String {
+/// The end of a cable that has this address, by the name that its machine knows it by.
+#[must_use]
+pub fn interface(address: Ipv4Addr) -> String {
     let [_, a, b, c] = address.octets();
     format!("up{a}-{b}-{c}")
 }

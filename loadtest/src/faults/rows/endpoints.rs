@@ -17,8 +17,8 @@ use crate::stand::deadline::MOMENT;
 use crate::stand::installation::{Installation, Setup};
 use crate::stand::process::Signal;
 
-/// The longest that an application waits for a connection or for bytes: above the 15 s after which a flow that nobody answers is given up.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The longest that an application waits for a connection or for bytes: above the 10 s after which an endpoint that does not answer is given up.
+const PATIENCE: Duration = Duration::from_secs(13);
 
 /// How long it looks at an endpoint that says little or nothing.
 const LOOKS_FOR: Duration = Duration::from_secs(4);

@@ -21,7 +21,7 @@ use crate::stand::process::Process;
 const STREAM_WINDOW: u64 = 2 << 20;
 
 /// What all flows of a session pin: the data plane's window of a session.
-const SESSION_WINDOW: u64 = 256 << 20;
+const SESSION_WINDOW: u64 = 1_152 * STREAM_WINDOW;
 
 /// What a session that sends keeps until it is acknowledged.
 const SEND_WINDOW: u64 = 4 << 20;
