@@ -34,7 +34,7 @@ enum Command {
     /// Be an endpoint that is at fault, until a signal.
     Faulty(cli::faulty::Args),
     /// Be a bad network between two UDP addresses, until a signal.
-    Impair(cli::impair::Args),
+    Impair(Box<cli::impair::Args>),
     /// Do harm to Underpass in every way of its fault table, and say what came of it.
     Faults(cli::faults::Args),
     /// Become another program that may not use io_uring.

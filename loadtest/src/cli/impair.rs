@@ -19,11 +19,7 @@ const TICK: Duration = Duration::from_millis(20);
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Where clients send to; port 0 picks a free one. It is printed on stdout as one line of JSON.
-    #[arg(
-        long,
-        default_value = "127.0.0.1:0",
-        required_unless_present = "profiles"
-    )]
+    #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
     /// The server.
     #[arg(long, required_unless_present = "profiles")]
