@@ -254,7 +254,7 @@ pub(super) fn manner(mut plain: Manner, application: bool, rng: &mut StdRng) -> 
         }
         4 | 5 => {
             plain.gulp = 1 << rng.random_range(13..16_u32);
-            plain.rest = Duration::from_millis(rng.random_range(5..80));
+            plain.rest = Duration::from_millis(rng.random_range(5..40));
         }
         6 if rng.random_ratio(1, 6) => {
             plain.says = rng.random_range(2_500_000..5_000_000);

@@ -69,7 +69,8 @@ pub(super) struct Net {
     pub(super) paths: BTreeMap<usize, Path>,
     outer: BTreeMap<Place, SocketAddr>,
     by_outer: BTreeMap<SocketAddr, Place>,
-    busy: BTreeMap<(usize, bool), Instant>,
+    /// When the next datagram may leave, and when the last one arrives: by machine and direction.
+    busy: BTreeMap<(usize, bool), (Instant, Instant)>,
     next_port: u16,
 }
 
@@ -149,7 +150,10 @@ impl Net {
         let Some(path) = self.paths.get(&machine) else {
             return 0;
         };
-        let leave = self.busy.entry((machine, relay)).or_insert(plan.now());
+        let leave = self
+            .busy
+            .entry((machine, relay))
+            .or_insert((plan.now(), plan.now()));
         let passing = Passing {
             path,
             remote,
@@ -173,7 +177,7 @@ impl Passing<'_> {
         &self,
         plan: &mut Queue<Event>,
         rng: &mut StdRng,
-        leave: &mut Instant,
+        (leave, last): &mut (Instant, Instant),
         datagrams: impl Iterator<Item = &'a [u8]>,
     ) -> usize {
         let path = self.path;
@@ -194,7 +198,9 @@ impl Passing<'_> {
                 }
                 *leave += Duration::from_secs_f64(datagram.len() as f64 / f64::from(rate));
             }
-            let mut at = *leave + path.delay + jitter;
+            // Paths keep the order, but for what is late.
+            *last = (*last).max(*leave + path.delay + jitter);
+            let mut at = *last;
             if late {
                 at += path.delay + Duration::from_millis(1);
             }

@@ -240,7 +240,7 @@ impl Tcp {
         };
         let listener = owners[rng.random_range(0..owners.len())];
         let from = attempt.from;
-        let capacity = 1 << rng.random_range(12..19_u32);
+        let capacity = 1 << rng.random_range(14..19_u32);
         for wire in [2 * number, 2 * number + 1] {
             self.ends.insert(wire, End::new(plan.now(), capacity, back));
         }

@@ -31,6 +31,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Open without an answer (15 s), and the longest pause before a refused registration is asked for again (30 s).
 const QUIET_WITHIN: Duration = Duration::from_secs(75);
 
+/// Whoever hears something goes on after that time, however slowly: a conversation hangs when nobody heard a byte for so long.
+const SILENT_MAX: Duration = Duration::from_secs(20);
+
 /// How long sessions and registrations take at the start.
 const REGISTERED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -118,6 +121,8 @@ pub(super) struct World {
     /// How applications and endpoints behave, where that is given.
     pub(super) manners: Option<(Manner, Manner)>,
     under_way: u64,
+    /// Bytes that were heard in all, and since when no more.
+    heard: (u64, Duration),
 }
 
 impl World {
@@ -151,6 +156,7 @@ impl World {
             friendly: rng.random_ratio(1, 8),
             manners: None,
             under_way: 0,
+            heard: (0, Duration::ZERO),
             rng,
         }
     }
