@@ -22,7 +22,7 @@ const BAR: usize = 14;
 
 /// Where bars begin in a panel, and the length of the longest.
 const NAMES: usize = 118;
-const LONGEST: f64 = 215.0;
+const LONGEST: f64 = 200.0;
 
 /// Height of a panel without its bars.
 const HEAD: usize = 66;
@@ -244,8 +244,8 @@ mod tests {
             "{svg}"
         );
         assert!(svg.contains("without a tunnel: 20.00 Gbit/s"), "{svg}");
-        assert!(svg.contains("width=\"215.0\" height=\"14\""), "{svg}");
-        assert!(svg.contains("width=\"107.5\" height=\"14\""), "{svg}");
+        assert!(svg.contains("width=\"200.0\" height=\"14\""), "{svg}");
+        assert!(svg.contains("width=\"100.0\" height=\"14\""), "{svg}");
         assert!(svg.contains("A &amp; B"), "{svg}");
         assert_eq!(svg.matches("class=\"zone\"").count(), 1);
     }

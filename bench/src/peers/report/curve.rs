@@ -14,11 +14,11 @@ const TOP: f64 = 56.0;
 const BOTTOM: f64 = 330.0;
 
 /// Characters of the notes in a line.
-const WRAP: usize = 120;
+const WRAP: usize = 100;
 
 /// One for each way, in turn.
 const COLOURS: [&str; 6] = [
-    "#2f8f68", "#b7791f", "#2b6cb0", "#7a5bb5", "#c0453e", "#52606d",
+    "#7b8794", "#b7791f", "#2b6cb0", "#2f8f68", "#7a5bb5", "#c0453e",
 ];
 
 const STYLE: &str = r#"  <style>
