@@ -31,6 +31,8 @@ pub(crate) struct Core<I: Io, D> {
     /// Flows whose sockets are not being read and not yet watched.
     pub(crate) paused: Vec<FlowKey>,
     owners: Vec<(u32, Owner)>,
+    /// Defects that cost a session or a flow here.
+    pub(crate) panics: u64,
 }
 
 /// Who a socket belongs to.
@@ -58,6 +60,7 @@ impl<I: Io, D> Core<I, D> {
             ended_joins: Vec::new(),
             paused: Vec::new(),
             owners: Vec::new(),
+            panics: 0,
         }
     }
 
@@ -134,6 +137,12 @@ impl<D> Flows<D> {
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         self.live == 0
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub(crate) fn len(&self) -> usize {
+        self.live
     }
 
     /// The flow of `key`, if it lives.

@@ -9,6 +9,7 @@ mod control_stream;
 mod core;
 pub mod drain;
 mod flow;
+mod guard;
 pub mod io;
 mod join;
 mod linger;

@@ -116,6 +116,20 @@ pub enum Completion {
     Woken,
 }
 
+impl Completion {
+    /// The connection that it is about, where it is about one that was there before.
+    #[must_use]
+    pub fn socket(&self) -> Option<SocketId> {
+        match self {
+            Self::Connected { socket, .. }
+            | Self::Received { socket, .. }
+            | Self::Sent { socket, .. }
+            | Self::HungUp { socket, .. } => Some(*socket),
+            Self::Accepted { .. } | Self::Datagrams(_) | Self::BufferFree | Self::Woken => None,
+        }
+    }
+}
+
 /// Datagrams of one receive: equal lengths but the last, back to back (GRO).
 #[derive(Debug)]
 pub struct Datagrams {

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{
-    ClientConfig, ConnectError, Connection, ConnectionHandle, DatagramEvent, Endpoint, Incoming,
-    VarInt,
+    ClientConfig, ConnectError, Connection, ConnectionError, ConnectionHandle, DatagramEvent,
+    Endpoint, EndpointEvent, Incoming, VarInt,
 };
 use rand::rngs::StdRng;
 use underpass_proto::proof::EXPORTER_LABEL;
@@ -32,6 +32,7 @@ use self::admission::{Admission, Network};
 pub use self::event::Event;
 use self::event::translate;
 pub use self::streams::{Read, WriteError};
+use crate::guard::guarded;
 use crate::io::{self, DATAGRAMS_SIZE, Io};
 
 /// GSO sends that one session may make before the next one has its turn.
@@ -73,6 +74,9 @@ pub struct Driver {
     server: Option<Arc<config::Server>>,
     /// Answers to strangers for which no buffer was free.
     responses: VecDeque<(io::Transmit, Vec<u8>)>,
+    /// Sessions that a defect ended, and of which that was not told yet.
+    broken: Vec<SessionId>,
+    panics: u64,
     admission: Admission<Incoming>,
     /// Handshakes that were begun, by their deadline.
     unfinished: VecDeque<(Instant, SessionId)>,
@@ -161,6 +165,8 @@ impl Driver {
             mtu_of: ground.mtu_of,
             server,
             responses: VecDeque::new(),
+            broken: Vec::new(),
+            panics: 0,
             admission: Admission::default(),
             unfinished: VecDeque::new(),
         }
@@ -210,14 +216,15 @@ impl Driver {
             datagram
         };
         self.scratch.clear();
-        let event = self.endpoint.handle(
-            now,
-            batch.remote,
-            batch.local_ip,
-            batch.ecn,
-            datagram,
-            &mut self.scratch,
-        );
+        let Self {
+            endpoint, scratch, ..
+        } = self;
+        let (remote, local_ip, ecn) = (batch.remote, batch.local_ip, batch.ecn);
+        let handled = guarded(|| endpoint.handle(now, remote, local_ip, ecn, datagram, scratch));
+        let Some(event) = handled else {
+            self.panics += 1;
+            return;
+        };
         match event {
             None => {}
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
@@ -226,12 +233,14 @@ impl Driver {
                 };
                 session.last_heard = now;
                 session.heard = true;
-                session.connection.handle_event(event);
                 let id = SessionId {
                     index: index_of(handle),
                     generation: session.generation,
                 };
-                self.mark(id);
+                match guarded(|| session.connection.handle_event(event)) {
+                    Some(()) => self.mark(id),
+                    None => self.break_off(id),
+                }
             }
             Some(DatagramEvent::NewConnection(incoming)) => self.incoming(now, incoming, io),
             Some(DatagramEvent::Response(transmit)) => self.respond(transmit, io),
@@ -303,7 +312,12 @@ impl Driver {
     pub fn poll(&mut self, events: &mut VecDeque<(SessionId, Event)>) {
         for at in 0..self.dirty.len() {
             let id = self.dirty[at];
-            self.poll_session(id, events);
+            if guarded(|| self.poll_session(id, events)).is_none() {
+                self.break_off(id);
+            }
+        }
+        for id in self.broken.drain(..) {
+            events.push_back((id, Event::Lost(ConnectionError::LocallyClosed)));
         }
     }
 
@@ -346,11 +360,16 @@ impl Driver {
             let Some(session) = lookup(&mut self.sessions, id) else {
                 continue;
             };
-            match if starved {
-                Flushed::Starved
+            let flushed = if starved {
+                Some(Flushed::Starved)
             } else {
-                session.flush(now, segments_max, io)
-            } {
+                guarded(|| session.flush(now, segments_max, io))
+            };
+            let Some(flushed) = flushed else {
+                self.break_off(id);
+                continue;
+            };
+            match flushed {
                 Flushed::All => {
                     session.dirty = false;
                     Self::schedule(&mut self.timers, session, id);
@@ -412,12 +431,40 @@ impl Driver {
                 .poll_timeout()
                 .is_some_and(|due| due <= now)
             {
-                session.connection.handle_timeout(now);
-                self.mark(id);
+                match guarded(|| session.connection.handle_timeout(now)) {
+                    Some(()) => self.mark(id),
+                    None => self.break_off(id),
+                }
             } else {
                 Self::schedule(&mut self.timers, session, id);
             }
         }
+    }
+
+    /// A defect of the protocol core, which one session laid bare: what is left of the session is thrown away, and [`Event::Lost`] follows.
+    fn break_off(&mut self, id: SessionId) {
+        self.panics += 1;
+        let Some(session) = lookup(&mut self.sessions, id) else {
+            return;
+        };
+        if !session.lost {
+            self.broken.push(id);
+        }
+        if let Some(network) = session.newcomer.take() {
+            self.admission.over(network);
+        }
+        self.sessions[id.index as usize] = None;
+        self.live -= 1;
+        let handle = ConnectionHandle(id.index as usize);
+        // The core's own books, which may be what is broken.
+        let endpoint = &mut self.endpoint;
+        let _ = guarded(|| endpoint.handle_event(handle, EndpointEvent::drained()));
+    }
+
+    /// Defects that cost a session or a datagram.
+    #[must_use]
+    pub fn panics(&self) -> u64 {
+        self.panics
     }
 
     fn mark(&mut self, id: SessionId) {

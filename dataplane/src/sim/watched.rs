@@ -84,7 +84,12 @@ pub(crate) trait Turn {
 impl<R: Watchable> Turn for Worker<Sim, Watched<R>> {
     fn turn(&mut self) -> std::io::Result<()> {
         let now = self.core.now; // The world knows when; a machine that does not exist never waits.
-        Worker::turn(self, now).map(|_| ())
+        Worker::turn(self, now)?;
+        // What is asserted inside panics, and a guard must not hide that here.
+        if self.core.panics + self.core.quic.panics() > 0 {
+            return Err(std::io::Error::other("a guard caught a panic"));
+        }
+        Ok(())
     }
 
     fn finish(&mut self) -> std::io::Result<()> {

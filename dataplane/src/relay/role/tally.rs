@@ -95,6 +95,7 @@ impl Relay {
             handshakes_asked: handshakes.asked,
             handshakes_ignored: handshakes.ignored,
             handshakes_unfinished: handshakes.unfinished,
+            panics: core.panics + core.quic.panics(),
             ..self.pressure
         }
     }
