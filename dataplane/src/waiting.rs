@@ -34,7 +34,7 @@ impl<A> Waiting<A> {
     }
 
     /// How many wait.
-    #[cfg(test)]
+    #[must_use]
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

@@ -114,6 +114,7 @@ fn read_relay<'t>(
 ) -> (Option<u16>, RelayLimits) {
     let default = RelayLimits::default();
     let workers = document.integer(&mut relay, "workers", 1..=WORKERS_MAX, 2);
+    let memory = document.integer(&mut relay, "memory_mib_max", 1..=LIMIT_MAX, 4_096);
     let mut limit = |field, default| {
         document
             .integer(&mut relay, field, 1..=LIMIT_MAX, default)
@@ -123,6 +124,7 @@ fn read_relay<'t>(
         sessions_max: limit("sessions_max", default.sessions_max),
         flows_per_session_max: limit("flows_per_session_max", default.flows_per_session_max),
         flows_max: limit("flows_max", default.flows_max),
+        memory_mib_max: memory.map(|memory| memory.value),
     };
     document.end(relay);
     (workers.map(|workers| workers.value), limits)

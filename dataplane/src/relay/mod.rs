@@ -8,10 +8,11 @@ mod conduct;
 mod feed;
 mod keys;
 mod listeners;
+mod means;
 mod peers;
-mod plan;
+pub(crate) mod plan;
 mod pressure;
-mod role;
+pub(crate) mod role;
 pub(crate) mod roster;
 mod senders;
 #[cfg(test)]
@@ -273,7 +274,9 @@ impl Supervisor {
         match &mut self.running {
             None => {
                 let running = self.start(Arc::clone(&plan), server);
-                self.running = Some(running.map_err(Rejection::Fatal)?);
+                let running = running.map_err(Rejection::Fatal)?;
+                self.look_at_means(&running);
+                self.running = Some(running);
             }
             Some(running) => {
                 faults.extend(running.needs_restart(&plan.snapshot));
@@ -372,9 +375,21 @@ impl Supervisor {
         let Some(running) = self.running.take() else {
             return;
         };
+        self.look_at_means(&running);
         let report = self.collect(&running);
         self.running = Some(running);
         self.say(FeedMessage::Report(Box::new(report)));
+    }
+
+    fn look_at_means(&self, running: &Workers) {
+        let snapshot = &running.plan.snapshot;
+        let memory_max = snapshot
+            .limits
+            .memory_mib_max
+            .map(|mib| u64::from(mib) << 20);
+        let bindings = snapshot.hycos.iter().filter(|hyco| hyco.bind.is_some());
+        let means = &self.directory.means;
+        means.look(memory_max, bindings.count(), running.workers.len());
     }
 
     fn collect(&mut self, running: &Workers) -> Report {

@@ -8,6 +8,7 @@ use underpass_proto::{HybridConnection, HycoName, Snapshot};
 
 use super::keys::KeyBook;
 use super::listeners::Book;
+use super::means::Means;
 
 /// One snapshot, as the workers use it.
 #[derive(Debug)]
@@ -82,6 +83,8 @@ pub(crate) struct Directory {
     pub(crate) listeners: Book,
     /// Which keys were proven.
     pub(crate) keys: KeyBook,
+    /// What the machine gives.
+    pub(crate) means: Means,
     flows: Mutex<HashMap<HycoName, Arc<AtomicU32>>>,
     flows_all: AtomicU32,
 }

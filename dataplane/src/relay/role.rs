@@ -332,7 +332,8 @@ impl Role for Relay {
     }
 
     fn session_up<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
-        if self.peers.len() >= self.plan.snapshot.limits.sessions_max as usize {
+        let full = self.peers.len() >= self.plan.snapshot.limits.sessions_max as usize;
+        if full || self.directory.means.is_tight() {
             return core.quic.close(core.now, session, SessionCode::Overloaded);
         }
         if self.drain.is_some() {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn::{Endpoint, TransportConfig, VarInt};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use underpass_proto::Rule;
 use underpass_proto::snapshot::Pressure;
 use underpass_tests::deadline::{MOMENT, wait_for};
@@ -26,6 +27,12 @@ const CROWD_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long one newcomer may take beside strangers: one more packet each way.
 const PROMPT: Duration = Duration::from_secs(2);
+
+/// How long a refusal may take.
+const AT_ONCE: Duration = Duration::from_millis(50);
+
+/// Descriptors of a relay that has few.
+const FILES: u64 = 100;
 
 /// What a server may send to an address that it does not know (RFC 9000, section 8).
 const AMPLIFICATION_MAX: usize = 3;
@@ -137,6 +144,66 @@ on_every_backend! {
         });
     }
 
+    fn a_relay_short_of_memory_serves_those_that_are_there_and_nobody_new(io) {
+        with_relay(io, async |relay: Relay| {
+            let agent = relay.register(&relay.secret.key).await;
+            let mut before = relay.flow(&agent.connection).await;
+            before.say_opened().await;
+            let file = relay.installation.directory().join("namespace.toml");
+            let text = std::fs::read_to_string(&file).unwrap();
+            std::fs::write(&file, format!("{text}[relay]\nmemory_mib_max = 1\n")).unwrap();
+            relay.until("a newcomer is refused", async || {
+                let session = Session::dial(relay.listen, &relay.secret.pin).await.unwrap();
+                let closed = tokio::time::timeout(Duration::from_millis(300), session.close_code());
+                closed.await == Ok(OVERLOADED)
+            })
+            .await;
+            relay.resets_applications().await;
+            before.socket.write_all(b"still here").await.unwrap();
+            before.hear(b"still here").await;
+            std::fs::write(&file, text).unwrap();
+            relay.until("an application is served", async || {
+                relay.served_application().await.is_some()
+            })
+            .await;
+        });
+    }
+
+    fn a_relay_short_of_descriptors_refuses_in_words_and_recovers(io) {
+        with_relay(io, async |relay: Relay| {
+            let agent = relay.register(&relay.secret.key).await;
+            let process = relay.installation.relay().as_ref().unwrap().id();
+            let process = rustix::process::Pid::from_raw(process.try_into().unwrap());
+            let limit = |files| {
+                let limit = rustix::process::Rlimit { current: Some(files), maximum: Some(20_000) };
+                rustix::process::prlimit(process, rustix::process::Resource::Nofile, limit).unwrap()
+            };
+            let before = limit(FILES);
+            // One worker and one binding.
+            let room = FILES - 64 - 1;
+            let mut flows = Vec::new();
+            relay.until("there is no room for one more application", async || {
+                let served = relay.served_application().await;
+                let refused = served.is_none();
+                flows.extend(served);
+                refused
+            })
+            .await;
+            assert!(flows.len() as u64 >= room, "{} flows", flows.len());
+            relay.resets_applications().await;
+            let pressure = relay.pressure(|pressure| pressure.accepts_failed > 0);
+            assert_eq!(pressure.panics, 0, "{pressure:?}");
+            // One that ends makes room at once.
+            drop(flows);
+            relay.until("an application is served", async || {
+                relay.served_application().await.is_some()
+            })
+            .await;
+            drop(agent);
+            let _ = before;
+        });
+    }
+
     fn a_sender_that_opens_and_resets_is_sent_away_and_others_are_served(io) {
         with_relay(io, async |relay: Relay| {
             let agent = relay.register(&relay.secret.key).await;
@@ -166,6 +233,22 @@ on_every_backend! {
 }
 
 impl Relay {
+    /// Tries until it is so.
+    async fn until(&self, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+        let end = Instant::now() + MOMENT;
+        while !is_so().await {
+            assert!(Instant::now() < end, "waited in vain until {what}");
+        }
+    }
+
+    /// An application that is not reset, which it would be at once.
+    async fn served_application(&self) -> Option<TcpStream> {
+        let mut socket = TcpStream::connect(self.binding).await.ok()?;
+        let mut byte = [0];
+        let read = tokio::time::timeout(AT_ONCE, socket.read(&mut byte)).await;
+        read.is_err().then_some(socket)
+    }
+
     /// What the relay turned away, once this holds of it.
     fn pressure(&self, holds: impl Fn(&Pressure) -> bool) -> Pressure {
         let found = || {

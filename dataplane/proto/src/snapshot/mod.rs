@@ -89,6 +89,8 @@ pub struct RelayLimits {
     pub flows_per_session_max: u32,
     /// Live flows of the relay.
     pub flows_max: u32,
+    /// Memory of the relay's process, MiB; `None`: three quarters of the machine's.
+    pub memory_mib_max: Option<u32>,
 }
 
 /// One definition.
@@ -248,6 +250,7 @@ impl Default for RelayLimits {
             sessions_max: limits::SESSIONS_MAX_DEFAULT,
             flows_per_session_max: limits::SESSION_FLOWS_MAX_DEFAULT,
             flows_max: limits::RELAY_FLOWS_MAX_DEFAULT,
+            memory_mib_max: None,
         }
     }
 }

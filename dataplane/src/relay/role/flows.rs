@@ -54,6 +54,10 @@ impl Relay {
         if hyco.over_quota {
             return self.turn_away(core, name, socket, application, FlowCode::OverQuota);
         }
+        if !self.has_means(core) {
+            self.pressure.accepts_failed += 1;
+            return self.turn_away(core, name, socket, application, FlowCode::Overloaded);
+        }
         let Some(place) =
             self.directory
                 .place(name, hyco.limits.flows_max, plan.snapshot.limits.flows_max)
@@ -80,6 +84,13 @@ impl Relay {
             }
         };
         self.start(core, hyco, (socket, application), place, chosen);
+    }
+
+    /// Whether there are memory and descriptors for one more application.
+    fn has_means<I: Io>(&self, core: &Core<I, RelayFlow>) -> bool {
+        let means = &self.directory.means;
+        let sockets = core.flows.len() + self.waiting.len();
+        !means.is_tight() && sockets < means.sockets_max()
     }
 
     /// A flow begins on this stream.

@@ -32,6 +32,10 @@ impl Relay {
         if self.drain.is_some() {
             return refuse(core, FlowCode::Draining);
         }
+        if self.directory.means.is_tight() {
+            self.note_refusal(&hyco.name, open.application, FlowCode::Overloaded);
+            return refuse(core, FlowCode::Overloaded);
+        }
         if hyco.over_quota {
             self.note_refusal(&hyco.name, open.application, FlowCode::OverQuota);
             return refuse(core, FlowCode::OverQuota);
