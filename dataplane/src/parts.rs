@@ -1,8 +1,11 @@
-//! Parts of the inside that benchmarks take by themselves. No promise: what is here changes with the inside.
+//! Parts of the inside that benchmarks and fuzzing take by themselves. No promise: what is here changes with the inside.
+
+mod strangers;
 
 use rand::Rng;
 use underpass_proto::Instance;
 
+pub use self::strangers::Strangers;
 use crate::quic::SessionId;
 use crate::relay::roster::{Entry, Health, Roster};
 

@@ -9,6 +9,7 @@ mod choose;
 mod chunks;
 #[cfg(target_os = "linux")]
 mod message;
+pub(crate) mod pipe;
 mod poll;
 #[cfg(target_os = "linux")]
 mod ring;
