@@ -50,6 +50,11 @@ const PAUSE_FIRST: Duration = Duration::from_millis(50);
 
 const _: () = assert!(RENEW_AFTER.as_millis() * ATTEMPTS_MAX as u128 >= UNANSWERED_MAX.as_millis());
 
+/// How it is told that nobody answered.
+fn no_answer_in(time: Duration) -> String {
+    format!("no answer in {} s", time.as_secs())
+}
+
 /// How often one cause of a failure is told.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
@@ -403,7 +408,7 @@ impl Link {
                 } else {
                     UNANSWERED_MAX
                 };
-                return (age > most).then(|| (id, format!("no answer in {} s", most.as_secs())));
+                return (age > most).then(|| (id, no_answer_in(most)));
             }
             if unwanted && flows(id) == 0 {
                 return Some((id, "nothing is asked for there any more".to_string()));

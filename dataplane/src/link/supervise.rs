@@ -9,8 +9,8 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick};
 use tracing::{info, warn};
 use underpass_proto::{Endpoint, HycoName, Rule};
 
-use super::Message;
 use super::wants::Relay;
+use super::{Message, UNANSWERED_MAX, no_answer_in};
 use crate::io::{Kind, udp};
 use crate::quic::{Driver, cid, config};
 use crate::resolve::{self, Resolver};
@@ -402,10 +402,14 @@ fn unreachable(
     lost: Option<(Endpoint, String)>,
     deadline: Duration,
 ) -> Error {
-    let (relay, why) = lost.unwrap_or_else(|| {
-        let none = format!("no answer in {} s", deadline.as_secs());
-        (relays[0].endpoint.clone(), none)
-    });
+    let (relay, why) = match lost {
+        // That one attempt was given up says less than that none was answered in all this time.
+        Some((relay, why)) if why == no_answer_in(UNANSWERED_MAX) => {
+            (relay, no_answer_in(deadline))
+        }
+        Some(lost) => lost,
+        None => (relays[0].endpoint.clone(), no_answer_in(deadline)),
+    };
     Error::Unreachable(format!("cannot reach {relay} (udp): {why}"))
 }
 
