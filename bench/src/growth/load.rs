@@ -186,6 +186,8 @@ impl Resting {
 
 #[cfg(test)]
 mod tests {
+    use underpass_tests::deadline::MOMENT;
+
     use super::*;
 
     const SHORT: Duration = Duration::from_millis(500);
@@ -194,9 +196,16 @@ mod tests {
     fn calls_are_counted_beside_what_a_process_takes_for_them() {
         let server = serve_calls().expect("serves");
         let own = [std::process::id()];
-        let cost = requests(&[server.address()], 10, SHORT, &own).expect("done");
+        // The kernel counts processor time in ticks of 10 ms: a short load may fall between two.
+        let deadline = Instant::now() + MOMENT;
+        let cost = loop {
+            let cost = requests(&[server.address()], 10, SHORT, &own).expect("done");
+            if cost.cpu[0] > Duration::ZERO {
+                break cost;
+            }
+            assert!(Instant::now() < deadline, "{cost:?}");
+        };
         assert!(cost.calls > REQUESTS * 0.2, "{cost:?}");
-        assert!(cost.cpu[0] > Duration::ZERO, "{cost:?}");
         assert!(cost.p99 > Duration::ZERO, "{cost:?}");
         let cost = bulk(&[server.address()], 2, SHORT, &own).expect("done");
         assert!(cost.bytes > UPLOADS * UPLOAD as f64 * 0.1, "{cost:?}");
