@@ -1,7 +1,6 @@
 //! From a name to its addresses, on threads of their own, because the system's resolver blocks. Decides nothing about them.
 
 use std::net::{IpAddr, ToSocketAddrs};
-use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use underpass_proto::{Endpoint, FlowCode, Host};
@@ -30,7 +29,8 @@ pub(crate) struct Found {
     pub(crate) from_hosts_file: bool,
 }
 
-/// Names that wait to be resolved.
+/// Names that wait to be resolved, for whoever takes them first.
+#[derive(Clone)]
 pub(crate) struct Questions(Receiver<Question>);
 
 impl Questions {
@@ -51,9 +51,8 @@ impl Resolver {
     /// No thread can be had.
     pub(crate) fn start() -> std::io::Result<Self> {
         let (resolver, asked) = Self::queue();
-        let asked = Arc::new(asked);
         for number in 0..THREADS {
-            let asked = Arc::clone(&asked);
+            let asked = asked.clone();
             std::thread::Builder::new()
                 .name(format!("resolve-{number}"))
                 .spawn(move || {

@@ -50,10 +50,8 @@ const PAUSE_FIRST: Duration = Duration::from_millis(50);
 
 const _: () = assert!(RENEW_AFTER.as_millis() * ATTEMPTS_MAX as u128 >= UNANSWERED_MAX.as_millis());
 
-/// How it is told that nobody answered.
-fn no_answer_in(time: Duration) -> String {
-    format!("no answer in {} s", time.as_secs())
-}
+/// Why an attempt is given up that nobody said anything to.
+const NO_ANSWER: &str = "no answer";
 
 /// How often one cause of a failure is told.
 const TELL_EVERY: Duration = Duration::from_secs(60);
@@ -367,15 +365,17 @@ impl Link {
     /// Says on sessions that a later one took the place of that no more flows are wanted on them: what the relay opens meanwhile is still served.
     /// A later one takes the place once all that stands on the earlier stands on it, too.
     pub(crate) fn retire(&mut self, quic: &mut Driver, now: Instant) {
-        let Some((newest, since)) = self.newest_well(quic, now) else {
+        let newest = self.newest_well(quic, now);
+        let Some(newest) = newest.and_then(|(id, _)| self.sessions.get(&id)) else {
             return;
         };
-        let Some(names) = self.sessions.get(&newest).map(Session::names_registered) else {
-            return;
+        let is_replaced = |(_, session): &(&SessionId, &Session)| {
+            let earlier = session.is_welcomed() && session.since < newest.since;
+            earlier && session.retired.is_none() && session.stands_on(newest)
         };
-        for (&id, session) in &mut self.sessions {
-            let earlier = session.is_welcomed() && session.since < since;
-            if earlier && session.retired.is_none() && session.stands_on(&names) {
+        let replaced = self.sessions.iter().filter(is_replaced);
+        for id in replaced.map(|(&id, _)| id).collect::<Vec<_>>() {
+            if let Some(session) = self.sessions.get_mut(&id) {
                 session.retired = Some(now);
                 session.say(quic, id, &Frame::Draining);
             }
@@ -408,7 +408,7 @@ impl Link {
                 } else {
                     UNANSWERED_MAX
                 };
-                return (age > most).then(|| (id, no_answer_in(most)));
+                return (age > most).then(|| (id, NO_ANSWER.to_string()));
             }
             if unwanted && flows(id) == 0 {
                 return Some((id, "nothing is asked for there any more".to_string()));
@@ -457,7 +457,7 @@ impl Link {
     #[cfg(test)]
     pub(crate) fn names_registered(&self) -> Vec<HycoName> {
         let sessions = self.sessions.values();
-        sessions.flat_map(Session::names_registered).collect()
+        sessions.flat_map(Session::standing).cloned().collect()
     }
 
     /// Whether this hybrid connection was asked for on this session, nothing stands, and the relay has not answered yet.

@@ -234,21 +234,16 @@ impl Session {
     }
 
     /// All that both proofs hold for.
-    pub(super) fn names_registered(&self) -> Vec<HycoName> {
-        let standing = self
-            .registrations
-            .iter()
-            .filter(|(_, it)| it.stands.is_some());
-        standing.map(|(name, _)| name.clone()).collect()
+    pub(super) fn standing(&self) -> impl Iterator<Item = &HycoName> {
+        let stands = |(name, it): (_, &Registration)| it.stands.is_some().then_some(name);
+        self.registrations.iter().filter_map(stands)
     }
 
-    /// Whether all that stands on it is among these.
-    pub(super) fn stands_on(&self, names: &[HycoName]) -> bool {
-        let mut standing = self
-            .registrations
-            .iter()
-            .filter(|(_, it)| it.stands.is_some());
-        standing.all(|(name, _)| names.contains(name))
+    /// Whether all that stands on it stands on the other one, too.
+    pub(super) fn stands_on(&self, other: &Session) -> bool {
+        let there = |name| other.registrations.get(name);
+        self.standing()
+            .all(|name| there(name).is_some_and(|it| it.stands.is_some()))
     }
 
     /// Whether it was asked for, nothing stands, and the relay has not answered.

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use underpass_proto::{Endpoint, HycoName, Rule};
 
 use super::wants::Relay;
-use super::{Message, UNANSWERED_MAX, no_answer_in};
+use super::{Message, NO_ANSWER};
 use crate::io::{Kind, udp};
 use crate::quic::{Driver, cid, config};
 use crate::resolve::{self, Resolver};
@@ -385,6 +385,8 @@ impl<P: Plan, M> Workers<P, M> {
                     rtt_us: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
                 }),
                 Ok(Said::Refused { hyco }) => refused.push(hyco),
+                // That one attempt was given up says less than that none was answered in all this time.
+                Ok(Said::Lost { why, .. }) if why == NO_ANSWER => {}
                 Ok(Said::Lost { relay, why }) => lost = Some((relay, why)),
                 Err(_) => return Err(unreachable(plan.relays(), lost, deadline)),
             }
@@ -402,14 +404,10 @@ fn unreachable(
     lost: Option<(Endpoint, String)>,
     deadline: Duration,
 ) -> Error {
-    let (relay, why) = match lost {
-        // That one attempt was given up says less than that none was answered in all this time.
-        Some((relay, why)) if why == no_answer_in(UNANSWERED_MAX) => {
-            (relay, no_answer_in(deadline))
-        }
-        Some(lost) => lost,
-        None => (relays[0].endpoint.clone(), no_answer_in(deadline)),
-    };
+    let (relay, why) = lost.unwrap_or_else(|| {
+        let none = format!("{NO_ANSWER} in {} s", deadline.as_secs());
+        (relays[0].endpoint.clone(), none)
+    });
     Error::Unreachable(format!("cannot reach {relay} (udp): {why}"))
 }
 

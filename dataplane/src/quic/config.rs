@@ -13,7 +13,7 @@ use rustls::SupportedCipherSuite;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use underpass_proto::Pin;
-use underpass_proto::limits::{FLOWS_MAX_DEFAULT, PING_AFTER};
+use underpass_proto::limits::{FLOWS_MAX_DEFAULT, IDLE_MAX, PING_AFTER};
 use underpass_proto::wire::ALPN;
 
 use super::admission::HELD_MAX;
@@ -53,9 +53,6 @@ pub fn send_window(rtt: Duration) -> u64 {
 /// Flows that a relay may have open at once in one session. The accepting side preallocates a slot for each. What has ended is given back in eighths,
 /// so that this many leave room for all that one hybrid connection may have by default.
 pub const FLOWS_PER_SESSION: u32 = 12_000;
-
-/// A session that heard nothing for this long is over.
-pub const IDLE_LIMIT: Duration = Duration::from_secs(15);
 
 /// Smallest datagram that QUIC requires of a path (RFC 9000, section 14).
 pub const MTU_MIN: u16 = 1200;
@@ -282,7 +279,7 @@ fn transport(mtu: u16, streams: u32) -> TransportConfig {
     config.send_window(SEND_WINDOW);
     config.keep_alive_interval(Some(PING_AFTER));
     config.max_idle_timeout(Some(
-        IdleTimeout::try_from(IDLE_LIMIT).expect("15 s is a valid idle limit"),
+        IdleTimeout::try_from(IDLE_MAX).expect("15 s is a valid idle limit"),
     ));
     config.datagram_receive_buffer_size(None);
     let mut cubic = quinn_proto::congestion::CubicConfig::default();
