@@ -15,7 +15,7 @@ const QUEUE_MAX: usize = 1024;
 const ADDRESSES_MAX: usize = 8;
 
 /// A name to resolve, and where the answer goes.
-pub(crate) struct Question {
+struct Question {
     endpoint: Endpoint,
     answer: Box<dyn FnOnce(Vec<Found>) + Send>,
 }
@@ -29,17 +29,6 @@ pub(crate) struct Found {
     pub(crate) from_hosts_file: bool,
 }
 
-/// Names that wait to be resolved, for whoever takes them first.
-#[derive(Clone)]
-pub(crate) struct Questions(Receiver<Question>);
-
-impl Questions {
-    /// The next one, once it is there; `None` when nobody can ask any more.
-    fn wait(&self) -> Option<Question> {
-        self.0.recv().ok()
-    }
-}
-
 /// Resolves names beside the workers.
 #[derive(Clone)]
 pub(crate) struct Resolver(Sender<Question>);
@@ -50,24 +39,24 @@ impl Resolver {
     /// # Errors
     /// No thread can be had.
     pub(crate) fn start() -> std::io::Result<Self> {
-        let (resolver, asked) = Self::queue();
+        let (questions, asked) = bounded(QUEUE_MAX);
         for number in 0..THREADS {
-            let asked = asked.clone();
+            let asked: Receiver<Question> = asked.clone();
             std::thread::Builder::new()
                 .name(format!("resolve-{number}"))
                 .spawn(move || {
-                    while let Some(question) = asked.wait() {
+                    for question in asked {
                         (question.answer)(resolve(&question.endpoint));
                     }
                 })?;
         }
-        Ok(resolver)
+        Ok(Self(questions))
     }
 
-    /// One without threads: whoever has the questions answers them.
-    pub(crate) fn queue() -> (Self, Questions) {
-        let (questions, asked) = bounded(QUEUE_MAX);
-        (Self(questions), Questions(asked))
+    /// One that resolves nothing: a simulation has addresses only.
+    #[cfg(test)]
+    pub(crate) fn of_nothing() -> Self {
+        Self(bounded(QUEUE_MAX).0)
     }
 
     /// Resolves `endpoint` on another thread; `answer` is called there, with nothing when the name is not found.

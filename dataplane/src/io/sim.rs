@@ -63,7 +63,6 @@ pub(crate) struct Sim {
     waker: SimWaker,
     segments: usize,
     streams: usize,
-    counters: Counters,
 }
 
 enum Socket {
@@ -103,7 +102,6 @@ impl Sim {
             waker: SimWaker(Arc::new(AtomicBool::new(false))),
             segments,
             streams: 0,
-            counters: Counters::default(),
         }
     }
 
@@ -257,7 +255,12 @@ impl Io for Sim {
     }
 
     fn release(&mut self, socket: SocketId) -> Option<Stream> {
-        let wire = self.doing(socket)?.wire;
+        let doing = self.doing(socket)?;
+        assert!(
+            !doing.receiving && doing.sending == 0 && !doing.shut,
+            "a release of a socket that was used"
+        );
+        let wire = doing.wire;
         self.sockets.remove(socket);
         self.streams -= 1;
         self.ops.push(Op::Release(wire));
@@ -325,15 +328,8 @@ impl Io for Sim {
         };
         self.streams -= usize::from(!matches!(op, Op::Unlisten(..)));
         // What was told of it and not taken yet is swallowed, as the contract says.
-        let of = |completion: &Completion| match completion {
-            Completion::Received { socket, .. }
-            | Completion::Sent { socket, .. }
-            | Completion::HungUp { socket, .. }
-            | Completion::Connected { socket, .. } => Some(*socket),
-            _ => None,
-        };
         self.completions
-            .retain(|completion| of(completion) != Some(socket));
+            .retain(|completion| completion.socket() != Some(socket));
         self.ops.push(op);
     }
 
@@ -383,6 +379,6 @@ impl Io for Sim {
     }
 
     fn counters(&self) -> Counters {
-        self.counters
+        Counters::default()
     }
 }

@@ -91,16 +91,12 @@ impl EndpointKeys {
     /// Keys of a process that only dials: new at each start.
     #[must_use]
     pub fn ephemeral() -> Self {
-        Self {
-            reset: rand::random(),
-            token: rand::random(),
-            connection_id: rand::random(),
-        }
+        Self::by(&mut rand::rng())
     }
 
-    /// The same by a chance that can be had again.
-    #[cfg(test)]
-    pub(crate) fn of_test(rng: &mut impl Rng) -> Self {
+    /// New keys, by this chance.
+    #[must_use]
+    pub(crate) fn by(rng: &mut impl Rng) -> Self {
         Self {
             reset: rng.random(),
             token: rng.random(),

@@ -3,6 +3,7 @@
 //!
 //! No sockets, no threads, no clocks. TLS takes its keys from the system, but lengths and order do not depend on them: the certificate is Ed25519.
 
+pub(crate) mod crew;
 mod faults;
 mod log;
 mod machine;
@@ -17,14 +18,12 @@ mod world;
 
 mod tests;
 
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use rand::rngs::StdRng;
 
 use self::world::World;
-use crate::io::sim::Sim;
 
 /// What a worker of a simulation is made with.
 pub(crate) struct Made {
@@ -34,18 +33,6 @@ pub(crate) struct Made {
     pub(crate) rng: StdRng,
     /// Datagrams that its kernel takes in one send.
     pub(crate) segments: usize,
-}
-
-impl Made {
-    /// A machine for one worker.
-    pub(crate) fn io(&self) -> Sim {
-        Sim::new(self.now, self.segments)
-    }
-}
-
-/// The widest datagram towards anybody: an Ethernet's.
-pub(crate) fn mtu_of(_: SocketAddr) -> u16 {
-    1472
 }
 
 /// What a run that held was like.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use quinn_proto::{ConnectionError, StreamId, TransportErrorCode};
-use underpass_proto::{HycoName, Instance};
+use underpass_proto::{HycoName, Instance, SessionCode};
 
 use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
@@ -85,15 +85,12 @@ impl<R: Watchable> Turn for Worker<Sim, Watched<R>> {
     fn turn(&mut self) -> std::io::Result<()> {
         let now = self.core.now; // The world knows when; a machine that does not exist never waits.
         Worker::turn(self, now)?;
-        // What is asserted inside panics, and a guard must not hide that here.
-        if self.core.panics + self.core.quic.panics() > 0 {
-            return Err(std::io::Error::other("a guard caught a panic"));
-        }
-        Ok(())
+        unhurt(&self.core)
     }
 
     fn finish(&mut self) -> std::io::Result<()> {
-        Worker::finish(self)
+        Worker::finish(self)?;
+        unhurt(&self.core)
     }
 
     fn deadline(&self) -> Instant {
@@ -142,6 +139,14 @@ impl<R: Watchable> Turn for Worker<Sim, Watched<R>> {
     }
 }
 
+/// What is asserted inside panics, and a guard must not hide that here.
+fn unhurt<D>(core: &Core<Sim, D>) -> std::io::Result<()> {
+    if core.panics + core.quic.panics() > 0 {
+        return Err(std::io::Error::other("a guard caught a panic"));
+    }
+    Ok(())
+}
+
 impl<R: Watchable> Role for Watched<R> {
     type Flow = R::Flow;
     type Message = R::Message;
@@ -182,12 +187,20 @@ impl<R: Watchable> Role for Watched<R> {
         let news = format!("session lost: {why}");
         // Each end keeps to the protocol: no credit is overdrawn, no frame is wrong, whatever the network does.
         // (A process that closes during a handshake says APPLICATION_ERROR: it may not say more yet.)
-        let code = match why {
-            ConnectionError::TransportError(error) => Some(error.code),
-            ConnectionError::ConnectionClosed(close) => Some(close.error_code),
-            _ => None,
+        let broken = match why {
+            ConnectionError::TransportError(error) => {
+                error.code != TransportErrorCode::APPLICATION_ERROR
+            }
+            ConnectionError::ConnectionClosed(close) => {
+                close.error_code != TransportErrorCode::APPLICATION_ERROR
+            }
+            ConnectionError::ApplicationClosed(close) => matches!(
+                SessionCode::from_u64(close.error_code.into_inner()),
+                Some(SessionCode::Protocol | SessionCode::Version)
+            ),
+            _ => false,
         };
-        if code.is_some_and(|code| code != TransportErrorCode::APPLICATION_ERROR) {
+        if broken {
             self.seen.wrong.push(news.clone());
         }
         self.seen.news.push(news);

@@ -15,13 +15,11 @@ use super::faults::{self, Fault};
 use super::log::Log;
 use super::machine::{Kind, Machine, Site};
 use super::net::{Flight, Net, Path};
-use super::pattern;
 use super::peer::{Manner, Peer, endpoint};
 use super::queue::Queue;
 use super::scene::Scene;
 use super::tcp::{Owner, Passing, Tcp};
 use super::{Made, Summary};
-use crate::quic::config::STREAM_WINDOW;
 use crate::{agent, relay, sender};
 
 /// How often it is looked whether all holds.
@@ -39,12 +37,6 @@ const REGISTERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long the flows of the end may take: nothing disturbs them.
 const LAST_WITHIN: Duration = Duration::from_secs(60);
-
-/// The most that is under way from an application to an endpoint: for each of two hops the stream's window and the buffers of a kernel on both
-/// sides; and what workers have in their hands.
-pub(super) const UNDER_WAY_MAX: u64 = 2 * (STREAM_WINDOW as u64 + 512 * 1024) + 1024 * 1024;
-
-const _: () = assert!(UNDER_WAY_MAX < pattern::SAYS_MAX);
 
 /// Datagrams that wait for a worker at most, in batches: what a socket's buffer holds.
 const WAITING_MAX: usize = 4_000;

@@ -57,10 +57,7 @@ impl World {
     pub(super) fn land(&mut self, flight: Flight) {
         let Flight { to, batch } = flight;
         let place = if to == RELAY {
-            let workers = u8::try_from(self.machines[0].slots.len())
-                .unwrap_or(1)
-                .max(1);
-            let worker = cid::worker_of(&batch.data, workers).unwrap_or(0);
+            let worker = cid::worker_of(&batch.data, self.workers).unwrap_or(0);
             Some(self.machines[0].place(usize::from(worker)))
         } else {
             self.net.place(to)
