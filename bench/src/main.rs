@@ -358,8 +358,8 @@ fn lose(args: LossArgs) -> anyhow::Result<ExitCode> {
     let wrong = args
         .percent
         .iter()
-        .find(|percent| !(0.0..=100.0).contains(*percent));
-    ensure!(wrong.is_none(), "a loss is from 0 to 100 percent");
+        .find(|percent| !(0.0..100.0).contains(*percent));
+    ensure!(wrong.is_none(), "a loss is from 0 to below 100 percent");
     let mut ways = loss::USUAL.to_vec();
     replace(&mut ways, args.ways);
     let settings = loss::Settings {

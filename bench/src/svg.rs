@@ -1,11 +1,6 @@
 //! Text in the charts of this crate.
 
-/// For text and attributes of a picture.
-pub(crate) fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-}
+pub(crate) use underpass_loadtest::results::escape as escaped;
 
 /// Breaks a text between words into lines of at most `columns` characters; a longer word has a line of its own.
 pub(crate) fn wrapped(text: &str, columns: usize) -> Vec<String> {
@@ -36,10 +31,5 @@ mod tests {
         let lines = wrapped(&text, 165);
         assert!(lines.len() > 1 && lines.iter().all(|line| line.len() <= 165));
         assert_eq!(lines.join(" "), text);
-    }
-
-    #[test]
-    fn marks_of_the_language_are_text() {
-        assert_eq!(escaped("<a & b>"), "&lt;a &amp; b&gt;");
     }
 }

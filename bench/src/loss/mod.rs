@@ -16,6 +16,7 @@ use underpass_loadtest::{Mode, Plan, run};
 use underpass_tests::deadline::{MOMENT, pause};
 use underpass_tests::network::Machine;
 
+use crate::peers::measure::{Spread, median};
 use crate::peers::site::Site;
 use crate::peers::ways::Tunnel;
 use crate::peers::{self, Way, tools};
@@ -163,9 +164,10 @@ fn one(
         let bits = (down.load(Ordering::Relaxed) - before) as f64 * 8.0;
         let mbit = bits / began.elapsed().as_secs_f64() / 1e6;
         // What is under way comes over a good path, or the last of it would take minutes.
-        site.lose(0)?;
+        let healed = site.lose(0);
         stop.stop();
         let outcome = running.join().expect("the flows do not panic")?;
+        healed?;
         ensure!(
             outcome.tally.violations() == 0,
             "bytes were wrong or missing: {:?}",
@@ -212,9 +214,7 @@ impl Point {
     /// The median of its rounds.
     #[must_use]
     pub fn median(&self) -> f64 {
-        let mut sorted = self.mbit.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+        median(self.mbit.iter().copied()).unwrap_or(f64::NAN)
     }
 }
 
@@ -227,16 +227,14 @@ impl fmt::Display for Report {
         )?;
         for way in self.ways() {
             for point in self.points.iter().filter(|point| point.way == way) {
-                let (least, most) = (point.mbit.iter())
-                    .fold((f64::MAX, 0.0_f64), |(least, most), &rate| {
-                        (least.min(rate), most.max(rate))
-                    });
+                let Some(Spread { median, min, max }) = Spread::of(&point.mbit) else {
+                    continue;
+                };
                 write!(
                     f,
-                    "{:<14} {:>5.1} % lost {:>8.2} ({least:.2} to {most:.2})",
+                    "{:<14} {:>5.1} % lost {median:>8.2} ({min:.2} to {max:.2})",
                     way,
-                    f64::from(point.per_mille) / 10.0,
-                    point.median()
+                    f64::from(point.per_mille) / 10.0
                 )?;
                 match point.bad {
                     0 => writeln!(f)?,

@@ -80,8 +80,8 @@ impl Site {
             let mut command = machine.command("nft");
             let cable = interface(address);
             command.arg(format!(
-                "flush ruleset; add table inet loss; add chain inet loss all {{ type filter hook prerouting priority -300; }}; \
-                 add rule inet loss all iifname \"{cable}\" numgen random mod 1000 < {per_mille} drop"
+                "flush ruleset; add table inet loss; add chain inet loss cable {{ type filter hook prerouting priority -300; }}; \
+                 add rule inet loss cable iifname \"{cable}\" numgen random mod 1000 < {per_mille} drop"
             ));
             run_ok(&mut command, MOMENT)?;
         }

@@ -6,12 +6,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use underpass_loadtest::stand::usage::{cpu_time, memory};
 
 use super::measure::{Figures, Measure};
-
-/// Clock ticks of a second in proc_pid_stat(5): USER_HZ, which is this on every architecture that Rust's std runs on.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// What a tunnel had taken by some moment.
 #[derive(Clone, Copy, Debug)]
@@ -83,26 +81,14 @@ impl Usage {
     }
 }
 
-/// Processor time of a process and its threads, user and kernel.
-///
-/// # Errors
-/// It has ended.
-pub fn cpu_time(process: u32) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat"))
-        .with_context(|| format!("process {process} has ended"))?;
-    let ticks = ticks(&stat).with_context(|| format!("cannot read {stat:?}"))?;
-    Ok(Duration::from_secs_f64(ticks as f64 / TICKS_PER_SECOND))
-}
-
 /// Memory that a process and its descendants have for themselves, bytes.
 ///
 /// # Errors
 /// It has ended.
 pub fn anonymous_memory(root: u32) -> Result<u64> {
-    let own = |process: u32| Some(field(&read(process, "status"), "RssAnon:")? << 10);
-    let root_own = own(root).with_context(|| format!("process {root} has ended"))?;
     let others = with_descendants(&[root]).into_iter().skip(1);
-    Ok(root_own + others.filter_map(own).sum::<u64>())
+    let others = others.filter_map(|process| memory(process).ok());
+    Ok(memory(root)? + others.sum::<u64>())
 }
 
 fn read(process: u32, file: &str) -> String {
@@ -145,14 +131,6 @@ fn fields(stat: &str) -> Option<impl Iterator<Item = &str>> {
     Some(rest.split_whitespace())
 }
 
-/// Fields 14 and 15, clock ticks.
-fn ticks(stat: &str) -> Option<u64> {
-    let mut fields = fields(stat)?.skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let kernel: u64 = fields.next()?.parse().ok()?;
-    Some(user + kernel)
-}
-
 /// Field 4.
 fn parent(stat: &str) -> Option<u32> {
     fields(stat)?.nth(1)?.parse().ok()
@@ -184,11 +162,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processor_time_is_read_whatever_the_name() {
+    fn a_parent_is_found_whatever_the_name() {
         let stat = "77 (a b) c) S 1 2 3 4 5 6 7 8 9 10 130 20 5 6 20 0";
-        assert_eq!(ticks(stat), Some(150));
         assert_eq!(parent(stat), Some(1));
-        assert_eq!(ticks("77 (a) S 1"), None);
     }
 
     #[test]

@@ -13,7 +13,6 @@ mod rows;
 mod scene;
 mod table;
 mod trial;
-mod usage;
 
 use std::path::PathBuf;
 

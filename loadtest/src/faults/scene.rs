@@ -242,6 +242,11 @@ impl Client {
         })
     }
 
+    /// Whether its flows are still under way.
+    pub(crate) fn is_live(&mut self) -> bool {
+        self.process.ended().is_none()
+    }
+
     /// Lets its flows end, and gives their endings to the trial.
     pub(crate) fn stop(mut self, trial: &mut Trial<'_>) -> Result<Report> {
         self.process.signal(Signal::INT)?;
@@ -387,6 +392,14 @@ pub(crate) fn wait_for_listeners(scene: &Scene, listeners: u32) -> Result<()> {
     scene
         .installation
         .wait_for_hyco(NAME, "its listeners", |hyco| hyco.listeners == listeners)
+        .map(drop)
+}
+
+/// Waits until the relay reports so many live flows of [`NAME`], or more.
+pub(crate) fn wait_for_flows(scene: &Scene, flows: u64) -> Result<()> {
+    scene
+        .installation
+        .wait_for_hyco(NAME, "its flows", |hyco| hyco.flows_live >= flows)
         .map(drop)
 }
 

@@ -7,7 +7,7 @@ mod table;
 use serde_json::{Value, json};
 
 pub use html::{RUNS_MAX, Run, to_html};
-pub(crate) use svg::escape;
+pub use svg::escape;
 pub use table::Table;
 
 use crate::scenario::Outcome;

@@ -238,7 +238,7 @@ fn step(length: f64) -> f64 {
 }
 
 /// For text and attributes of a page.
-pub(crate) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -9,3 +9,4 @@ pub mod installation;
 pub mod network;
 pub mod process;
 mod setup;
+pub mod usage;

@@ -15,8 +15,8 @@ use socket2::SockRef;
 use crate::faults::calls::Calls;
 use crate::faults::scene::{Scene, wait_until_idle};
 use crate::faults::trial::{Bar, Trial};
-use crate::faults::usage;
 use crate::stand::deadline::{MOMENT, pause, wait_for};
+use crate::stand::usage;
 
 /// Datagrams of the flood in a second.
 const RATE: u64 = 20_000;
@@ -57,43 +57,13 @@ pub(in crate::faults) fn malformed(trial: &mut Trial<'_>) -> Result<()> {
         "×",
         Some(Bar::AtMost(3.0)),
     );
-    trial.figure(
-        "honest calls in time, of those without the flood",
-        100.0 * beside.in_time / alone.in_time,
-        "%",
-        Some(Bar::AtLeast(90.0)),
-    );
-    trial.figure(
-        "honest calls: p99 without the flood",
-        alone.p99_ms,
-        "ms",
-        None,
-    );
-    trial.figure(
-        "honest calls: p99 beside the flood",
-        beside.p99_ms,
-        "ms",
-        None,
-    );
-    trial.count(
-        "honest calls that failed",
-        beside.failed,
-        Some(Bar::Exactly(0.0)),
-    );
-    let grown = usage::memory(relay)? as f64 / 1e6 - memory as f64 / 1e6;
-    trial.figure(
-        "memory of the relay: grown by",
-        grown.max(0.0),
-        "MB",
-        Some(Bar::Under(LEFT_MB)),
-    );
+    keep(trial, &alone, &beside);
     trial.count(
         "open files of the relay, more than before",
         usage::open_files(relay)?.saturating_sub(files),
         Some(Bar::AtMost(16.0)),
     );
-    panics(trial, &scene);
-    scene.check_alive()
+    leaves(trial, &scene, memory)
 }
 
 /// Row 21.
@@ -135,6 +105,21 @@ pub(in crate::faults) fn opens_and_resets(trial: &mut Trial<'_>) -> Result<()> {
         opened.load(Ordering::Relaxed),
         Some(Bar::AtLeast(100.0)),
     );
+    keep(trial, &alone, &beside);
+    wait_until_idle(&scene)?;
+    wait_for("the relay's files to be those before", MOMENT, || {
+        (usage::open_files(relay).ok()? <= files + 16).then_some(())
+    })?;
+    leaves(trial, &scene, memory)
+}
+
+fn open_and_reset(target: SocketAddr) -> io::Result<()> {
+    let stream = TcpStream::connect_timeout(&target, Duration::from_secs(2))?;
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))
+}
+
+/// Honest calls beside a flood keep 90 % of what they do without it, and none fails.
+fn keep(trial: &mut Trial<'_>, alone: &Honest, beside: &Honest) {
     trial.figure(
         "honest calls in time, of those without the flood",
         100.0 * beside.in_time / alone.in_time,
@@ -158,32 +143,23 @@ pub(in crate::faults) fn opens_and_resets(trial: &mut Trial<'_>) -> Result<()> {
         beside.failed,
         Some(Bar::Exactly(0.0)),
     );
-    wait_until_idle(&scene)?;
-    wait_for("the relay's files to be those before", MOMENT, || {
-        (usage::open_files(relay).ok()? <= files + 16).then_some(())
-    })?;
-    let grown = usage::memory(relay)? as f64 / 1e6 - memory as f64 / 1e6;
+}
+
+/// What a flood leaves in the relay.
+fn leaves(trial: &mut Trial<'_>, scene: &Scene, memory: u64) -> Result<()> {
+    let grown = usage::memory(scene.relay_id()?)? as f64 / 1e6 - memory as f64 / 1e6;
     trial.figure(
         "memory of the relay: grown by",
         grown.max(0.0),
         "MB",
         Some(Bar::Under(LEFT_MB)),
     );
-    panics(trial, &scene);
-    scene.check_alive()
-}
-
-fn open_and_reset(target: SocketAddr) -> io::Result<()> {
-    let stream = TcpStream::connect_timeout(&target, Duration::from_secs(2))?;
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO))
-}
-
-fn panics(trial: &mut Trial<'_>, scene: &Scene) {
     trial.count(
         "panics in the relay's log",
         scene.relay_lines("panicked") as u64,
         Some(Bar::Exactly(0.0)),
     );
+    scene.check_alive()
 }
 
 /// What became of honest calls.

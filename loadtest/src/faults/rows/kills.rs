@@ -3,10 +3,10 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::faults::scene::{
-    Client, NAME, Probes, Scene, Shape, wait_for_listeners, wait_until_idle,
+    Client, NAME, Probes, Scene, Shape, wait_for_listeners, wait_until_idle, with,
 };
 use crate::faults::trial::{Bar, Trial};
 use crate::stand::deadline::{MOMENT, pause, wait_for};
@@ -88,21 +88,27 @@ pub(in crate::faults) fn relay(trial: &mut Trial<'_>) -> Result<()> {
     let client = Client::start(trial, scene.binding, Shape::COMING_AND_GOING)?;
     let mut probes = Probes::of(trial, scene.binding);
     probes.until_usable(Instant::now(), MOMENT)?;
-    let (mut since_listens, mut since_start) = (Vec::new(), Vec::new());
+    let (mut since_listens, mut since_start, mut both) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..trial.pick(20, 40, 200) {
         trial.flow_for(50, 400);
         trial.fault(format!("kill -9 relay, round {round}"));
         scene.kill_relay()?;
         let started = Instant::now();
         scene.installation.start_relay()?;
-        let relay = &mut scene.installation.relay();
-        let relay = relay.as_mut().context("the relay was started")?;
-        relay.wait_for_line("relay listens (udp)", MOMENT)?;
+        with(&mut scene.installation.relay(), |relay| {
+            relay.wait_for_line("relay listens (udp)", MOMENT)
+        })?;
         let listens = Instant::now();
         since_listens.push(probes.until_usable(listens, MOMENT)?);
         since_start.push(started.elapsed());
+        wait_for("both agents to be back", MOMENT, || {
+            (scene.relay_lines(" registered ") >= 2).then_some(())
+        })?;
+        both.push(listens.elapsed());
     }
     trial.recovered("relay listens again: usable", &since_listens, Some(BACK));
+    let name = "relay listens again: both agents are back";
+    trial.recovered(name, &both, Some(BACK));
     trial.recovered("relay started again: usable", &since_start, None);
     client.stop(trial)?;
     probes.end(trial)?;

@@ -9,13 +9,13 @@ use anyhow::{Context as _, Result};
 use underpass_proto::Rule;
 
 use crate::faults::calls::Calls;
-use crate::faults::scene::{FarEnd, NAME, Probes, Scene, with};
+use crate::faults::scene::{FarEnd, NAME, Probes, Scene, wait_for_flows, with};
 use crate::faults::trial::{Bar, Trial};
-use crate::faults::usage;
 use crate::scenario::Outcome;
 use crate::stand::deadline::{MOMENT, pause, wait_for};
 use crate::stand::installation::{Installation, Setup, write_secret};
 use crate::stand::process::Process;
+use crate::stand::usage;
 
 /// What one flow pins at its far end while its reader does not read, bytes: the data plane's window of a stream.
 const STREAM_WINDOW: u64 = 2 << 20;
@@ -57,6 +57,7 @@ pub(in crate::faults) fn slow_readers(trial: &mut Trial<'_>) -> Result<()> {
         length * 2 + Duration::from_secs(10),
     )?;
     pause(Duration::from_secs(trial.pick(3, 5, 10)));
+    wait_for_flows(&scene, flows)?;
     let beside = Calls::start(trial, scene.binding, others, length)?.end(trial)?;
     let after = processes.map(usage::memory);
     slow.stop(trial)?;
@@ -96,40 +97,39 @@ fn p99(outcome: &Outcome, group: &str) -> Result<f64> {
 pub(in crate::faults) fn burst(trial: &mut Trial<'_>) -> Result<()> {
     let scene = Scene::open(trial, 1)?;
     let (idle, opens) = trial.pick((1_000, 1_000), (8_000, 4_000), (8_000, 4_000));
-    let ramp = Duration::from_millis(idle);
     let resting = format!(
-        "[[group]]\nname = \"idle\"\nflows = {idle}\nthink = \"1h\"\nramp = \"{}ms\"\n",
-        ramp.as_millis()
+        "[[group]]\nname = \"idle\"\nflows = {idle}\nthink = \"1h\"\nramp = \"{idle}ms\"\n"
     );
-    let long = Duration::from_secs(3_600);
+    // Longer than the pause: a flow whose next call would be due after the end is closed at once.
+    let long = Duration::from_secs(7_200);
     let resting = Calls::start(trial, scene.binding, &resting, long)?;
-    wait_for("all idle flows to be open", ramp + MOMENT, || {
-        let report = scene.installation.hyco(NAME).ok().flatten()?;
-        (report.flows_live >= idle).then_some(())
-    })?;
+    pause(Duration::from_millis(idle));
+    wait_for_flows(&scene, idle)?;
     let mut worst = f64::NAN;
     let mut refused = 0;
     for round in 0..trial.pick(1, 2, 10) {
         trial.fault(format!(
             "{opens} opens in a second beside {idle} idle flows, round {round}"
         ));
+        // A flow connects just before its first call is due, and anew for each other: every call is an open.
         let burst = format!(
-            "[[group]]\nname = \"opens\"\nflows = 1024\nrate = {opens}\nchurn = 1\nrequest = 1\nresponse = 1\n"
+            "[[group]]\nname = \"opens\"\nflows = {}\nramp = \"240ms\"\nrate = {opens}\nchurn = 1\nrequest = 1\nresponse = 1\n",
+            opens / 4
         );
         let outcome =
             Calls::start(trial, scene.binding, &burst, Duration::from_secs(1))?.end(trial)?;
         let group = outcome.group("opens").context("the group was run")?;
-        refused += group.counts.failed + group.counts.unsent;
+        refused += group.counts.failed + group.counts.cut + group.counts.unsent;
         worst = p99(&outcome, "opens")?.max(worst);
         trial.count(
             format!("round {round}: opens answered"),
             group.counts.right,
-            None,
+            Some(Bar::AtLeast(opens as f64)),
         );
         pause(Duration::from_secs(1));
     }
     trial.count(
-        "opens refused or not begun",
+        "opens refused, cut or not begun",
         refused,
         Some(Bar::Exactly(0.0)),
     );
@@ -138,6 +138,13 @@ pub(in crate::faults) fn burst(trial: &mut Trial<'_>) -> Result<()> {
         worst,
         "ms",
         Some(Bar::Under(300.0)),
+    );
+    // An idle flow does not notice that it was reset.
+    let live = scene.installation.hyco(NAME)?;
+    trial.count(
+        "idle flows live at the end",
+        live.map_or(0, |hyco| hyco.flows_live),
+        Some(Bar::AtLeast(idle as f64)),
     );
     let outcome = resting.stop(trial)?;
     let failed: u64 = outcome.groups.iter().map(|group| group.counts.failed).sum();
@@ -280,7 +287,8 @@ pub(in crate::faults) fn few_files(trial: &mut Trial<'_>) -> Result<()> {
                 Some(Bar::Under(5.0)),
             );
             let files = usage::open_files(process)?;
-            trial.count(format!("round {round}: files of the {name}"), files, None);
+            let limit = Some(Bar::AtMost(FILES as f64)); // More would mean that there is no limit.
+            trial.count(format!("round {round}: files of the {name}"), files, limit);
         }
         drop(held);
         times.push(probes.until_usable(Instant::now(), MOMENT)?);

@@ -11,10 +11,10 @@ use crate::faults::scene::{
     Client, NAME, Probes, Scene, Shape, wait_for_listeners, wait_until_idle, with,
 };
 use crate::faults::trial::{Bar, Trial};
-use crate::faults::usage;
 use crate::impair::{Link, Profile};
 use crate::stand::deadline::{MOMENT, pause, wait_for};
 use crate::stand::process::{Process, Signal};
+use crate::stand::usage;
 
 /// Silence after which a session is given up.
 const IDLE_LIMIT_S: u64 = 15;
@@ -120,8 +120,10 @@ pub(in crate::faults) fn mix(trial: &mut Trial<'_>) -> Result<()> {
         made: 0,
     };
     let rounds = trial.pick(10, 30, 250);
+    // The second half is like what follows the weighing: what such harm makes a process keep, it has by then.
     for round in 0..rounds {
-        state.harm(trial, round, 9)?;
+        let kinds = if round < rounds / 2 { 9 } else { 5 };
+        state.harm(trial, round, kinds)?;
     }
     state.settle(trial)?;
     let before = state.usage()?;

@@ -263,15 +263,16 @@ pub(in crate::faults) fn mtu(trial: &mut Trial<'_>) -> Result<()> {
         };
         let client = Client::start(trial, apart.scene.binding, lasting)?;
         pause(time);
+        let mut size = 1_200; // The first change is one that every full datagram notices.
         for _ in 0..trial.pick(4, 8, 50) {
-            let sizes = [1_200, 1_252, 1_320, 1_400, 1_452, ETHERNET];
-            let size = sizes[usize::try_from(trial.chance(sizes.len() as u64))?];
             trial.fault(format!("RTT {rtt_ms} ms, largest datagram {size} bytes"));
             apart.proxy.set(Link {
                 mtu: Some(size),
                 ..link
             });
             pause(time);
+            let sizes = [1_200, 1_252, 1_320, 1_400, 1_452, ETHERNET];
+            size = sizes[usize::try_from(trial.chance(sizes.len() as u64))?];
         }
         let report = client.stop(trial)?;
         let silence = report
@@ -293,6 +294,12 @@ pub(in crate::faults) fn mtu(trial: &mut Trial<'_>) -> Result<()> {
         "sessions lost",
         apart.sessions_lost(),
         Some(Bar::Exactly(0.0)),
+    );
+    let seen = apart.proxy.seen();
+    trial.count(
+        "datagrams too large for the path",
+        seen.up.too_large + seen.down.too_large,
+        Some(Bar::AtLeast(1.0)),
     );
     counts(trial, &apart.proxy);
     apart.scene.check_alive()

@@ -8,22 +8,30 @@ use anyhow::{Context, Result};
 /// Clock ticks of a second in proc_pid_stat(5): USER_HZ, which is this on every architecture that Rust's std runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Processor time up to now.
-pub(super) fn cpu_time(process: u32) -> Result<Duration> {
+/// Processor time of a process and its threads up to now, user and kernel.
+///
+/// # Errors
+/// It has ended.
+pub fn cpu_time(process: u32) -> Result<Duration> {
     let stat = read(process, "stat")?;
-    // The name is in parentheses and may hold anything; what follows is numbers. User and system time are the 14th and 15th field.
-    let after_name = stat.rsplit_once(')').context("stat without a name")?.1;
-    let ticks = after_name
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(str::parse::<f64>);
-    let ticks: f64 = ticks.sum::<Result<f64, _>>()?;
-    Ok(Duration::from_secs_f64(ticks / TICKS_PER_SECOND))
+    let ticks = ticks(&stat).with_context(|| format!("cannot read {stat:?}"))?;
+    Ok(Duration::from_secs_f64(ticks as f64 / TICKS_PER_SECOND))
+}
+
+/// User and system time: fields 14 and 15 of proc_pid_stat(5). The name before is in parentheses and may hold anything, the third field follows it.
+fn ticks(stat: &str) -> Option<u64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let kernel: u64 = fields.next()?.parse().ok()?;
+    Some(user + kernel)
 }
 
 /// Resident memory of its own just now, bytes: what it shares with others (its program's file) aside.
-pub(super) fn memory(process: u32) -> Result<u64> {
+///
+/// # Errors
+/// It has ended.
+pub fn memory(process: u32) -> Result<u64> {
     let status = read(process, "status")?;
     let kib = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
@@ -34,7 +42,10 @@ pub(super) fn memory(process: u32) -> Result<u64> {
 }
 
 /// Open files just now.
-pub(super) fn open_files(process: u32) -> Result<u64> {
+///
+/// # Errors
+/// It has ended.
+pub fn open_files(process: u32) -> Result<u64> {
     let folder = format!("/proc/{process}/fd");
     let files = fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))?;
     Ok(files.count() as u64)
@@ -48,6 +59,13 @@ fn read(process: u32, what: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processor_time_is_read_whatever_the_name() {
+        let stat = "77 (a b) c) S 1 2 3 4 5 6 7 8 9 10 130 20 5 6 20 0";
+        assert_eq!(ticks(stat), Some(150));
+        assert_eq!(ticks("77 (a) S 1"), None);
+    }
 
     #[test]
     fn this_process_takes_something() {
