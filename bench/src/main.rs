@@ -143,6 +143,9 @@ struct GrowthArgs {
     /// Length of each load, and of each look at processes that rest.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     seconds: u16,
+    /// Load at this share of the usual rates (2,000 requests a second, 1 Gbit/s): for a machine that cannot keep up with them.
+    #[arg(long, default_value_t = 1.0, value_parser = share)]
+    share: f64,
     /// Leave out counts below this one.
     #[arg(
         long,
@@ -327,6 +330,7 @@ fn grow(args: GrowthArgs) -> anyhow::Result<ExitCode> {
         axes,
         rounds: args.rounds.into(),
         length: Duration::from_secs(args.seconds.into()),
+        share: args.share,
         workers: args.workers.into(),
         io: args.io,
         mtu_max: args.mtu_max,
@@ -403,6 +407,16 @@ fn binaries(underpass: Option<PathBuf>) -> anyhow::Result<(PathBuf, PathBuf)> {
         }
     }
     Ok((bench, underpass))
+}
+
+/// A share of something: above 0, at most 1.
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if share > 0.0 && share <= 1.0 {
+        Ok(share)
+    } else {
+        Err("it must be above 0 and at most 1".to_owned())
+    }
 }
 
 fn write_json(path: &Path, report: &impl serde::Serialize) -> anyhow::Result<()> {

@@ -40,9 +40,21 @@ pub(super) fn flows(settings: &Settings, count: usize) -> Result<Figures> {
     stand.tell(resting(&stand, settings, count, &mut figures))?;
     let ids = stand.data_plane_ids()?;
     let to = [stand.binding(0)];
-    let requests = stand.tell(load::requests(&to, count, settings.length, &ids))?;
+    let requests = stand.tell(load::requests(
+        &to,
+        count,
+        settings.length,
+        &ids,
+        settings.share,
+    ))?;
     put_requests(&mut figures, &requests);
-    let bulk = stand.tell(load::bulk(&to, count, settings.length, &ids))?;
+    let bulk = stand.tell(load::bulk(
+        &to,
+        count,
+        settings.length,
+        &ids,
+        settings.share,
+    ))?;
     put_each(&mut figures, Kind::ByteCpu, &bulk.cpu, bulk.bytes / 1e9);
     Ok(figures)
 }
@@ -51,7 +63,7 @@ pub(super) fn flows(settings: &Settings, count: usize) -> Result<Figures> {
 fn resting(stand: &Stand, settings: &Settings, count: usize, figures: &mut Figures) -> Result<()> {
     let ids = stand.data_plane_ids()?;
     let to = stand.binding(1);
-    load::bulk(&[stand.binding(0)], WARMING, WARM, &ids)?;
+    load::bulk(&[stand.binding(0)], WARMING, WARM, &ids, settings.share)?;
     let _warm = Resting::open(to, WARMING)?;
     let memory_before = memory_at_rest(&ids)?;
     let cpu_before = processor_times(&ids)?;
@@ -88,7 +100,13 @@ pub(super) fn hycos(settings: &Settings, count: usize) -> Result<Figures> {
     }
     put_idle(&mut figures, &parts, &idle(&ids, settings.length)?);
     let to = [stand.binding(0)];
-    let requests = stand.tell(load::requests(&to, FLOWS, settings.length, &ids[..2]))?;
+    let requests = stand.tell(load::requests(
+        &to,
+        FLOWS,
+        settings.length,
+        &ids[..2],
+        settings.share,
+    ))?;
     put_requests(&mut figures, &requests);
     let change = stand.tell(change(&stand, count - 1, calls.address()))?;
     figures.insert(Kind::Change.of(Part::Whole), change.as_secs_f64() * MILLI);
@@ -130,7 +148,13 @@ pub(super) fn agents(settings: &Settings, count: usize) -> Result<Figures> {
     );
     let to: Vec<SocketAddr> = (0..hycos).map(|nth| stand.binding(nth)).collect();
     let flows = FLOWS.max(count);
-    let requests = stand.tell(load::requests(&to, flows, settings.length, &relay))?;
+    let requests = stand.tell(load::requests(
+        &to,
+        flows,
+        settings.length,
+        &relay,
+        settings.share,
+    ))?;
     put_requests(&mut figures, &requests);
 
     let start = Instant::now();

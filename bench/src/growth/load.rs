@@ -60,15 +60,16 @@ pub(super) fn serve_echo() -> Result<Endpoint> {
     })?)
 }
 
-/// Small requests, every byte of them checked, over this many flows.
+/// Small requests, every byte of them checked, over this many flows; `share` of the usual rate.
 pub(super) fn requests(
     to: &[SocketAddr],
     flows: usize,
     length: Duration,
     processes: &[u32],
+    share: f64,
 ) -> Result<Cost> {
     let group = Group {
-        pace: Pace::Rate(REQUESTS),
+        pace: Pace::Rate(REQUESTS * share),
         request: Sizes::fixed(REQUEST),
         response: Sizes::fixed(RESPONSE),
         ..Group::new("requests")
@@ -76,15 +77,16 @@ pub(super) fn requests(
     measured(group, to, flows, length, processes)
 }
 
-/// Bulk at a fixed rate over this many flows.
+/// Bulk at a fixed rate over this many flows; `share` of the usual rate.
 pub(super) fn bulk(
     to: &[SocketAddr],
     flows: usize,
     length: Duration,
     processes: &[u32],
+    share: f64,
 ) -> Result<Cost> {
     let group = Group {
-        pace: Pace::Rate(UPLOADS),
+        pace: Pace::Rate(UPLOADS * share),
         request: Sizes::fixed(UPLOAD),
         verify: false,
         ..Group::new("bulk")
@@ -199,7 +201,7 @@ mod tests {
         // The kernel counts processor time in ticks of 10 ms: a short load may fall between two.
         let deadline = Instant::now() + MOMENT;
         let cost = loop {
-            let cost = requests(&[server.address()], 10, SHORT, &own).expect("done");
+            let cost = requests(&[server.address()], 10, SHORT, &own, 1.0).expect("done");
             if cost.cpu[0] > Duration::ZERO {
                 break cost;
             }
@@ -207,7 +209,7 @@ mod tests {
         };
         assert!(cost.calls > REQUESTS * 0.2, "{cost:?}");
         assert!(cost.p99 > Duration::ZERO, "{cost:?}");
-        let cost = bulk(&[server.address()], 2, SHORT, &own).expect("done");
+        let cost = bulk(&[server.address()], 2, SHORT, &own, 1.0).expect("done");
         assert!(cost.bytes > UPLOADS * UPLOAD as f64 * 0.1, "{cost:?}");
     }
 

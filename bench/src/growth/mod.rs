@@ -50,6 +50,8 @@ pub struct Settings {
     pub rounds: usize,
     /// Length of each load, and of each look at processes that rest.
     pub length: Duration,
+    /// Rates of the loads, of the usual ones.
+    pub share: f64,
     /// Workers of relay and agent.
     pub workers: usize,
     /// Backend of relay and agent, as on their command line.

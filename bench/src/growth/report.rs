@@ -21,6 +21,8 @@ pub struct Report {
     pub rounds: usize,
     /// Length of each load, seconds.
     pub seconds: u64,
+    /// Rates of the loads, of the usual ones.
+    pub share: f64,
     /// Workers of relay and agent.
     pub workers: usize,
     /// Backend of relay and agent.
@@ -76,6 +78,7 @@ impl Report {
             busy,
             rounds: settings.rounds,
             seconds: settings.length.as_secs(),
+            share: settings.share,
             workers: settings.workers,
             io: settings.io.clone(),
             mtu_max: settings.mtu_max,
@@ -148,6 +151,7 @@ pub(super) mod tests {
             axes: vec![Axis::Flows],
             rounds: 1,
             length: Duration::from_secs(2),
+            share: 1.0,
             workers: 1,
             io: "auto".into(),
             mtu_max: 1_452,

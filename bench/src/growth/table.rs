@@ -12,8 +12,8 @@ impl fmt::Display for Report {
         writeln!(f, "{}", self.machine)?;
         writeln!(
             f,
-            "Medians of {} rounds; loads of {} s; {} worker(s) in relay and agent each, io {}, datagrams of {} bytes.",
-            self.rounds, self.seconds, self.workers, self.io, self.mtu_max
+            "Medians of {} rounds; loads of {} s, {} × the usual rates; {} worker(s) in relay and agent each, io {}, datagrams of {} bytes.",
+            self.rounds, self.seconds, self.share, self.workers, self.io, self.mtu_max
         )?;
         for trouble in &self.busy {
             writeln!(f, "Not quiet: {trouble}.")?;
