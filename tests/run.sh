@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Release code that compiles quickly: what users run, less the link-time optimisation.
 readonly PROFILE=fast
-# Limits, seconds: about 7 minutes and 15 minutes on two cores, with room for a machine that is busy.
+# Limits, seconds: about 7 minutes and 10 minutes on two cores, with room for a machine that is busy.
 readonly BUILD_WITHIN=1200 RUN_WITHIN=1500
 
 # Programs that the tests start, and the package that brings each. PostgreSQL's server is looked up by its folder.
@@ -19,11 +19,13 @@ readonly PROGRAMS=(cc:gcc curl:curl nginx:nginx wrk:wrk iperf3:iperf3 redis-serv
 # Python packages that try the REST API.
 readonly SCHEMATHESIS=(schemathesis==4.32.5 openapi-spec-validator==0.9.0)
 
-# What cargo said.
-log=
+# What cargo said, of both lanes.
+logs=
 
 main() {
-    trap 'status=$?; rm -f "$log"; [ "$status" -eq 0 ] || echo "tests/run.sh: FAILED"' EXIT
+    logs=$(mktemp -d)
+    trap 'status=$?; finish; [ "$status" -eq 0 ] || echo "tests/run.sh: FAILED"' EXIT
+    trap 'exit 130' INT TERM
     local started=$SECONDS
     command -v cargo >/dev/null || die "cargo is not installed: see https://rustup.rs"
     install_missing
@@ -31,21 +33,66 @@ main() {
     say "building (profile $PROFILE)"
     # Builds the binary too: tests of its crate need it, and all others find it beside them.
     within "$BUILD_WITHIN" cargo test --quiet --profile "$PROFILE" --workspace --no-run
-    say "running"
-    log=$(mktemp)
+    say "running, in two lanes"
     local status=0
-    within "$RUN_WITHIN" cargo test --profile "$PROFILE" --workspace --no-fail-fast -- "$@" 2>&1 | tee "$log" || status=$?
-    sum_up "$log" "$status" $((SECONDS - started))
+    run_all "$@" || status=$?
+    cargo_test documents --doc -- "$@" || status=$?
+    sum_up "$status" $((SECONDS - started))
+}
+
+# Two lanes beside each other: most tests wait more than they work, and those that must be alone take turns by a lock (tests/src/turn.rs).
+run_all() {
+    local names chosen=("--lib --bins" "") nth=0 status=0
+    mapfile -t names < <(integration_tests | sort -u)
+    for name in "${names[@]}"; do
+        chosen[nth]+=" --test $name"
+        nth=$((1 - nth))
+    done
+    # shellcheck disable=SC2086 # Words of options.
+    cargo_test second ${chosen[1]} -- "$@" >"$logs/told" &
+    local second=$!
+    # shellcheck disable=SC2086
+    cargo_test first ${chosen[0]} -- "$@" || status=$?
+    say "the second lane"
+    wait "$second" || status=$?
+    cat "$logs/told"
+    return "$status"
+}
+
+# Names of all test executables: a file of a crate's tests, or a folder with a main.rs.
+integration_tests() {
+    local folder
+    while read -r folder; do
+        [ -f "$folder/../Cargo.toml" ] || continue
+        find "$folder" -mindepth 1 -maxdepth 1 -name '*.rs' -exec basename {} .rs \;
+        find "$folder" -mindepth 2 -maxdepth 2 -name main.rs | sed 's|/main\.rs$||; s|.*/||'
+    done < <(find . -name target -prune -o -type d -name tests -print)
+}
+
+# Runs some of the workspace's tests; what cargo says is shown and kept.
+cargo_test() {
+    local lane=$1
+    shift
+    within "$RUN_WITHIN" cargo test --profile "$PROFILE" --workspace --no-fail-fast "$@" 2>&1 | tee "$logs/$lane.log"
 }
 
 # Ends what runs too long, and all that it started.
 within() {
     timeout "$@" &
-    local child=$!
-    # It is in a process group of its own, which a terminal's Ctrl-C does not reach.
-    # shellcheck disable=SC2064 # The number is wanted as it is now.
-    trap "kill $child 2>/dev/null; exit 130" INT TERM
-    wait "$child"
+    local child=$! status=0
+    touch "$logs/runs.$child"
+    wait "$child" || status=$?
+    rm -f "$logs/runs.$child"
+    return "$status"
+}
+
+# Ends what still runs: it is in process groups of its own, which a terminal's Ctrl-C does not reach.
+finish() {
+    local run
+    for run in "$logs"/runs.*; do
+        [ -e "$run" ] && kill "${run##*.}" 2>/dev/null
+    done
+    rm -rf "$logs"
 }
 
 install_missing() {
@@ -82,16 +129,16 @@ has() {
 }
 
 sum_up() {
-    local log=$1 status=$2 took=$3
+    local status=$1 took=$2
     echo
-    sed -n 's/^test \(.*\) \.\.\. FAILED$/failed: \1/p' "$log" | sort -u
+    sed -n 's/^test \(.*\) \.\.\. FAILED$/failed: \1/p' "$logs"/*.log | sort -u
     awk -v took="$took" '
         /^test result:/ { for (i = 1; i < NF; i++) { if ($(i + 1) ~ /^passed/) passed += $i; if ($(i + 1) ~ /^failed/) failed += $i; if ($(i + 1) ~ /^ignored/) ignored += $i } }
-        END { printf "%d passed, %d failed, %d ignored, %d s in all\n", passed, failed, ignored, took }' "$log"
+        END { printf "%d passed, %d failed, %d ignored, %d s in all\n", passed, failed, ignored, took }' "$logs"/*.log
     [ "$status" -eq 124 ] && die "not done within $RUN_WITHIN s"
     [ "$status" -eq 0 ] || die "cargo test ended with $status"
     # A filter that fits nothing, or a run that found no tests, is no success.
-    grep -q '^test .* \.\.\. ok$' "$log" || die "no test ran"
+    grep -q '^test .* \.\.\. ok$' "$logs"/*.log || die "no test ran"
     echo "tests/run.sh: ok"
 }
 
