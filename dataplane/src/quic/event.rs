@@ -67,7 +67,9 @@ pub(super) fn translate(
             events.push_back((id, Event::Readable(stream)));
         }
         Core::Stream(StreamEvent::Writable { id: stream }) => {
-            events.push_back((id, Event::Writable(stream)));
+            if !session.turns.take_notice(stream) {
+                events.push_back((id, Event::Writable(stream)));
+            }
         }
         Core::Stream(StreamEvent::Finished { id: stream }) => {
             events.push_back((id, Event::Finished(stream)));

@@ -9,6 +9,7 @@ pub mod config;
 mod event;
 mod newcomers;
 mod streams;
+mod turns;
 pub mod verify;
 
 use std::cmp::Reverse;
@@ -21,9 +22,10 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{
     ClientConfig, ConnectError, Connection, ConnectionError, ConnectionHandle, DatagramEvent,
-    Endpoint, EndpointEvent, Incoming, VarInt,
+    Endpoint, EndpointEvent, Incoming, StreamId, VarInt,
 };
 use rand::rngs::StdRng;
+use rustc_hash::FxHashMap;
 use underpass_proto::proof::EXPORTER_LABEL;
 use underpass_proto::{Exporter, SessionCode};
 
@@ -32,6 +34,7 @@ use self::admission::{Admission, Network};
 pub use self::event::Event;
 use self::event::translate;
 pub use self::streams::{Read, WriteError};
+use self::turns::Turns;
 use crate::guard::guarded;
 use crate::io::{self, DATAGRAMS_SIZE, Io};
 
@@ -97,6 +100,10 @@ struct Session {
     heard: bool,
     /// Where it comes from, while its handshake is under way.
     newcomer: Option<Network>,
+    /// Streams that wait for room.
+    turns: Turns,
+    /// The last words of streams that nobody else knows any more, where there was no room for them.
+    last_words: FxHashMap<StreamId, Bytes>,
 }
 
 impl SessionId {
@@ -303,6 +310,8 @@ impl Driver {
             lost: false,
             heard: false,
             newcomer: None,
+            turns: Turns::default(),
+            last_words: FxHashMap::default(),
         });
         self.mark(id);
         id
@@ -341,6 +350,7 @@ impl Driver {
         while let Some(event) = session.connection.poll() {
             translate(session, id, event, events);
         }
+        session.call_next(id, events);
         session.lost |= drained;
         self.note_handshake(id);
         if drained {

@@ -198,10 +198,7 @@ fn say_elsewhere<I: Io>(
     worker: u8,
 ) {
     let frame = Frame::Elsewhere(Elsewhere { worker });
-    // A stream that was just opened has credit for four bytes.
-    let _ = core
-        .quic
-        .write(session, stream, &mut [Bytes::from(frame.to_vec())]);
-    core.quic.finish(session, stream);
+    core.quic
+        .say_last(session, stream, Bytes::from(frame.to_vec()));
     core.quic.stop(session, stream, FlowCode::Aborted);
 }
