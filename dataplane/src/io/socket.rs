@@ -20,6 +20,12 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Probes without an answer until the peer is given up: a host that vanished is noticed after 60 + 6 × 10 s.
 const KEEPALIVE_PROBES: u32 = 6;
 
+/// Bytes that the kernel takes for a socket beyond what is on its way to the peer. A reader that stands still would have it keep 4 MiB and more (its
+/// buffers grow by themselves), and many of them the share of memory that all TCP of the machine has: everybody's connections stand still then.
+/// What is on its way is not counted, so a long path is filled all the same.
+#[cfg(target_os = "linux")]
+const UNSENT_MAX: u32 = 512 * 1024;
+
 /// A listening socket on its way to the worker that accepts on it.
 #[derive(Debug)]
 pub enum Listener {
@@ -75,7 +81,7 @@ impl From<TcpListener> for Listener {
 }
 
 /// A listening TCP socket: non-blocking, not inherited by child processes, and with the options that accepted sockets inherit from it on
-/// Linux (no delay, linger zero, keep-alive, urgent bytes in line). With `reuse_port`, several may listen on one address and the kernel spreads connections.
+/// Linux (no delay, linger zero, keep-alive, urgent bytes in line, a bound of what stands unsent). With `reuse_port`, several may listen on one address and the kernel spreads connections.
 ///
 /// # Errors
 /// The address is in use (also by sockets that would share it) or not of this machine.
@@ -106,11 +112,13 @@ pub(in crate::io) fn outgoing(to: SocketAddr) -> io::Result<Socket> {
 }
 
 /// Sets what both outer sockets of a flow need: no delay, linger zero (a killed process ends with RST, never with a FIN after lost data), keep-alive,
-/// and urgent bytes in their place among the others, from where the kernel would take them out.
+/// a bound of what stands unsent, and urgent bytes in their place among the others, from where the kernel would take them out.
 pub(in crate::io) fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
     socket.set_out_of_band_inline(true)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(KEEPALIVE_IDLE)
@@ -217,6 +225,8 @@ mod tests {
         assert_eq!(socket.linger()?, Some(Duration::ZERO));
         assert!(socket.out_of_band_inline()?);
         assert!(socket.keepalive()?);
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_notsent_lowat()?, UNSENT_MAX);
         assert_eq!(socket.tcp_keepalive_time()?, KEEPALIVE_IDLE);
         assert_eq!(socket.tcp_keepalive_interval()?, KEEPALIVE_INTERVAL);
         assert_eq!(socket.tcp_keepalive_retries()?, KEEPALIVE_PROBES);
