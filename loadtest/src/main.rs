@@ -37,6 +37,8 @@ enum Command {
     Impair(Box<cli::impair::Args>),
     /// Do harm to Underpass in every way of its fault table, and say what came of it.
     Faults(cli::faults::Args),
+    /// Do harm to Underpass by chance for a long time, and say whether it grows.
+    Soak(cli::soak::Args),
     /// Become another program that may not use io_uring.
     #[command(hide = true)]
     WithoutIoUring(cli::sandbox::Args),
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Faulty(args) => cli::faulty::run(&args),
         Command::Impair(args) => cli::impair::run(&args),
         Command::Faults(args) => cli::faults::run(&args),
+        Command::Soak(args) => cli::soak::run(&args),
         Command::WithoutIoUring(args) => cli::sandbox::run(&args),
         Command::Part => cli::processes::part(),
     };

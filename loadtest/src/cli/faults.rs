@@ -18,12 +18,25 @@ pub(crate) struct Args {
     /// List the rows and what must hold.
     #[arg(long)]
     list: bool,
-    /// Seed of all chances; without it a random one, which is printed.
-    #[arg(long)]
-    seed: Option<u64>,
     /// How much of each row.
     #[arg(long, value_enum, default_value = "ten-minutes")]
     length: Length,
+    #[command(flatten)]
+    subject: Subject,
+    /// Write everything that was done and measured as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the times to recover as a picture.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+/// What is tried, and by which chances.
+#[derive(clap::Args)]
+pub(super) struct Subject {
+    /// Seed of all chances; without it a random one, which is printed.
+    #[arg(long)]
+    seed: Option<u64>,
     /// The product's program; without it the one beside this program.
     #[arg(long, value_name = "PATH")]
     underpass: Option<PathBuf>,
@@ -33,12 +46,6 @@ pub(crate) struct Args {
     /// Workers of relay and agents.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=255))]
     workers: u16,
-    /// Write everything that was done and measured as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write the times to recover as a picture.
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
     /// Do not tell each fault on stderr as it is done.
     #[arg(long)]
     quiet: bool,
@@ -67,7 +74,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let settings = args.settings()?;
+    let settings = args.subject.settings(args.length)?;
     let all = ROWS.iter().collect();
     let rows = args.rows.as_ref().map_or(all, |rows| rows.0.clone());
     let told = |row: &faults::RowResult| {
@@ -94,8 +101,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     })
 }
 
-impl Args {
-    fn settings(&self) -> anyhow::Result<Settings> {
+impl Subject {
+    /// How a run of this length is made.
+    pub(super) fn settings(&self, length: Length) -> anyhow::Result<Settings> {
         let underpass = match &self.underpass {
             Some(path) if !path.is_file() => {
                 bail!(
@@ -110,7 +118,7 @@ impl Args {
             underpass,
             own: std::env::current_exe().context("cannot find this program's own file")?,
             seed: self.seed.unwrap_or_else(rand::random),
-            length: self.length,
+            length,
             io: match self.io {
                 Backend::Auto => Io::Auto,
                 Backend::Ring => Io::Ring,

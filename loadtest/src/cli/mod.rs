@@ -12,3 +12,4 @@ pub(crate) mod run;
 pub(crate) mod sandbox;
 pub(crate) mod scenarios;
 mod signals;
+pub(crate) mod soak;

@@ -11,6 +11,7 @@ mod local;
 mod report;
 mod rows;
 mod scene;
+mod soak;
 mod table;
 mod trial;
 
@@ -21,6 +22,7 @@ use serde::Serialize;
 
 pub use chart::recovery_chart;
 pub use report::Outcome;
+pub use soak::{Soak, soak};
 pub use table::{ELSEWHERE, ROWS, Row, Shown};
 pub use trial::{Bar, Fault, Figure, Flows, Recoveries, RowResult};
 

@@ -83,11 +83,10 @@ impl fmt::Display for RowResult {
             (None, true) => "held",
             (None, false) => "NOT HELD",
         };
-        writeln!(
-            f,
-            "row {:>2}  {}: {verdict} ({:.1} s)",
-            self.row, self.name, self.seconds
-        )?;
+        if self.row > 0 {
+            write!(f, "row {:>2}  ", self.row)?; // A soak is none.
+        }
+        writeln!(f, "{}: {verdict} ({:.1} s)", self.name, self.seconds)?;
         if let Some(why) = &self.skipped {
             return writeln!(f, "        {why}");
         }

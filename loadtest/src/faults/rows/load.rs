@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use underpass_proto::Rule;
 
 use crate::faults::calls::Calls;
-use crate::faults::scene::{FarEnd, NAME, Probes, Scene, wait_for_flows, with};
+use crate::faults::scene::{FarEnd, NAME, Probes, Scene, wait_for_flows, wait_until_idle, with};
 use crate::faults::trial::{Bar, Trial};
 use crate::scenario::Outcome;
 use crate::stand::deadline::{MOMENT, pause, wait_for};
@@ -17,8 +17,15 @@ use crate::stand::installation::{Installation, Setup, write_secret};
 use crate::stand::process::Process;
 use crate::stand::usage;
 
-/// What one flow pins at its far end while its reader does not read, bytes: the data plane's window of a stream.
+/// What one flow pins at its far end while its reader does not read, bytes: the data plane's window of a stream, and one write to its socket.
 const STREAM_WINDOW: u64 = 2 << 20;
+const WRITE: u64 = 256 << 10;
+
+/// What a byte of that takes: a datagram of nearly 64 KiB lies in a block of 80 KiB, six of which the allocator has in 512 KiB.
+const BLOCKS: f64 = 512.0 / (6.0 * 64.0);
+
+/// What a worker keeps to receive into and to send from, bytes: 64 blocks and 16.
+const WORKER: u64 = 80 * (80 << 10);
 
 /// What all flows of a session pin: the data plane's window of a session.
 const SESSION_WINDOW: u64 = 1_152 * STREAM_WINDOW;
@@ -61,8 +68,13 @@ pub(in crate::faults) fn slow_readers(trial: &mut Trial<'_>) -> Result<()> {
     let beside = Calls::start(trial, scene.binding, others, length)?.end(trial)?;
     let after = processes.map(usage::memory);
     slow.stop(trial)?;
-    let (alone, beside) = (p99(&alone, "others")?, p99(&beside, "others")?);
-    trial.figure("others alone: p99", alone, "ms", None);
+    wait_until_idle(&scene)?;
+    // What it is alone differs from one time to the next: the slow readers are held against the slower.
+    let again = Calls::start(trial, scene.binding, others, length)?.end(trial)?;
+    let (first, again) = (p99(&alone, "others")?, p99(&again, "others")?);
+    let (alone, beside) = (first.max(again), p99(&beside, "others")?);
+    trial.figure("others alone, before: p99", first, "ms", None);
+    trial.figure("others alone, afterwards: p99", again, "ms", None);
     trial.figure("others beside slow readers: p99", beside, "ms", None);
     trial.figure(
         "p99 beside slow readers, times p99 alone",
@@ -70,13 +82,14 @@ pub(in crate::faults) fn slow_readers(trial: &mut Trial<'_>) -> Result<()> {
         "×",
         Some(Bar::Under(2.0)),
     );
-    let pinned = (flows * STREAM_WINDOW).min(SESSION_WINDOW) + SEND_WINDOW + flows * FLOW;
+    let data = (flows * STREAM_WINDOW).min(SESSION_WINDOW) + flows * WRITE;
+    let pinned = data as f64 * BLOCKS + (SEND_WINDOW + flows * FLOW + WORKER) as f64;
     for (name, (before, after)) in ["relay", "agent"]
         .into_iter()
         .zip(before.into_iter().zip(after))
     {
         let grown = after?.saturating_sub(before?) as f64 / 1e6;
-        let bound = Bar::AtMost(pinned as f64 / 1e6);
+        let bound = Bar::AtMost(pinned / 1e6);
         trial.figure(
             format!("memory of the {name} by {flows} slow readers"),
             grown,

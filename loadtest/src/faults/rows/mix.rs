@@ -113,22 +113,21 @@ fn signal(scene: &Scene, part: Part, signal: Signal) -> Result<()> {
 
 /// Row 4: first with kills, then without, so that what a process that was not killed keeps can be told from what it should.
 pub(in crate::faults) fn mix(trial: &mut Trial<'_>) -> Result<()> {
-    let apart = Apart::open(trial, 2)?;
-    let mut state = State {
-        apart,
-        definitions: BTreeSet::new(),
-        made: 0,
-    };
+    let mut state = State::open(trial)?;
     let rounds = trial.pick(10, 30, 250);
     // The second half is like what follows the weighing: what such harm makes a process keep, it has by then.
     for round in 0..rounds {
-        let kinds = if round < rounds / 2 { 9 } else { 5 };
+        let kinds = if round < rounds / 2 {
+            KINDS
+        } else {
+            KINDS_WITHOUT_KILLS
+        };
         state.harm(trial, round, kinds)?;
     }
     state.settle(trial)?;
     let before = state.usage()?;
     for round in rounds..2 * rounds {
-        state.harm(trial, round, 5)?;
+        state.harm(trial, round, KINDS_WITHOUT_KILLS)?;
     }
     state.settle(trial)?;
     let after = state.usage()?;
@@ -152,16 +151,36 @@ pub(in crate::faults) fn mix(trial: &mut Trial<'_>) -> Result<()> {
     state.apart.scene.check_alive()
 }
 
+/// Kinds of harm.
+const KINDS: u64 = 9;
+
+/// Those of them that leave every process alive, which come first.
+pub(in crate::faults) const KINDS_WITHOUT_KILLS: u64 = 5;
+
 /// What should be, so that it can be compared with what is.
-struct State {
-    apart: Apart,
+pub(in crate::faults) struct State {
+    pub(in crate::faults) apart: Apart,
     definitions: BTreeSet<String>,
     made: u32,
 }
 
 impl State {
+    /// A relay and two agents, a bad network between them.
+    pub(in crate::faults) fn open(trial: &mut Trial<'_>) -> Result<State> {
+        Ok(State {
+            apart: Apart::open(trial, 2)?,
+            definitions: BTreeSet::new(),
+            made: 0,
+        })
+    }
+
     /// One of the first `kinds` kinds of harm.
-    fn harm(&mut self, trial: &mut Trial<'_>, round: u64, kinds: u64) -> Result<()> {
+    pub(in crate::faults) fn harm(
+        &mut self,
+        trial: &mut Trial<'_>,
+        round: u64,
+        kinds: u64,
+    ) -> Result<()> {
         let client = Client::start(trial, self.apart.scene.binding, Shape::COMING_AND_GOING)?;
         trial.flow_for(50, 300);
         let nth = usize::from(trial.chance(2) == 1);
@@ -238,7 +257,7 @@ impl State {
     }
 
     /// Removes what was made, waits until all is as it should be, exactly, and lets the same load run each time before anything is weighed.
-    fn settle(&mut self, trial: &mut Trial<'_>) -> Result<()> {
+    pub(in crate::faults) fn settle(&mut self, trial: &mut Trial<'_>) -> Result<()> {
         self.is_exact()?;
         for name in std::mem::take(&mut self.definitions) {
             self.apart.scene.installation.remove(&name)?;
