@@ -8,6 +8,7 @@ pub mod cid;
 pub mod config;
 mod event;
 mod newcomers;
+mod session;
 mod streams;
 mod turns;
 pub mod verify;
@@ -22,24 +23,20 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{
     ClientConfig, ConnectError, Connection, ConnectionError, ConnectionHandle, DatagramEvent,
-    Endpoint, EndpointEvent, Incoming, StreamId, VarInt,
+    Endpoint, EndpointEvent, Incoming, VarInt,
 };
 use rand::rngs::StdRng;
-use rustc_hash::FxHashMap;
 use underpass_proto::proof::EXPORTER_LABEL;
 use underpass_proto::{Exporter, SessionCode};
 
+use self::admission::Admission;
 pub use self::admission::Handshakes;
-use self::admission::{Admission, Network};
 pub use self::event::Event;
 use self::event::translate;
+use self::session::{Flushed, Session};
 pub use self::streams::{Read, WriteError};
-use self::turns::Turns;
 use crate::guard::guarded;
 use crate::io::{self, DATAGRAMS_SIZE, Io};
-
-/// GSO sends that one session may make before the next one has its turn.
-const SENDS_PER_TURN: usize = 8;
 
 /// Session slots beyond which a newcomer is refused unheard: about 100 KiB of state each.
 const SESSIONS_MAX: usize = 16_384;
@@ -83,27 +80,6 @@ pub struct Driver {
     admission: Admission<Incoming>,
     /// Handshakes that were begun, by their deadline.
     unfinished: VecDeque<(Instant, SessionId)>,
-}
-
-struct Session {
-    connection: Connection,
-    generation: u32,
-    dirty: bool,
-    /// The earliest timer in the heap; a later deadline of the connection is found when it fires.
-    scheduled: Option<Instant>,
-    last_heard: Instant,
-    since: Instant,
-    /// The path's shortest round trip that the send window is fit for.
-    fit_for: Duration,
-    lost: bool,
-    /// Something came from the peer.
-    heard: bool,
-    /// Where it comes from, while its handshake is under way.
-    newcomer: Option<Network>,
-    /// Streams that wait for room.
-    turns: Turns,
-    /// The last words of streams that nobody else knows any more, where there was no room for them.
-    last_words: FxHashMap<StreamId, Bytes>,
 }
 
 impl SessionId {
@@ -299,20 +275,7 @@ impl Driver {
             index: index_of(handle),
             generation: self.generation,
         };
-        self.sessions[handle.0] = Some(Session {
-            connection,
-            generation: self.generation,
-            dirty: false,
-            scheduled: None,
-            last_heard: now,
-            since: now,
-            fit_for: Duration::MAX,
-            lost: false,
-            heard: false,
-            newcomer: None,
-            turns: Turns::default(),
-            last_words: FxHashMap::default(),
-        });
+        self.sessions[handle.0] = Some(Session::new(connection, self.generation, now));
         self.mark(id);
         id
     }
@@ -593,45 +556,6 @@ pub struct Path {
     pub since: Instant,
 }
 
-enum Flushed {
-    All,
-    Part,
-    Starved,
-}
-
-impl Session {
-    /// Fits the send window to the path. Its shortest round trip becomes shorter as more are seen, and is another one on another path.
-    fn fit(&mut self) {
-        let shortest = self.connection.min_rtt();
-        if shortest != self.fit_for {
-            self.fit_for = shortest;
-            self.connection
-                .set_send_window(config::send_window(shortest));
-        }
-    }
-
-    fn flush(&mut self, now: Instant, segments_max: usize, io: &mut impl Io) -> Flushed {
-        self.fit();
-        for _ in 0..SENDS_PER_TURN {
-            let Some(mut buffer) = io.datagram_buffer() else {
-                return Flushed::Starved;
-            };
-            // More than the kernel takes in one send would be lost without a word (EMSGSIZE).
-            let fit = DATAGRAMS_SIZE / usize::from(self.connection.current_mtu());
-            let segments = segments_max.min(fit).max(1);
-            let Some(transmit) = self
-                .connection
-                .poll_transmit(now, segments, &mut buffer.data)
-            else {
-                io.return_buffer(buffer);
-                return Flushed::All;
-            };
-            io.send_datagrams(buffer, &outgoing(&transmit));
-        }
-        Flushed::Part
-    }
-}
-
 fn lookup(sessions: &mut [Option<Session>], id: SessionId) -> Option<&mut Session> {
     sessions
         .get_mut(id.index as usize)?
@@ -656,3 +580,6 @@ fn outgoing(transmit: &quinn_proto::Transmit) -> io::Transmit {
 fn index_of(handle: ConnectionHandle) -> u32 {
     u32::try_from(handle.0).expect("session slots are bounded")
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,10 @@
 //! The streams of sessions: opened, written and read without a copy, finished, reset. What a stream's end means is decided by who reads it.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
 use quinn_proto::{Dir, RecvStream, SendStream, StreamId, VarInt};
 use underpass_proto::FlowCode;
 
-use super::event::Event;
-use super::{Driver, Session, SessionId, turns};
+use super::{Driver, SessionId};
 
 /// How a read ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,6 +69,16 @@ impl Driver {
         if let Some(session) = self.session(id) {
             session.say_last(stream, words);
         }
+    }
+
+    /// Whether a stream waits for its turn.
+    #[cfg(test)]
+    pub(super) fn is_waiting(&self, id: SessionId, stream: StreamId) -> bool {
+        let session = self
+            .sessions
+            .get(id.index as usize)
+            .and_then(Option::as_ref);
+        session.is_some_and(|session| session.turns.is_waiting(stream))
     }
 
     /// Reads at most `chunks_max` chunks and `bytes_max` bytes, in order, as slices of the received datagrams.
@@ -168,70 +175,6 @@ impl Driver {
     fn recv_stream(&mut self, id: SessionId, stream: StreamId) -> Option<RecvStream<'_>> {
         self.session(id)
             .map(|session| session.connection.recv_stream(stream))
-    }
-}
-
-impl Session {
-    /// Writes in turn with the other streams; the control stream does not wait for them.
-    fn write(&mut self, stream: StreamId, chunks: &mut [Bytes]) -> Result<usize, WriteError> {
-        let is_control = stream == turns::control();
-        let bytes = chunks.iter().map(Bytes::len).sum();
-        if !is_control && !self.turns.may_write(stream, bytes) {
-            return Err(WriteError::Blocked);
-        }
-        match self.connection.send_stream(stream).write_chunks(chunks) {
-            Ok(written) => {
-                self.turns.has_written(stream);
-                Ok(written.bytes)
-            }
-            Err(quinn_proto::WriteError::Blocked) => {
-                if !is_control && self.is_full() {
-                    self.turns.found_no_room(stream, bytes);
-                }
-                Err(WriteError::Blocked)
-            }
-            Err(quinn_proto::WriteError::Stopped(_) | quinn_proto::WriteError::ClosedStream) => {
-                Err(WriteError::Closed)
-            }
-        }
-    }
-
-    /// Whether it is the session that has no room, after a stream was blocked: that stream's own window may be what is used up. The core tells the
-    /// two apart for whoever writes nothing to a stream that has a window, and wakes that one, too, as soon as there is room. (Where there is, it
-    /// sends a STREAM frame without bytes: once for each time that a reader's window is used up.)
-    fn is_full(&mut self) -> bool {
-        let mut control = self.connection.send_stream(turns::control());
-        matches!(
-            control.write_chunks(&mut []),
-            Err(quinn_proto::WriteError::Blocked)
-        )
-    }
-
-    /// Calls the streams whose turn it is.
-    pub(super) fn call_next(&mut self, id: SessionId, events: &mut VecDeque<(SessionId, Event)>) {
-        for stream in self.turns.call() {
-            match self.last_words.remove(&stream) {
-                Some(words) => self.say_last(stream, words),
-                None => events.push_back((id, Event::Writable(stream))),
-            }
-        }
-    }
-
-    fn say_last(&mut self, stream: StreamId, words: Bytes) {
-        let mut chunks = [words];
-        while !chunks[0].is_empty() {
-            match self.write(stream, &mut chunks) {
-                Ok(_) => {}
-                Err(WriteError::Blocked) => {
-                    let [rest] = chunks;
-                    self.last_words.insert(stream, rest);
-                    return;
-                }
-                Err(WriteError::Closed) => return,
-            }
-        }
-        // Fails only where the peer stopped the stream.
-        let _ = self.connection.send_stream(stream).finish();
     }
 }
 

@@ -79,6 +79,12 @@ impl Turns {
         self.waiting.contains(&stream)
     }
 
+    /// Whether a stream waits.
+    #[cfg(test)]
+    pub(super) fn is_waiting(&self, stream: StreamId) -> bool {
+        self.waiting.contains(&stream)
+    }
+
     /// Calls the next, as many as may find room.
     pub(super) fn call(&mut self) -> Vec<StreamId> {
         self.called.clear();

@@ -1,0 +1,168 @@
+//! One session of a driver: its connection, what of it waits for its turn, and what it has to say.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quinn_proto::{Connection, StreamId};
+use rustc_hash::FxHashMap;
+
+use super::admission::Network;
+use super::event::Event;
+use super::turns::{self, Turns};
+use super::{SessionId, WriteError, config, outgoing};
+use crate::io::{DATAGRAMS_SIZE, Io};
+
+/// GSO sends that one session may make before the next one has its turn.
+const SENDS_PER_TURN: usize = 8;
+
+/// A session of this worker.
+pub(super) struct Session {
+    pub(super) connection: Connection,
+    pub(super) generation: u32,
+    pub(super) dirty: bool,
+    /// The earliest timer in the heap; a later deadline of the connection is found when it fires.
+    pub(super) scheduled: Option<Instant>,
+    pub(super) last_heard: Instant,
+    pub(super) since: Instant,
+    /// The path's shortest round trip that the send window is fit for.
+    pub(super) fit_for: Duration,
+    pub(super) lost: bool,
+    /// Something came from the peer.
+    pub(super) heard: bool,
+    /// Where it comes from, while its handshake is under way.
+    pub(super) newcomer: Option<Network>,
+    /// Streams that wait for room.
+    pub(super) turns: Turns,
+    /// The last words of streams that nobody else knows any more, where there was no room for them.
+    pub(super) last_words: FxHashMap<StreamId, Bytes>,
+}
+
+/// How far a session was flushed.
+pub(super) enum Flushed {
+    /// All that it has to say for now.
+    All,
+    /// Its share of a turn.
+    Part,
+    /// There was no buffer.
+    Starved,
+}
+
+impl Session {
+    /// One that begins now.
+    pub(super) fn new(connection: Connection, generation: u32, now: Instant) -> Self {
+        Self {
+            connection,
+            generation,
+            dirty: false,
+            scheduled: None,
+            last_heard: now,
+            since: now,
+            fit_for: Duration::MAX,
+            lost: false,
+            heard: false,
+            newcomer: None,
+            turns: Turns::default(),
+            last_words: FxHashMap::default(),
+        }
+    }
+
+    /// Fits the send window to the path. Its shortest round trip becomes shorter as more are seen, and is another one on another path.
+    fn fit(&mut self) {
+        let shortest = self.connection.min_rtt();
+        if shortest != self.fit_for {
+            self.fit_for = shortest;
+            self.connection
+                .set_send_window(config::send_window(shortest));
+        }
+    }
+
+    /// Sends its share of a turn.
+    pub(super) fn flush(&mut self, now: Instant, segments_max: usize, io: &mut impl Io) -> Flushed {
+        self.fit();
+        for _ in 0..SENDS_PER_TURN {
+            let Some(mut buffer) = io.datagram_buffer() else {
+                return Flushed::Starved;
+            };
+            // More than the kernel takes in one send would be lost without a word (EMSGSIZE).
+            let fit = DATAGRAMS_SIZE / usize::from(self.connection.current_mtu());
+            let segments = segments_max.min(fit).max(1);
+            let Some(transmit) = self
+                .connection
+                .poll_transmit(now, segments, &mut buffer.data)
+            else {
+                io.return_buffer(buffer);
+                return Flushed::All;
+            };
+            io.send_datagrams(buffer, &outgoing(&transmit));
+        }
+        Flushed::Part
+    }
+
+    /// Writes in turn with the other streams; the control stream does not wait for them.
+    pub(super) fn write(
+        &mut self,
+        stream: StreamId,
+        chunks: &mut [Bytes],
+    ) -> Result<usize, WriteError> {
+        let is_control = stream == turns::control();
+        let bytes = chunks.iter().map(Bytes::len).sum();
+        if !is_control && !self.turns.may_write(stream, bytes) {
+            return Err(WriteError::Blocked);
+        }
+        match self.connection.send_stream(stream).write_chunks(chunks) {
+            Ok(written) => {
+                self.turns.has_written(stream);
+                Ok(written.bytes)
+            }
+            Err(quinn_proto::WriteError::Blocked) => {
+                if !is_control && self.is_full() {
+                    self.turns.found_no_room(stream, bytes);
+                }
+                Err(WriteError::Blocked)
+            }
+            Err(quinn_proto::WriteError::Stopped(_) | quinn_proto::WriteError::ClosedStream) => {
+                Err(WriteError::Closed)
+            }
+        }
+    }
+
+    /// Whether it is the session that has no room, after a stream was blocked: that stream's own window may be what is used up. The core tells the
+    /// two apart for whoever writes nothing to a stream that has a window, and wakes that one, too, as soon as there is room. (Where there is, it
+    /// sends a STREAM frame without bytes: once for each time that a reader's window is used up.)
+    fn is_full(&mut self) -> bool {
+        let mut control = self.connection.send_stream(turns::control());
+        matches!(
+            control.write_chunks(&mut []),
+            Err(quinn_proto::WriteError::Blocked)
+        )
+    }
+
+    /// Calls the streams whose turn it is.
+    pub(super) fn call_next(&mut self, id: SessionId, events: &mut VecDeque<(SessionId, Event)>) {
+        for stream in self.turns.call() {
+            match self.last_words.remove(&stream) {
+                Some(words) => self.say_last(stream, words),
+                None => events.push_back((id, Event::Writable(stream))),
+            }
+        }
+    }
+
+    /// As [`Driver::say_last`](super::Driver::say_last).
+    pub(super) fn say_last(&mut self, stream: StreamId, words: Bytes) {
+        let mut chunks = [words];
+        while !chunks[0].is_empty() {
+            match self.write(stream, &mut chunks) {
+                Ok(_) => {}
+                Err(WriteError::Blocked) => {
+                    let [rest] = chunks;
+                    self.last_words.insert(stream, rest);
+                    return;
+                }
+                Err(WriteError::Closed) => return,
+            }
+        }
+        // Fails only where the peer stopped the stream.
+        let _ = self.connection.send_stream(stream).finish();
+    }
+}
