@@ -120,18 +120,23 @@ impl Peers {
         self.sessions.insert(session, peer);
     }
 
-    /// A session is gone, and all that it was registered for. `why` is for people.
-    pub(crate) fn gone(&mut self, now: Instant, quic: &Driver, session: SessionId, why: &str) {
+    /// A session is gone, and all that it was registered for. `why` is for people. How much that was; `None` where its handshake was never done.
+    pub(crate) fn gone(
+        &mut self,
+        now: Instant,
+        quic: &Driver,
+        session: SessionId,
+        why: &str,
+    ) -> Option<usize> {
         self.probes_lost(now, quic, session);
-        let Some(peer) = self.sessions.remove(&session) else {
-            return;
-        };
+        let peer = self.sessions.remove(&session)?;
         for name in peer.registrations.keys() {
             leave(&mut self.rosters, name, session);
             if let Some(hello) = &peer.hello {
                 self.leave(now, name, hello.instance, why);
             }
         }
+        Some(peer.registrations.len())
     }
 
     fn leave(&self, now: Instant, name: &HycoName, instance: Instance, why: &str) {

@@ -352,9 +352,19 @@ impl Role for Relay {
             .quic
             .path(session)
             .map_or_else(|| "unknown".to_owned(), |path| path.remote.to_string());
-        info!(remote, %why, "session lost");
-        self.peers
-            .gone(core.now, &core.quic, session, &departure(why));
+        let left = departure(why);
+        match (
+            self.peers.gone(core.now, &core.quic, session, &left),
+            said(why),
+        ) {
+            (None, _) => debug!(remote, %why, "a handshake came to nothing"),
+            (Some(registrations), None) => {
+                info!(remote, registrations, %why, "session lost");
+            }
+            (Some(registrations), Some(code)) => {
+                info!(remote, registrations, %code, "session ended by its peer");
+            }
+        }
         self.session_over(core, session);
     }
 
@@ -501,15 +511,19 @@ impl RelayFlow {
     }
 }
 
-/// Why a listener's session ended, in words for people.
-fn departure(why: &ConnectionError) -> String {
-    let code = match why {
+/// The code with which the peer ended its session, where that is how it ended.
+fn said(why: &ConnectionError) -> Option<SessionCode> {
+    match why {
         ConnectionError::ApplicationClosed(close) => {
             SessionCode::from_u64(close.error_code.into_inner())
         }
         _ => None,
-    };
-    code.map_or_else(
+    }
+}
+
+/// Why a listener's session ended, in words for people.
+fn departure(why: &ConnectionError) -> String {
+    said(why).map_or_else(
         || format!("session lost: {why}"),
         |code| format!("it ended its session: {code}"),
     )
