@@ -279,6 +279,11 @@ fn add(counter: &AtomicU64, amount: u64) {
     counter.fetch_add(amount, Ordering::Relaxed);
 }
 
+/// Bytes that the kernel keeps unsent of each flow: many flows whose readers stand still would otherwise take the memory that all TCP of this machine
+/// has, from whatever is measured on it.
+#[cfg(target_os = "linux")]
+const UNSENT_MAX: u32 = 256 * 1024;
+
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(
         socket2::Domain::for_address(address),
@@ -287,6 +292,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     )?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }

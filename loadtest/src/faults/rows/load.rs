@@ -36,6 +36,13 @@ const SEND_WINDOW: u64 = 4 << 20;
 /// What a flow costs beside its window, bytes: one read of its socket, and its own state.
 const FLOW: u64 = (64 << 10) + (3 << 10);
 
+/// Memory stands still that changes by no more than this in such a time.
+const CALM: Duration = Duration::from_secs(2);
+const CALM_BYTES: u64 = 1 << 20;
+
+/// Longest wait for that.
+const CALM_WITHIN: Duration = Duration::from_secs(60);
+
 /// Row 12.
 pub(in crate::faults) fn slow_readers(trial: &mut Trial<'_>) -> Result<()> {
     let scene = Scene::open(trial, 1)?;
@@ -57,24 +64,38 @@ pub(in crate::faults) fn slow_readers(trial: &mut Trial<'_>) -> Result<()> {
          [[group]]\nname = \"slow\"\nflows = {half}\nrequest = 1\nresponse = \"64MiB\"\nread_rate = 10000\nramp = \"1s\"\n",
         half = flows / 2
     );
-    let slow = Calls::start(
-        trial,
-        scene.binding,
-        &slow,
-        length * 2 + Duration::from_secs(10),
-    )?;
-    pause(Duration::from_secs(trial.pick(3, 5, 10)));
+    let slow = Calls::start(trial, scene.binding, &slow, length * 2 + 2 * CALM_WITHIN)?;
     wait_for_flows(&scene, flows)?;
+    let filling = Calls::start(trial, scene.binding, others, length)?.end(trial)?;
+    wait_for_calm(processes[0])?;
     let beside = Calls::start(trial, scene.binding, others, length)?.end(trial)?;
     let after = processes.map(usage::memory);
     slow.stop(trial)?;
     wait_until_idle(&scene)?;
+    // What was freed goes back to the system with the next work.
+    let first_after = Calls::start(trial, scene.binding, others, Duration::from_secs(1))?;
+    let first_after = first_after.end(trial)?;
+    wait_for_calm(processes[0])?;
     // What it is alone differs from one time to the next: the slow readers are held against the slower.
     let again = Calls::start(trial, scene.binding, others, length)?.end(trial)?;
-    let (first, again) = (p99(&alone, "others")?, p99(&again, "others")?);
-    let (alone, beside) = (first.max(again), p99(&beside, "others")?);
+    let p99 = |outcome: &Outcome| p99(outcome, "others");
+    trial.figure(
+        "others in the second after the slow readers left: p99",
+        p99(&first_after)?,
+        "ms",
+        None,
+    );
+    let (first, again, beside) = (p99(&alone)?, p99(&again)?, p99(&beside)?);
+    let alone = first.max(again);
     trial.figure("others alone, before: p99", first, "ms", None);
     trial.figure("others alone, afterwards: p99", again, "ms", None);
+    // Until then they are as much bulk as there is.
+    trial.figure(
+        "others while the slow readers fill what they may: p99",
+        p99(&filling)?,
+        "ms",
+        None,
+    );
     trial.figure("others beside slow readers: p99", beside, "ms", None);
     trial.figure(
         "p99 beside slow readers, times p99 alone",
@@ -98,6 +119,17 @@ pub(in crate::faults) fn slow_readers(trial: &mut Trial<'_>) -> Result<()> {
         );
     }
     scene.check_alive()
+}
+
+/// Until the memory of a process stands still.
+fn wait_for_calm(process: u32) -> Result<()> {
+    let mut before = usage::memory(process)?;
+    wait_for("memory to stand still", CALM_WITHIN, || {
+        pause(CALM);
+        let now = usage::memory(process).ok()?;
+        let changed = now.abs_diff(std::mem::replace(&mut before, now));
+        (changed <= CALM_BYTES).then_some(())
+    })
 }
 
 fn p99(outcome: &Outcome, group: &str) -> Result<f64> {
