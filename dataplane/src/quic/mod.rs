@@ -214,6 +214,10 @@ impl Driver {
                 let Some(Some(session)) = self.sessions.get_mut(handle.0) else {
                     return;
                 };
+                if session.connection.is_closed() && !session.lost {
+                    // The peer has ended it and said why, which nobody was told yet: a stateless reset behind that would take the reason's place.
+                    return;
+                }
                 session.last_heard = now;
                 session.heard = true;
                 let id = SessionId {

@@ -220,3 +220,48 @@ fn who_waits_and_is_given_up_keeps_nobody_from_a_turn() {
     });
     assert!(pair.write(bulk, CHUNK) > 0);
 }
+
+#[test]
+fn why_a_peer_ended_a_session_is_not_lost_to_a_stateless_reset_behind_it() {
+    let mut pair = Pair::new();
+    // A session whose handshake the peer has not confirmed is ended without a reason (RFC 9000, section 10.2.3).
+    for _ in 0..20 {
+        pair.turn();
+    }
+    let far = SessionId {
+        index: 0,
+        generation: 1,
+    };
+    let there = &mut pair.there;
+    there.quic.close(there.io.now, far, SessionCode::Replaced);
+    there.quic.flush(there.io.now, &mut there.io);
+    let mut said = there.io.take();
+    assert_eq!(said.len(), 1);
+    // So late that nothing is left of it there.
+    there.io.now += Duration::from_secs(5);
+    there.quic.fire_timers(there.io.now);
+    there.quic.poll(&mut there.events);
+    assert_eq!(there.quic.sessions_live(), 0);
+    let stream = pair.open();
+    assert_eq!(pair.write(stream, 1_000), 1_000);
+    let Pair { here, there, .. } = &mut pair;
+    here.say(HERE, there);
+    said.extend(there.io.take());
+    assert!(said.len() > 1, "a stateless reset is the answer");
+    for (_, datagram) in said {
+        here.io.put(THERE, &datagram);
+    }
+    for batch in here.io.heard() {
+        here.quic.receive(here.io.now, batch, &mut here.io);
+    }
+    here.quic.poll(&mut here.events);
+    let replaced = VarInt::from_u32(SessionCode::Replaced.to_u32());
+    let lost = here.events.iter().find_map(|(_, event)| match event {
+        Event::Lost(why) => Some(why),
+        _ => None,
+    });
+    assert!(
+        matches!(lost, Some(ConnectionError::ApplicationClosed(close)) if close.error_code == replaced),
+        "{lost:?}"
+    );
+}

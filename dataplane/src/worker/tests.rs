@@ -101,6 +101,8 @@ struct Peer {
     io: Poll,
     quic: Driver,
     events: VecDeque<(SessionId, Event)>,
+    /// All that happened, for whoever looks why something did not.
+    seen: Vec<String>,
 }
 
 impl Peer {
@@ -117,7 +119,7 @@ impl Peer {
         let end = Instant::now() + PATIENCE;
         while !is_so(&mut self.events) {
             let now = self.io.now();
-            assert!(now < end, "waited in vain");
+            assert!(now < end, "waited in vain, and saw {:?}", self.seen);
             let mut completions = Vec::new();
             let soon = now + Duration::from_millis(10);
             self.io.wait(Some(soon), &mut completions).expect("waits");
@@ -127,7 +129,10 @@ impl Peer {
                 }
             }
             self.quic.fire_timers(now);
+            let before = self.events.len();
             self.quic.poll(&mut self.events);
+            let new = self.events.iter().skip(before);
+            self.seen.extend(new.map(|event| format!("{event:?}")));
             self.quic.flush(now, &mut self.io);
         }
     }
@@ -162,6 +167,7 @@ fn a_defect_that_one_session_lays_bare_costs_that_session_alone() {
         io: Poll::new(udp::bind(([127, 0, 0, 1], 0).into(), false).expect("bound")).expect("polls"),
         quic: Driver::new(0, &EndpointKeys::ephemeral(), None, None),
         events: VecDeque::new(),
+        seen: Vec::new(),
     };
     let trust = Trust::Authorities(vec![certificate]);
     let dial = |peer: &mut Peer| {
