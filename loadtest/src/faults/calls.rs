@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::trial::Trial;
 use crate::scenario::Outcome;
-use crate::stand::process::{Process, Signal};
+use crate::stand::process::Process;
 
 /// Longer than a scenario's own end takes.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
@@ -50,7 +50,7 @@ impl Calls {
 
     /// Ends them early.
     pub(super) fn stop(mut self, trial: &mut Trial<'_>) -> Result<Outcome> {
-        self.process.signal(Signal::INT)?;
+        self.process.ask_to_end()?;
         self.end(trial)
     }
 

@@ -17,7 +17,7 @@ use crate::run::{self, Mode, Outcome, Plan};
 use crate::stand::agent::Agent;
 use crate::stand::deadline::{MOMENT, pause, wait_for};
 use crate::stand::installation::{Installation, Setup};
-use crate::stand::process::{Process, Signal};
+use crate::stand::process::Process;
 
 /// The hybrid connection that every row has.
 pub(crate) const NAME: &str = "fault-way";
@@ -249,7 +249,7 @@ impl Client {
 
     /// Lets its flows end, and gives their endings to the trial.
     pub(crate) fn stop(mut self, trial: &mut Trial<'_>) -> Result<Report> {
-        self.process.signal(Signal::INT)?;
+        self.process.ask_to_end()?;
         self.end(trial)
     }
 

@@ -16,7 +16,8 @@ pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
 use tempfile::TempDir;
 
-use super::deadline::wait_for;
+use super::deadline::{MOMENT, wait_for};
+use super::usage;
 
 /// How much of a log's end is printed when a test fails, bytes.
 const LOG_SHOWN: usize = 16 * 1024;
@@ -135,6 +136,19 @@ impl Process {
         // Not reaped yet, so the id still means this process.
         let id = Pid::from_child(&self.child);
         kill_process(id, signal).with_context(|| format!("cannot send {signal:?} to {}", self.name))
+    }
+
+    /// Asks it to end (SIGINT), once it has a handler for that: one that has only just begun would end without a word.
+    ///
+    /// # Errors
+    /// When it has ended, or has no handler within [`MOMENT`].
+    pub fn ask_to_end(&mut self) -> Result<()> {
+        let what = format!("{} to handle SIGINT", self.name);
+        wait_for(&what, MOMENT, || {
+            let handles = usage::handles(self.child.id(), Signal::INT);
+            (self.ended().is_some() || handles.unwrap_or(false)).then_some(())
+        })?;
+        self.signal(Signal::INT)
     }
 
     /// Ends it at once (SIGKILL) and reaps it.

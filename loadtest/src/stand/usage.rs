@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::process::Signal;
+
 /// Clock ticks of a second in proc_pid_stat(5): USER_HZ, which is this on every architecture that Rust's std runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -41,6 +43,20 @@ pub fn memory(process: u32) -> Result<u64> {
     Ok(anonymous << 10)
 }
 
+/// Whether it has a handler for a signal: SigCgt in proc_pid_status(5).
+///
+/// # Errors
+/// It has ended.
+pub fn handles(process: u32, signal: Signal) -> Result<bool> {
+    let status = read(process, "status")?;
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigCgt:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .context("no SigCgt in its status")?;
+    Ok(mask & (1 << (signal.as_raw() - 1)) != 0)
+}
+
 /// Open files just now.
 ///
 /// # Errors
@@ -74,5 +90,8 @@ mod tests {
         assert!(open_files(own).is_ok_and(|files| files > 2));
         assert!(cpu_time(own).is_ok_and(|time| time < Duration::from_secs(3_600)));
         assert!(cpu_time(u32::MAX).is_err());
+        // Rust's own runtime ignores SIGPIPE, and handles SIGSEGV to tell of an overflow of the stack.
+        assert!(handles(own, Signal::SEGV).is_ok_and(|handles| handles));
+        assert!(handles(own, Signal::INT).is_ok_and(|handles| !handles));
     }
 }
