@@ -40,21 +40,9 @@ pub(super) fn flows(settings: &Settings, count: usize) -> Result<Figures> {
     stand.tell(resting(&stand, settings, count, &mut figures))?;
     let ids = stand.data_plane_ids()?;
     let to = [stand.binding(0)];
-    let requests = stand.tell(load::requests(
-        &to,
-        count,
-        settings.length,
-        &ids,
-        settings.share,
-    ))?;
+    let requests = stand.tell(load::requests(&to, count, &ids, settings))?;
     put_requests(&mut figures, &requests);
-    let bulk = stand.tell(load::bulk(
-        &to,
-        count,
-        settings.length,
-        &ids,
-        settings.share,
-    ))?;
+    let bulk = stand.tell(load::bulk(&to, count, &ids, settings))?;
     put_each(&mut figures, Kind::ByteCpu, &bulk.cpu, bulk.bytes / 1e9);
     Ok(figures)
 }
@@ -63,7 +51,11 @@ pub(super) fn flows(settings: &Settings, count: usize) -> Result<Figures> {
 fn resting(stand: &Stand, settings: &Settings, count: usize, figures: &mut Figures) -> Result<()> {
     let ids = stand.data_plane_ids()?;
     let to = stand.binding(1);
-    load::bulk(&[stand.binding(0)], WARMING, WARM, &ids, settings.share)?;
+    let warm = Settings {
+        length: WARM,
+        ..settings.clone()
+    };
+    load::bulk(&[stand.binding(0)], WARMING, &ids, &warm)?;
     let _warm = Resting::open(to, WARMING)?;
     let memory_before = memory_at_rest(&ids)?;
     let cpu_before = processor_times(&ids)?;
@@ -100,13 +92,7 @@ pub(super) fn hycos(settings: &Settings, count: usize) -> Result<Figures> {
     }
     put_idle(&mut figures, &parts, &idle(&ids, settings.length)?);
     let to = [stand.binding(0)];
-    let requests = stand.tell(load::requests(
-        &to,
-        FLOWS,
-        settings.length,
-        &ids[..2],
-        settings.share,
-    ))?;
+    let requests = stand.tell(load::requests(&to, FLOWS, &ids[..2], settings))?;
     put_requests(&mut figures, &requests);
     let change = stand.tell(change(&stand, count - 1, calls.address()))?;
     figures.insert(Kind::Change.of(Part::Whole), change.as_secs_f64() * MILLI);
@@ -148,13 +134,7 @@ pub(super) fn agents(settings: &Settings, count: usize) -> Result<Figures> {
     );
     let to: Vec<SocketAddr> = (0..hycos).map(|nth| stand.binding(nth)).collect();
     let flows = FLOWS.max(count);
-    let requests = stand.tell(load::requests(
-        &to,
-        flows,
-        settings.length,
-        &relay,
-        settings.share,
-    ))?;
+    let requests = stand.tell(load::requests(&to, flows, &relay, settings))?;
     put_requests(&mut figures, &requests);
 
     let start = Instant::now();

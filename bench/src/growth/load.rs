@@ -9,6 +9,7 @@ use tokio::runtime::{Builder, Runtime};
 use underpass_loadtest::scenario::{self, Group, Pace, Scenario, Sizes};
 use underpass_loadtest::{Endpoint, endpoint};
 
+use super::Settings;
 use super::cost::processor_times;
 use crate::flows::{self, SOURCES};
 
@@ -60,38 +61,36 @@ pub(super) fn serve_echo() -> Result<Endpoint> {
     })?)
 }
 
-/// Small requests, every byte of them checked, over this many flows; `share` of the usual rate.
+/// Small requests, every byte of them checked, over this many flows, as long and at the share of the usual rate that the settings say.
 pub(super) fn requests(
     to: &[SocketAddr],
     flows: usize,
-    length: Duration,
     processes: &[u32],
-    share: f64,
+    settings: &Settings,
 ) -> Result<Cost> {
     let group = Group {
-        pace: Pace::Rate(REQUESTS * share),
+        pace: Pace::Rate(REQUESTS * settings.share),
         request: Sizes::fixed(REQUEST),
         response: Sizes::fixed(RESPONSE),
         ..Group::new("requests")
     };
-    measured(group, to, flows, length, processes)
+    measured(group, to, flows, processes, settings.length)
 }
 
-/// Bulk at a fixed rate over this many flows; `share` of the usual rate.
+/// Bulk at a fixed rate over this many flows, as long and at the share of the usual rate that the settings say.
 pub(super) fn bulk(
     to: &[SocketAddr],
     flows: usize,
-    length: Duration,
     processes: &[u32],
-    share: f64,
+    settings: &Settings,
 ) -> Result<Cost> {
     let group = Group {
-        pace: Pace::Rate(UPLOADS * share),
+        pace: Pace::Rate(UPLOADS * settings.share),
         request: Sizes::fixed(UPLOAD),
         verify: false,
         ..Group::new("bulk")
     };
-    measured(group, to, flows, length, processes)
+    measured(group, to, flows, processes, settings.length)
 }
 
 /// Runs a load, and measures once all flows are there.
@@ -99,8 +98,8 @@ fn measured(
     group: Group,
     to: &[SocketAddr],
     flows: usize,
-    length: Duration,
     processes: &[u32],
+    length: Duration,
 ) -> Result<Cost> {
     let ramp = Duration::from_secs_f64(flows as f64 / BEGIN_EACH_SECOND);
     let from = ramp + SETTLE;
@@ -190,6 +189,7 @@ impl Resting {
 mod tests {
     use underpass_tests::deadline::MOMENT;
 
+    use super::super::report::tests::settings;
     use super::*;
 
     const SHORT: Duration = Duration::from_millis(500);
@@ -198,10 +198,14 @@ mod tests {
     fn calls_are_counted_beside_what_a_process_takes_for_them() {
         let server = serve_calls().expect("serves");
         let own = [std::process::id()];
+        let short = Settings {
+            length: SHORT,
+            ..settings()
+        };
         // The kernel counts processor time in ticks of 10 ms: a short load may fall between two.
         let deadline = Instant::now() + MOMENT;
         let cost = loop {
-            let cost = requests(&[server.address()], 10, SHORT, &own, 1.0).expect("done");
+            let cost = requests(&[server.address()], 10, &own, &short).expect("done");
             if cost.cpu[0] > Duration::ZERO {
                 break cost;
             }
@@ -209,7 +213,7 @@ mod tests {
         };
         assert!(cost.calls > REQUESTS * 0.2, "{cost:?}");
         assert!(cost.p99 > Duration::ZERO, "{cost:?}");
-        let cost = bulk(&[server.address()], 2, SHORT, &own, 1.0).expect("done");
+        let cost = bulk(&[server.address()], 2, &own, &short).expect("done");
         assert!(cost.bytes > UPLOADS * UPLOAD as f64 * 0.1, "{cost:?}");
     }
 

@@ -145,9 +145,9 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// Of flows: a cost that stays, and one that grows with the square of the count.
-    pub(in crate::growth) fn example() -> Report {
-        let settings = Settings {
+    /// Of one round along one axis.
+    pub(in crate::growth) fn settings() -> Settings {
+        Settings {
             axes: vec![Axis::Flows],
             rounds: 1,
             length: Duration::from_secs(2),
@@ -159,7 +159,12 @@ pub(super) mod tests {
             most: usize::MAX,
             underpass: "underpass".into(),
             bench: "bench".into(),
-        };
+        }
+    }
+
+    /// Of flows: a cost that stays, and one that grows with the square of the count.
+    pub(in crate::growth) fn example() -> Report {
+        let settings = settings();
         let sample = |count: usize| Sample {
             axis: Axis::Flows,
             count,

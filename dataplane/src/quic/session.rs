@@ -106,8 +106,9 @@ impl Session {
         chunks: &mut [Bytes],
     ) -> Result<usize, WriteError> {
         let is_control = stream == turns::control();
-        let bytes = chunks.iter().map(Bytes::len).sum();
-        if !is_control && !self.turns.may_write(stream, bytes) {
+        let bytes = |chunks: &[Bytes]| chunks.iter().map(Bytes::len).sum();
+        if !is_control && !self.turns.may_write(stream) {
+            self.turns.wait(stream, bytes(chunks));
             return Err(WriteError::Blocked);
         }
         match self.connection.send_stream(stream).write_chunks(chunks) {
@@ -117,7 +118,7 @@ impl Session {
             }
             Err(quinn_proto::WriteError::Blocked) => {
                 if !is_control && self.is_full() {
-                    self.turns.found_no_room(stream, bytes);
+                    self.turns.found_no_room(stream, bytes(chunks));
                 }
                 Err(WriteError::Blocked)
             }

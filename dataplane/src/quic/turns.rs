@@ -37,14 +37,9 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// Whether a stream may write now. If not, it waits from here on: it has this many bytes to write.
-    pub(super) fn may_write(&mut self, stream: StreamId, bytes: usize) -> bool {
-        let is_called = self.called.contains(&stream);
-        if !self.full && (is_called || self.waiting.is_empty()) {
-            return true;
-        }
-        self.wait(stream, bytes, is_called);
-        false
+    /// Whether a stream may write now; if not, it has to [`wait`](Self::wait).
+    pub(super) fn may_write(&self, stream: StreamId) -> bool {
+        !self.full && (self.waiting.is_empty() || self.called.contains(&stream))
     }
 
     /// A stream has written: who writes on waits behind the others.
@@ -55,15 +50,15 @@ impl Turns {
     /// A stream that wanted to write this many bytes found no room.
     pub(super) fn found_no_room(&mut self, stream: StreamId, bytes: usize) {
         self.full = true;
-        let is_called = self.called.contains(&stream);
-        self.wait(stream, bytes, is_called);
+        self.wait(stream, bytes);
     }
 
-    fn wait(&mut self, stream: StreamId, bytes: usize, is_called: bool) {
+    /// A stream waits for its turn, with this many bytes to write.
+    pub(super) fn wait(&mut self, stream: StreamId, bytes: usize) {
         if !self.waiting.insert(stream) {
             return;
         }
-        let line = if is_called {
+        let line = if self.called.contains(&stream) {
             &mut self.again
         } else if bytes <= LITTLE_MAX {
             &mut self.little
@@ -130,6 +125,15 @@ mod tests {
         StreamId::new(Side::Server, Dir::Bi, n)
     }
 
+    /// Wants to write, and has to wait.
+    fn waits(turns: &mut Turns, stream: StreamId, bytes: usize) -> bool {
+        let waits = !turns.may_write(stream);
+        if waits {
+            turns.wait(stream, bytes);
+        }
+        waits
+    }
+
     fn numbers(streams: &[StreamId]) -> Vec<u64> {
         streams.iter().map(|stream| stream.index()).collect()
     }
@@ -138,7 +142,7 @@ mod tests {
     fn where_there_is_room_nobody_waits() {
         let mut turns = Turns::default();
         for n in 0..3 {
-            assert!(turns.may_write(stream(n), MUCH));
+            assert!(turns.may_write(stream(n)));
             turns.has_written(stream(n));
         }
         assert!(turns.call().is_empty());
@@ -147,25 +151,25 @@ mod tests {
     #[test]
     fn who_waits_is_called_first_come_first_and_waits_again_behind_the_others() {
         let mut turns = Turns::default();
-        assert!(turns.may_write(stream(0), MUCH));
+        assert!(turns.may_write(stream(0)));
         turns.found_no_room(stream(0), MUCH);
         for n in 1..20 {
-            assert!(!turns.may_write(stream(n), MUCH));
+            assert!(waits(&mut turns, stream(n), MUCH));
         }
         assert!(turns.call().is_empty(), "there is no room");
         assert!(turns.take_notice(stream(0)));
         assert_eq!(numbers(&turns.call()), [0, 1, 2, 3, 4, 5, 6, 7]);
         // Two find room. The first writes on, and finds the others before it.
         for n in 0..2 {
-            assert!(turns.may_write(stream(n), MUCH));
+            assert!(turns.may_write(stream(n)));
             turns.has_written(stream(n));
         }
-        assert!(!turns.may_write(stream(0), MUCH));
+        assert!(waits(&mut turns, stream(0), MUCH));
         // The third finds none, and those behind it do not try.
-        assert!(turns.may_write(stream(2), MUCH));
+        assert!(turns.may_write(stream(2)));
         turns.found_no_room(stream(2), MUCH);
         for n in 3..8 {
-            assert!(!turns.may_write(stream(n), MUCH));
+            assert!(waits(&mut turns, stream(n), MUCH));
         }
         assert!(turns.call().is_empty());
         assert!(turns.take_notice(stream(2)));
@@ -181,8 +185,8 @@ mod tests {
         let mut turns = Turns::default();
         turns.found_no_room(stream(0), MUCH);
         for n in 1..10 {
-            assert!(!turns.may_write(stream(n), MUCH));
-            assert!(!turns.may_write(stream(100 + n), LITTLE));
+            assert!(waits(&mut turns, stream(n), MUCH));
+            assert!(waits(&mut turns, stream(100 + n), LITTLE));
         }
         assert!(turns.take_notice(stream(0)));
         let called = numbers(&turns.call());
@@ -193,8 +197,8 @@ mod tests {
     fn who_waits_twice_is_called_once() {
         let mut turns = Turns::default();
         turns.found_no_room(stream(0), MUCH);
-        assert!(!turns.may_write(stream(0), MUCH));
-        assert!(!turns.may_write(stream(0), LITTLE));
+        assert!(waits(&mut turns, stream(0), MUCH));
+        assert!(waits(&mut turns, stream(0), LITTLE));
         assert!(turns.take_notice(stream(0)));
         assert_eq!(numbers(&turns.call()), [0]);
         assert!(turns.call().is_empty());

@@ -20,6 +20,7 @@ use super::queue::Queue;
 use super::scene::Scene;
 use super::tcp::{Owner, Passing, Tcp};
 use super::{Made, Summary};
+use crate::quic::config::STREAM_WINDOW;
 use crate::{agent, relay, sender};
 
 /// How often it is looked whether all holds.
@@ -37,6 +38,10 @@ const REGISTERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long the flows of the end may take: nothing disturbs them.
 const LAST_WITHIN: Duration = Duration::from_secs(60);
+
+/// The most that is under way over one hop from one who speaks to one who hears: the stream's window, and what kernels on both sides and workers have
+/// in their hands. Below what the longest conversation says, so that it can be passed.
+pub(super) const UNDER_WAY_MAX: u64 = STREAM_WINDOW as u64 + 2 * 1024 * 1024;
 
 /// Datagrams that wait for a worker at most, in batches: what a socket's buffer holds.
 const WAITING_MAX: usize = 4_000;

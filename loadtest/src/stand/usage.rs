@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 use super::process::Signal;
 
@@ -41,6 +42,26 @@ pub fn memory(process: u32) -> Result<u64> {
     };
     let anonymous = kib("RssAnon:").context("no RssAnon in its status")?;
     Ok(anonymous << 10)
+}
+
+/// What a process takes just now.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct Taken {
+    /// As [`memory`].
+    pub memory: u64,
+    /// As [`open_files`].
+    pub files: u64,
+}
+
+/// Both at once.
+///
+/// # Errors
+/// It has ended.
+pub fn taken(process: u32) -> Result<Taken> {
+    Ok(Taken {
+        memory: memory(process)?,
+        files: open_files(process)?,
+    })
 }
 
 /// Whether it has a handler for a signal: SigCgt in proc_pid_status(5).

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 
 use underpass_proto::{HycoName, Instance};
 
-use super::{Kind, LAST_WITHIN, Phase, QUIET_WITHIN, REGISTERED_WITHIN, SILENT_MAX, World};
+use super::{
+    Kind, LAST_WITHIN, Phase, QUIET_WITHIN, REGISTERED_WITHIN, SILENT_MAX, UNDER_WAY_MAX, World,
+};
 use crate::sim::Summary;
 use crate::sim::faults;
 use crate::sim::machine::{Machine, Site};
@@ -44,7 +46,7 @@ impl World {
         Ok(false)
     }
 
-    /// Counters that agree at every moment; and the most that was under way is kept.
+    /// Counters that agree at every moment, and what is under way: nobody says more than there is credit for.
     fn bounds(&mut self) -> Result<(), String> {
         let heard = |number| {
             let mut peers = self.peers.values();
@@ -52,8 +54,14 @@ impl World {
             other.map_or(0, |other| other.listener.heard())
         };
         let live = self.peers.values().filter(|peer| peer.over.is_none());
-        let most = live.map(|peer| peer.said - heard(peer.number)).max();
-        self.under_way = self.under_way.max(most.unwrap_or(0));
+        let most = live.map(|peer| (peer.said - heard(peer.number), peer.number));
+        if let Some((under_way, number)) = most.max() {
+            self.under_way = self.under_way.max(under_way);
+            let hops = if self.has_sender() { 2 } else { 1 };
+            if under_way > hops * UNDER_WAY_MAX {
+                return Err(format!("{under_way} bytes of peer {number} are under way"));
+            }
+        }
         let relay = &self.machines[0];
         let Some(Site::Relay(site)) = &relay.site else {
             return Ok(());

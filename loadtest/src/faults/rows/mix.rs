@@ -14,7 +14,7 @@ use crate::faults::trial::{Bar, Trial};
 use crate::impair::{Link, Profile};
 use crate::stand::deadline::{MOMENT, pause, wait_for};
 use crate::stand::process::{Process, Signal};
-use crate::stand::usage;
+use crate::stand::usage::{self, Taken};
 
 /// Silence after which a session is given up.
 const IDLE_LIMIT_S: u64 = 15;
@@ -137,13 +137,13 @@ pub(in crate::faults) fn mix(trial: &mut Trial<'_>) -> Result<()> {
     {
         trial.count(
             format!("open files of the {name}"),
-            after.0,
-            Some(Bar::AtMost(before.0 as f64 * 1.02)),
+            after.files,
+            Some(Bar::AtMost(before.files as f64 * 1.02)),
         );
-        let bound = Bar::AtMost(before.1 as f64 * 1.02 / 1e6 + GROWN_MB);
+        let bound = Bar::AtMost(before.memory as f64 * 1.02 / 1e6 + GROWN_MB);
         trial.figure(
             format!("memory of the {name}"),
-            after.1 as f64 / 1e6,
+            after.memory as f64 / 1e6,
             "MB",
             Some(bound),
         );
@@ -311,13 +311,13 @@ impl State {
         Ok(())
     }
 
-    fn usage(&self) -> Result<Vec<(u64, u64)>> {
+    /// What the relay and both agents take.
+    pub(in crate::faults) fn usage(&self) -> Result<Vec<Taken>> {
         let scene = &self.apart.scene;
         let mut processes = vec![scene.relay_id()?];
         for agent in &scene.agents {
             processes.push(with(&mut agent.process(), |agent| Ok(agent.id()))?);
         }
-        let of = |&process: &u32| Ok((usage::open_files(process)?, usage::memory(process)?));
-        processes.iter().map(of).collect()
+        processes.into_iter().map(usage::taken).collect()
     }
 }

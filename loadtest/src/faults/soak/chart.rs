@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::{Look, PROCESSES, Taken};
+use super::{Look, PROCESSES};
+use crate::stand::usage::Taken;
 
 const WIDTH: f64 = 860.0;
 const LEFT: f64 = 64.0;

@@ -14,7 +14,7 @@ use super::rows::mix::{KINDS_WITHOUT_KILLS, State};
 use super::scene::{wait_until_idle, with};
 use super::trial::{Bar, RowResult, Trial};
 use crate::stand::deadline::pause;
-use crate::stand::usage;
+use crate::stand::usage::{self, Taken};
 
 /// Between two looks at what processes take.
 const LOOK_EACH: Duration = Duration::from_secs(15);
@@ -54,15 +54,6 @@ pub struct Look {
     pub processes: Vec<Taken>,
 }
 
-/// What a process takes.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
-pub struct Taken {
-    /// Resident memory of its own, bytes.
-    pub memory: u64,
-    /// Open files.
-    pub files: u64,
-}
-
 /// Does harm for this long.
 #[must_use]
 pub fn soak(settings: &Settings, length: Duration) -> Soak {
@@ -99,23 +90,13 @@ fn run(trial: &mut Trial<'_>, length: Duration, looks: &mut Vec<Look>) -> Result
 }
 
 fn look(state: &State, began: Instant) -> Result<Look> {
-    let scene = &state.apart.scene;
-    let mut ids = vec![scene.relay_id()?];
-    for agent in &scene.agents {
-        ids.push(with(&mut agent.process(), |agent| Ok(agent.id()))?);
-    }
-    ids.push(with(&mut scene.installation.control(), |control| {
-        Ok(control.id())
-    })?);
-    let taken = |&id: &u32| {
-        Ok(Taken {
-            memory: usage::memory(id)?,
-            files: usage::open_files(id)?,
-        })
-    };
+    let control = &mut state.apart.scene.installation.control();
+    let control = with(control, |control| usage::taken(control.id()))?;
+    let mut processes = state.usage()?;
+    processes.push(control);
     Ok(Look {
         at: began.elapsed().as_secs_f64(),
-        processes: ids.iter().map(taken).collect::<Result<_>>()?,
+        processes,
     })
 }
 
