@@ -41,6 +41,10 @@ use crate::io::{self, DATAGRAMS_SIZE, Io};
 /// Session slots beyond which a newcomer is refused unheard: about 100 KiB of state each.
 const SESSIONS_MAX: usize = 16_384;
 
+/// How long a session that is over is remembered, for what of it is still on its way. RFC 9000, section 10.2, has three probe timeouts; after a peer
+/// that stood still for some seconds those are minutes.
+const CLOSING_MAX: Duration = Duration::from_secs(10);
+
 /// Answers to strangers that may wait for a buffer, of some 100 bytes each.
 const RESPONSES_MAX: usize = 1_024;
 
@@ -80,6 +84,8 @@ pub struct Driver {
     admission: Admission<Incoming>,
     /// Handshakes that were begun, by their deadline.
     unfinished: VecDeque<(Instant, SessionId)>,
+    /// Sessions that are over, and when they are forgotten at the latest.
+    closing: VecDeque<(Instant, SessionId)>,
 }
 
 impl SessionId {
@@ -152,6 +158,7 @@ impl Driver {
             panics: 0,
             admission: Admission::default(),
             unfinished: VecDeque::new(),
+            closing: VecDeque::new(),
         }
     }
 
@@ -304,6 +311,7 @@ impl Driver {
         if session.generation != id.generation {
             return;
         }
+        let was_lost = session.lost;
         let mut drained = false;
         while let Some(event) = session.connection.poll_endpoint_events() {
             drained |= event.is_drained();
@@ -319,6 +327,10 @@ impl Driver {
         }
         session.call_next(id, events);
         session.lost |= drained;
+        if session.lost && !was_lost {
+            self.closing
+                .push_back((session.last_heard + CLOSING_MAX, id));
+        }
         self.note_handshake(id);
         if drained {
             self.sessions[id.index as usize] = None;
@@ -391,6 +403,7 @@ impl Driver {
     /// Fires every timer that is due.
     pub fn fire_timers(&mut self, now: Instant) {
         self.end_unfinished(now);
+        self.end_closing(now);
         while let Some(&Reverse((deadline, id))) = self.timers.peek() {
             if deadline > now {
                 return;
@@ -430,6 +443,20 @@ impl Driver {
         if let Some(network) = session.newcomer.take() {
             self.admission.over(network);
         }
+        self.forget(id);
+    }
+
+    /// Forgets sessions that have been over for long enough.
+    fn end_closing(&mut self, now: Instant) {
+        while let Some((_, id)) = self.closing.pop_front_if(|(until, _)| *until <= now) {
+            if lookup(&mut self.sessions, id).is_some() {
+                self.forget(id);
+            }
+        }
+    }
+
+    /// A session is no more, and what comes for it is answered with a stateless reset.
+    fn forget(&mut self, id: SessionId) {
         self.sessions[id.index as usize] = None;
         self.live -= 1;
         let handle = ConnectionHandle(id.index as usize);
@@ -468,6 +495,7 @@ impl Driver {
             VarInt::from_u32(code.to_u32()),
             Bytes::from(code.to_string()),
         );
+        self.closing.push_back((now + CLOSING_MAX, id));
         self.note_handshake(id);
         self.mark(id);
     }

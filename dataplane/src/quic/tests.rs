@@ -265,3 +265,34 @@ fn why_a_peer_ended_a_session_is_not_lost_to_a_stateless_reset_behind_it() {
         "{lost:?}"
     );
 }
+
+#[test]
+fn a_session_that_is_over_is_forgotten_though_its_peer_stood_still_for_long() {
+    let mut pair = Pair::new();
+    for _ in 0..20 {
+        pair.turn();
+    }
+    // The answer takes 12 s, which the core takes for the path's round trip.
+    let stream = pair.open();
+    assert_eq!(pair.write(stream, 1_000), 1_000);
+    let Pair {
+        here,
+        there,
+        session,
+    } = &mut pair;
+    here.say(HERE, there);
+    here.io.now += Duration::from_secs(12);
+    there.io.now = here.io.now;
+    there.quic.fire_timers(there.io.now);
+    there.say(THERE, here);
+    here.quic.poll(&mut here.events);
+    here.quic.close(here.io.now, *session, SessionCode::Done);
+    here.quic.flush(here.io.now, &mut here.io);
+    here.io.now += CLOSING_MAX - Duration::from_secs(1);
+    here.quic.fire_timers(here.io.now);
+    here.quic.poll(&mut here.events);
+    assert_eq!(here.quic.sessions_live(), 1, "what is on its way may come");
+    here.io.now += Duration::from_secs(1);
+    here.quic.fire_timers(here.io.now);
+    assert_eq!(here.quic.sessions_live(), 0);
+}
