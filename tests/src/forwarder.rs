@@ -123,14 +123,18 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         if shared.ending.load(Ordering::Relaxed) {
             return;
         }
-        let shared = Arc::clone(shared);
-        thread::spawn(move || match TcpStream::connect(shared.endpoint) {
+        // Dialled before the next is accepted, so that the endpoint gets its flows in the order in which they came: a test that opens a second one knows that the
+        // first is there.
+        match TcpStream::connect(shared.endpoint) {
             Ok(endpoint) => {
-                Flow::new(application, endpoint, &shared).and_then(|flow| flow.run(&shared))
+                let shared = Arc::clone(shared);
+                thread::spawn(move || {
+                    Flow::new(application, endpoint, &shared).and_then(|flow| flow.run(&shared))
+                });
             }
-            Err(_) if shared.manner == Manner::HidesRefusals => Ok(()),
-            Err(_) => abort(&application),
-        });
+            Err(_) if shared.manner == Manner::HidesRefusals => {}
+            Err(_) => drop(abort(&application)),
+        }
     }
 }
 
