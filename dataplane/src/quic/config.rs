@@ -18,6 +18,7 @@ use underpass_proto::wire::ALPN;
 
 use super::admission::HELD_MAX;
 use super::cid;
+use super::narrowing::Watching;
 use super::verify::ByPin;
 
 /// Bytes that one flow may have under way in one direction before its reader must read: the most memory that a flow pins at its far end.
@@ -281,7 +282,7 @@ fn transport(mtu: u16, streams: u32) -> TransportConfig {
     config.datagram_receive_buffer_size(None);
     let mut cubic = quinn_proto::congestion::CubicConfig::default();
     cubic.initial_window(INITIAL_WINDOW);
-    config.congestion_controller_factory(Arc::new(cubic));
+    config.congestion_controller_factory(Arc::new(Watching(Arc::new(cubic))));
     config.ack_frequency_config(Some(acknowledgements()));
     config.initial_mtu(MTU_MIN);
     config.min_mtu(MTU_MIN);

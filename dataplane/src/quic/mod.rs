@@ -7,6 +7,7 @@ mod admission;
 pub mod cid;
 pub mod config;
 mod event;
+mod narrowing;
 mod newcomers;
 mod session;
 mod streams;

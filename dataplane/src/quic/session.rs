@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use super::admission::Network;
 use super::event::Event;
 use super::turns::{self, Turns};
-use super::{SessionId, WriteError, config, outgoing};
+use super::{SessionId, WriteError, config, narrowing, outgoing};
 use crate::io::{DATAGRAMS_SIZE, Io};
 
 /// GSO sends that one session may make before the next one has its turn.
@@ -27,6 +27,8 @@ pub(super) struct Session {
     pub(super) since: Instant,
     /// The path's shortest round trip that the send window is fit for.
     pub(super) fit_for: Duration,
+    /// Bursts of losses that were looked at.
+    congestion_events: u64,
     pub(super) lost: bool,
     /// Something came from the peer.
     pub(super) heard: bool,
@@ -59,6 +61,7 @@ impl Session {
             last_heard: now,
             since: now,
             fit_for: Duration::MAX,
+            congestion_events: 0,
             lost: false,
             heard: false,
             newcomer: None,
@@ -77,8 +80,22 @@ impl Session {
         }
     }
 
+    /// Begins with small datagrams again where large ones do not get through any more.
+    fn notice_narrowing(&mut self, now: Instant) {
+        let events = self.connection.stats().path.congestion_events;
+        if events == self.congestion_events {
+            return;
+        }
+        self.congestion_events = events;
+        if self.connection.current_mtu() > config::MTU_MIN
+            && narrowing::suspected(self.connection.congestion_state()) {
+            self.connection.path_changed(now);
+        }
+    }
+
     /// Sends its share of a turn.
     pub(super) fn flush(&mut self, now: Instant, segments_max: usize, io: &mut impl Io) -> Flushed {
+        self.notice_narrowing(now);
         self.fit();
         for _ in 0..SENDS_PER_TURN {
             let Some(mut buffer) = io.datagram_buffer() else {

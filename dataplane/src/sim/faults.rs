@@ -228,10 +228,8 @@ pub(super) fn mend(world: &mut World) {
         }
         world.machines[number].asleep = None;
         if world.machines[number].kind != Kind::Relay {
-            // Its MTU stays: a session takes long to notice that a path became narrower, which docs/sim.md tells.
-            let mtu = world.net.paths[&number].mtu;
             let good = Path::good(&mut world.rng);
-            world.net.paths.insert(number, Path { mtu, ..good });
+            world.net.paths.insert(number, good);
         }
         if world.machines[number].is_up() {
             tell(world, number);

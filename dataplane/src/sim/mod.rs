@@ -19,7 +19,7 @@ mod world;
 mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 
@@ -46,6 +46,8 @@ struct Summary {
     bytes: u64,
     /// The most that one peer had said and its other one had not heard.
     under_way: u64,
+    /// The longest time in which nobody heard anything, while somebody was waiting to.
+    silence: Duration,
     virtual_ms: u128,
 }
 
@@ -58,6 +60,7 @@ impl Summary {
         self.faults += other.faults;
         self.bytes += other.bytes;
         self.under_way = self.under_way.max(other.under_way);
+        self.silence = self.silence.max(other.silence);
         self.virtual_ms += other.virtual_ms;
     }
 }

@@ -25,14 +25,15 @@ pub(super) struct Path {
     pub(super) late: u32,
     pub(super) twice: u32,
     pub(super) flipped: u32,
-    /// Bytes a second; what waits for longer than [`QUEUE`] is dropped.
+    /// Bytes a second; what waits for longer than `queue` is dropped.
     pub(super) rate: Option<u32>,
+    pub(super) queue: Duration,
     pub(super) mtu: usize,
     /// A black hole.
     pub(super) dead: bool,
 }
 
-/// How long a datagram may wait where a path has a rate.
+/// How long a datagram may wait where a path has a rate, mostly.
 const QUEUE: Duration = Duration::from_millis(200);
 
 /// Of one million.
@@ -49,6 +50,7 @@ impl Path {
             twice: 0,
             flipped: 0,
             rate: None,
+            queue: QUEUE,
             mtu: rng.random_range(1200..=1472),
             dead: false,
         }
@@ -193,7 +195,7 @@ impl Passing<'_> {
             let now = plan.now();
             *leave = (*leave).max(now);
             if let Some(rate) = path.rate {
-                if *leave > now + QUEUE {
+                if *leave > now + path.queue {
                     continue;
                 }
                 *leave += Duration::from_secs_f64(datagram.len() as f64 / f64::from(rate));

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::faults::Fault;
 use super::machine::{Kind, Machine};
+use super::net::Path;
 use super::pattern::SAYS_MAX;
 use super::peer::Manner;
 use super::scene::Scene;
@@ -151,6 +152,38 @@ fn whoever_reads_nothing_holds_back_who_speaks() {
         let window = u64::from(STREAM_WINDOW);
         assert!(summary.under_way > window, "{summary:?}");
         assert!(summary.under_way <= window + 2 * 1024 * 1024, "{summary:?}");
+    }
+}
+
+#[test]
+fn a_path_that_becomes_narrower_in_the_middle_of_bulk_stops_nothing_for_long() {
+    for seed in 0..4 {
+        let plant = |world: &mut World| {
+            friendly(world, 1);
+            world.storm_until(Duration::from_secs(5));
+            let mut bulk = Manner::plain(&mut world.rng);
+            (bulk.says, bulk.burst, bulk.gulp) = (SAYS_MAX / 4, 64 * 1024, 64 * 1024);
+            bulk.pause = Duration::ZERO;
+            world.manners = Some((bulk.clone(), bulk));
+            world.queue.after(Duration::from_secs(2), Event::Begin(0, false));
+            let wide = Path {
+                delay: Duration::from_millis(25),
+                rate: Some(1_000_000),
+                queue: Duration::from_millis(20),
+                mtu: 1_472,
+                ..Path::good(&mut world.rng)
+            };
+            let narrow = Path {
+                mtu: 1_228,
+                ..wide.clone()
+            };
+            for (at, path) in [(1, wide), (3, narrow)] {
+                let fault = Fault::Path(1, Box::new(path));
+                world.queue.after(Duration::from_secs(at), Event::Fault(fault));
+            }
+        };
+        let summary = run(seed, plant).unwrap_or_else(|why| panic!("{why}"));
+        assert!(summary.silence <= Duration::from_secs(1), "{summary:?}");
     }
 }
 

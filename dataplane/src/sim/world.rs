@@ -120,6 +120,8 @@ pub(super) struct World {
     under_way: u64,
     /// Bytes that were heard in all, and since when no more.
     heard: (u64, Duration),
+    /// The longest time in which nobody heard anything, while somebody was waiting to.
+    silence: Duration,
 }
 
 impl World {
@@ -154,6 +156,7 @@ impl World {
             manners: None,
             under_way: 0,
             heard: (0, Duration::ZERO),
+            silence: Duration::ZERO,
             rng,
         }
     }

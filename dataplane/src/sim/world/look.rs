@@ -19,9 +19,11 @@ impl World {
         self.bounds()?;
         let age = self.queue.age();
         let heard = self.peers.values().map(|peer| peer.listener.heard()).sum();
-        if heard != self.heard.0 {
+        let nobody_waits = self.peers.values().all(|peer| peer.over.is_some());
+        if heard != self.heard.0 || nobody_waits {
             self.heard = (heard, age);
         }
+        self.silence = self.silence.max(age - self.heard.1);
         let silent = age - self.heard.1 >= SILENT_MAX;
         match self.phase {
             Phase::Storm(until) if age >= until + REGISTERED_WITHIN => {
@@ -186,6 +188,7 @@ impl World {
             faults: self.faults,
             bytes: self.peers.values().map(|peer| peer.listener.heard()).sum(),
             under_way: self.under_way,
+            silence: self.silence,
             virtual_ms: self.queue.age().as_millis(),
         }
     }
