@@ -88,7 +88,8 @@ impl Session {
         }
         self.congestion_events = events;
         if self.connection.current_mtu() > config::MTU_MIN
-            && narrowing::suspected(self.connection.congestion_state()) {
+            && narrowing::suspected(self.connection.congestion_state())
+        {
             self.connection.path_changed(now);
         }
     }

@@ -165,7 +165,9 @@ fn a_path_that_becomes_narrower_in_the_middle_of_bulk_stops_nothing_for_long() {
             (bulk.says, bulk.burst, bulk.gulp) = (SAYS_MAX / 4, 64 * 1024, 64 * 1024);
             bulk.pause = Duration::ZERO;
             world.manners = Some((bulk.clone(), bulk));
-            world.queue.after(Duration::from_secs(2), Event::Begin(0, false));
+            world
+                .queue
+                .after(Duration::from_secs(2), Event::Begin(0, false));
             let wide = Path {
                 delay: Duration::from_millis(25),
                 rate: Some(1_000_000),
@@ -179,7 +181,9 @@ fn a_path_that_becomes_narrower_in_the_middle_of_bulk_stops_nothing_for_long() {
             };
             for (at, path) in [(1, wide), (3, narrow)] {
                 let fault = Fault::Path(1, Box::new(path));
-                world.queue.after(Duration::from_secs(at), Event::Fault(fault));
+                world
+                    .queue
+                    .after(Duration::from_secs(at), Event::Fault(fault));
             }
         };
         let summary = run(seed, plant).unwrap_or_else(|why| panic!("{why}"));

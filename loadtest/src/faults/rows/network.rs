@@ -248,47 +248,21 @@ pub(in crate::faults) fn black_hole(trial: &mut Trial<'_>) -> Result<()> {
 /// Row 10: the path carries smaller datagrams from one moment to the next, or larger ones.
 pub(in crate::faults) fn mtu(trial: &mut Trial<'_>) -> Result<()> {
     let mut apart = Apart::open(trial, 1)?;
-    let time = Duration::from_millis(trial.pick(1_500, 2_000, 5_000));
-    for rtt_ms in [5, 50] {
-        let link = Link {
-            delay: Duration::from_micros(rtt_ms * 500),
-            rate: Some(100_000_000),
-            mtu: Some(ETHERNET),
-            ..Link::CLEAN
-        };
-        apart.proxy.set(link);
-        let lasting = Shape {
-            bytes: None,
-            ..Shape::COMING_AND_GOING
-        };
-        let client = Client::start(trial, apart.scene.binding, lasting)?;
-        pause(time);
-        let mut size = 1_200; // The first change is one that every full datagram notices.
-        for _ in 0..trial.pick(4, 8, 50) {
-            trial.fault(format!("RTT {rtt_ms} ms, largest datagram {size} bytes"));
-            apart.proxy.set(Link {
-                mtu: Some(size),
-                ..link
-            });
-            pause(time);
-            let sizes = [1_200, 1_252, 1_320, 1_400, 1_452, ETHERNET];
-            size = sizes[usize::try_from(trial.chance(sizes.len() as u64))?];
-        }
-        let report = client.stop(trial)?;
-        let silence = report
-            .silence
-            .map_or(f64::NAN, |silence| silence.max_us as f64 / 1e3);
-        trial.figure(
-            format!("RTT {rtt_ms} ms: longest silence of a flow"),
-            silence,
-            "ms",
-            Some(Bar::Under(STALL)),
-        );
-        trial.count(
-            format!("RTT {rtt_ms} ms: flows cut"),
-            report.flows.error,
-            Some(Bar::Exactly(0.0)),
-        );
+    let messages = Shape {
+        bytes: None,
+        ..Shape::COMING_AND_GOING
+    };
+    let bulk = Shape {
+        mode: Mode::Both,
+        flows: 2,
+        ..messages
+    };
+    for (rtt_ms, name, shape) in [
+        (5, "messages", messages),
+        (50, "messages", messages),
+        (50, "bulk both ways", bulk),
+    ] {
+        narrow_and_widen(trial, &mut apart, rtt_ms, name, shape)?;
     }
     trial.count(
         "sessions lost",
@@ -303,6 +277,55 @@ pub(in crate::faults) fn mtu(trial: &mut Trial<'_>) -> Result<()> {
     );
     counts(trial, &apart.proxy);
     apart.scene.check_alive()
+}
+
+/// Changes the largest datagram again and again, while flows of this shape last.
+fn narrow_and_widen(
+    trial: &mut Trial<'_>,
+    apart: &mut Apart,
+    rtt_ms: u64,
+    name: &str,
+    shape: Shape,
+) -> Result<()> {
+    let time = Duration::from_millis(trial.pick(1_500, 2_000, 5_000));
+    let link = Link {
+        delay: Duration::from_micros(rtt_ms * 500),
+        rate: Some(100_000_000),
+        mtu: Some(ETHERNET),
+        ..Link::CLEAN
+    };
+    apart.proxy.set(link);
+    let client = Client::start(trial, apart.scene.binding, shape)?;
+    pause(time);
+    let mut size = 1_200; // The first change is one that every full datagram notices.
+    for _ in 0..trial.pick(4, 8, 50) {
+        trial.fault(format!(
+            "{name}, RTT {rtt_ms} ms, largest datagram {size} bytes"
+        ));
+        apart.proxy.set(Link {
+            mtu: Some(size),
+            ..link
+        });
+        pause(time);
+        let sizes = [1_200, 1_252, 1_320, 1_400, 1_452, ETHERNET];
+        size = sizes[usize::try_from(trial.chance(sizes.len() as u64))?];
+    }
+    let report = client.stop(trial)?;
+    let silence = report
+        .silence
+        .map_or(f64::NAN, |silence| silence.max_us as f64 / 1e3);
+    trial.figure(
+        format!("{name}, RTT {rtt_ms} ms: longest silence of a flow"),
+        silence,
+        "ms",
+        Some(Bar::Under(STALL)),
+    );
+    trial.count(
+        format!("{name}, RTT {rtt_ms} ms: flows cut"),
+        report.flows.error,
+        Some(Bar::Exactly(0.0)),
+    );
+    Ok(())
 }
 
 /// What the network did.
