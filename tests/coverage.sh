@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly DIR=${CARGO_TARGET_DIR:-$PWD/target}/coverage
 # Quick ones: the crates' own, and those whose peers are in the test.
 readonly PACKAGES=(-p underpass-proto -p underpass-dataplane -p underpass -p underpass-tests)
-readonly TESTS=(--lib --test properties --test rules --test wire_example --test io --test interop --test not_authorised --test publish --test store --test rest --test mutations
+readonly TESTS=(--lib --test properties --test rules --test words --test wire_example --test io --test interop --test not_authorised --test publish --test store --test rest --test mutations
     --test command_line --test up --test definitions --test drain --test sender --test health)
 
 # What each figure is about: a name, and what its files' paths hold.
