@@ -8,7 +8,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly DIR=${CARGO_TARGET_DIR:-$PWD/target}/pgo
+DIR=$(realpath -m "${CARGO_TARGET_DIR:-target}/pgo")
+readonly DIR
 # With a target named, flags are for the program alone, not for what runs while it is built.
 TARGET=$(rustc -vV | sed -n 's/^host: //p')
 readonly TARGET

@@ -14,8 +14,11 @@ use quinn_proto::congestion::{Controller, ControllerFactory, ControllerMetrics};
 
 use super::config::MTU_MIN;
 
-/// Bytes that are lost since a large datagram got through until the path is taken for narrower: fewer may be chance.
-const LOST_MAX: u64 = 8 * MTU_MIN as u64;
+/// Datagrams of full size that are lost since one got through until the path is taken for narrower: fewer may be chance.
+const LOST_MAX: u64 = 8;
+
+/// By how much a datagram of full size may be shorter, bytes: a frame that does not fit ends it.
+const SHORT_MAX: u64 = 64;
 
 /// Makes a [`Watched`] controller of what another factory makes.
 pub(super) struct Watching<F>(pub(super) Arc<F>);
@@ -27,13 +30,15 @@ struct Watched {
 }
 
 /// What is known of large datagrams.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Sizes {
+    /// Bytes of one of full size.
+    mtu: u64,
     /// When the last one was sent that was acknowledged.
     through: Option<Instant>,
     /// When the last datagram was sent that was lost.
     last_lost: Option<Instant>,
-    /// Bytes lost since, in bursts of more than one small datagram.
+    /// Bytes lost since.
     lost: u64,
 }
 
@@ -45,8 +50,17 @@ pub(super) fn suspected(controller: &dyn Controller) -> bool {
 }
 
 impl Sizes {
+    fn of(mtu: u16) -> Self {
+        Self {
+            mtu: mtu.into(),
+            through: None,
+            last_lost: None,
+            lost: 0,
+        }
+    }
+
     fn acknowledged(&mut self, sent: Instant, bytes: u64) {
-        if bytes <= u64::from(MTU_MIN) {
+        if bytes + SHORT_MAX < self.mtu {
             return;
         }
         self.through = self.through.max(Some(sent));
@@ -60,13 +74,13 @@ impl Sizes {
         self.last_lost = self.last_lost.max(Some(sent));
         if self.through >= self.last_lost {
             self.lost = 0;
-        } else if bytes > u64::from(MTU_MIN) {
+        } else {
             self.lost += bytes;
         }
     }
 
     fn are_suspicious(&self) -> bool {
-        self.lost >= LOST_MAX
+        self.mtu > MTU_MIN.into() && self.lost >= LOST_MAX * self.mtu
     }
 }
 
@@ -74,7 +88,7 @@ impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Watchin
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         Box::new(Watched {
             inner: Arc::clone(&self.0).build(now, current_mtu),
-            sizes: Sizes::default(),
+            sizes: Sizes::of(current_mtu),
         })
     }
 }
@@ -121,7 +135,7 @@ impl Controller for Watched {
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
         // Smaller: the core was first. Larger: a probe of that size got through.
-        self.sizes = Sizes::default();
+        self.sizes = Sizes::of(new_mtu);
         self.inner.on_mtu_update(new_mtu);
     }
 
@@ -156,6 +170,7 @@ mod tests {
     use super::*;
 
     const LARGE: u64 = 1_452;
+    const SMALL: u64 = MTU_MIN as u64;
 
     /// Moments of sending, in order.
     fn times() -> impl Iterator<Item = Instant> {
@@ -166,11 +181,11 @@ mod tests {
     #[test]
     fn many_losses_without_a_large_datagram_behind_them_are_suspicious() {
         let mut time = times();
-        let mut sizes = Sizes::default();
+        let mut sizes = Sizes::of(1_452);
         sizes.acknowledged(time.next().unwrap(), LARGE);
         for expected in [false, false, true] {
             sizes.lost(time.next().unwrap(), 3 * LARGE);
-            sizes.acknowledged(time.next().unwrap(), u64::from(MTU_MIN));
+            sizes.acknowledged(time.next().unwrap(), SMALL);
             assert_eq!(sizes.are_suspicious(), expected);
         }
     }
@@ -178,7 +193,7 @@ mod tests {
     #[test]
     fn a_large_datagram_that_gets_through_clears_the_path() {
         let mut time = times();
-        let mut sizes = Sizes::default();
+        let mut sizes = Sizes::of(1_452);
         for _ in 0..10 {
             sizes.lost(time.next().unwrap(), 40 * LARGE);
             sizes.acknowledged(time.next().unwrap(), LARGE);
@@ -193,15 +208,19 @@ mod tests {
     }
 
     #[test]
-    fn small_datagrams_and_single_ones_may_be_lost_by_chance() {
+    fn a_few_losses_may_be_chance_and_small_datagrams_show_nothing() {
         let mut time = times();
-        let mut sizes = Sizes::default();
-        for _ in 0..10 {
-            sizes.lost(time.next().unwrap(), u64::from(MTU_MIN));
-        }
-        for _ in 0..3 {
+        let mut sizes = Sizes::of(1_452);
+        for _ in 0..7 {
             sizes.lost(time.next().unwrap(), LARGE);
         }
         assert!(!sizes.are_suspicious());
+        // One datagram of a path that takes 64 KiB is no more than one.
+        let mut wide = Sizes::of(65_507);
+        wide.lost(time.next().unwrap(), 65_507);
+        assert!(!wide.are_suspicious());
+        let mut smallest = Sizes::of(MTU_MIN);
+        smallest.lost(time.next().unwrap(), 100 * SMALL);
+        assert!(!smallest.are_suspicious());
     }
 }

@@ -87,9 +87,7 @@ impl Session {
             return;
         }
         self.congestion_events = events;
-        if self.connection.current_mtu() > config::MTU_MIN
-            && narrowing::suspected(self.connection.congestion_state())
-        {
+        if narrowing::suspected(self.connection.congestion_state()) {
             self.connection.path_changed(now);
         }
     }
