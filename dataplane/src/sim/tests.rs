@@ -175,10 +175,7 @@ fn a_path_that_becomes_narrower_in_the_middle_of_bulk_stops_nothing_for_long() {
                 mtu: 1_472,
                 ..Path::good(&mut world.rng)
             };
-            let narrow = Path {
-                mtu: 1_228,
-                ..wide.clone()
-            };
+            let narrow = Path { mtu: 1_228, ..wide };
             for (at, path) in [(1, wide), (3, narrow)] {
                 let fault = Fault::Path(1, Box::new(path));
                 world
