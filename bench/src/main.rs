@@ -1,6 +1,8 @@
 //! The benchmarks' command line. Data on stdout, talk on stderr.
 
+use std::fmt;
 use std::fs;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -254,7 +256,7 @@ fn measure(args: &PeersArgs) -> anyhow::Result<ExitCode> {
     } else {
         peers::Report::join(read_reports(&args.join)?)?
     };
-    print!("{report}");
+    print(&report)?;
     tell_peers(args, &report)
 }
 
@@ -340,7 +342,7 @@ fn grow(args: GrowthArgs) -> anyhow::Result<ExitCode> {
         bench,
     };
     let report = growth::run(&settings, |step| eprintln!("{step}"))?;
-    print!("{report}");
+    print(&report)?;
     if let Some(path) = &args.json {
         write_json(path, &report)?;
     }
@@ -378,7 +380,7 @@ fn lose(args: LossArgs) -> anyhow::Result<ExitCode> {
         peers: peers::Settings::usual(underpass, bench),
     };
     let report = loss::measure(&settings, |step| eprintln!("{step}"))?;
-    print!("{report}");
+    print(&report)?;
     if let Some(path) = &args.json {
         write_json(path, &report)?;
     }
@@ -442,7 +444,19 @@ fn cannot_write(path: &Path) -> String {
 
 fn say(event: &stock::relay::Event) {
     if let Ok(line) = serde_json::to_string(event) {
-        println!("{line}");
+        // Who does not read where it listens does not need it.
+        let _ = print(&format_args!("{line}\n"));
+    }
+}
+
+/// Writes data to stdout. Whoever closed it does not want more.
+fn print(data: &impl fmt::Display) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match write!(out, "{data}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to stdout")
+        }
+        _ => Ok(()),
     }
 }
 

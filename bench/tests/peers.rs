@@ -27,7 +27,7 @@ fn a_short_run_measures_a_row_over_every_way() {
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{told}");
     let table = String::from_utf8_lossy(&output.stdout);
-    let report = fs::read_to_string(json).expect("written");
+    let report = fs::read_to_string(&json).expect("written");
     let report: Value = serde_json::from_str(&report).expect("JSON");
     assert_eq!(report["failures"], Value::Array(Vec::new()));
     let lines = report["lines"].as_array().expect("lines");
@@ -50,6 +50,16 @@ fn a_short_run_measures_a_row_over_every_way() {
             assert_eq!(median > Some(0.0), !direct, "{measure} of {line}");
         }
     }
+    let (reader, writer) = std::io::pipe().expect("made");
+    drop(reader);
+    let output = Command::new(PROGRAM)
+        .args(["peers", "--join"])
+        .arg(&json)
+        .stdout(writer)
+        .output()
+        .expect("started");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), told.as_ref()), (Some(0), ""));
 }
 
 #[test]

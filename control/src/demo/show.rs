@@ -36,7 +36,9 @@ pub(super) fn scene(scene: &Scene) {
         ..
     } = scene;
     let (directory, logs) = (directory.display(), logs.display());
-    println!(
+    // Whoever closed stdout does not want to know.
+    let _ = writeln!(
+        io::stdout(),
         "
   open     http://{binding}/  (the binding: where an application connects)
   service  http://{service}/  (the endpoint: only the agent connects to it)
