@@ -38,6 +38,8 @@ struct Sizes {
     through: Option<Instant>,
     /// When the last datagram was sent that was lost.
     last_lost: Option<Instant>,
+    /// Bytes sent since, together with at least one of full size: who says little shows nothing of the path by what is lost.
+    sent: u64,
     /// Bytes lost since.
     lost: u64,
 }
@@ -55,7 +57,14 @@ impl Sizes {
             mtu: mtu.into(),
             through: None,
             last_lost: None,
+            sent: 0,
             lost: 0,
+        }
+    }
+
+    fn sent(&mut self, bytes: u64) {
+        if bytes + SHORT_MAX >= self.mtu {
+            self.sent = self.sent.saturating_add(bytes);
         }
     }
 
@@ -65,7 +74,7 @@ impl Sizes {
         }
         self.through = self.through.max(Some(sent));
         if self.through >= self.last_lost {
-            self.lost = 0;
+            (self.sent, self.lost) = (0, 0);
         }
     }
 
@@ -73,14 +82,14 @@ impl Sizes {
     fn lost(&mut self, sent: Instant, bytes: u64) {
         self.last_lost = self.last_lost.max(Some(sent));
         if self.through >= self.last_lost {
-            self.lost = 0;
+            (self.sent, self.lost) = (0, 0);
         } else {
             self.lost += bytes;
         }
     }
 
     fn are_suspicious(&self) -> bool {
-        self.mtu > MTU_MIN.into() && self.lost >= LOST_MAX * self.mtu
+        self.mtu > MTU_MIN.into() && self.lost.min(self.sent) >= LOST_MAX * self.mtu
     }
 }
 
@@ -119,6 +128,7 @@ impl Controller for Watched {
     }
 
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.sizes.sent(bytes);
         self.inner.on_sent(now, bytes, last_packet_number);
     }
 
@@ -184,6 +194,7 @@ mod tests {
         let mut sizes = Sizes::of(1_452);
         sizes.acknowledged(time.next().unwrap(), LARGE);
         for expected in [false, false, true] {
+            sizes.sent(3 * LARGE);
             sizes.lost(time.next().unwrap(), 3 * LARGE);
             sizes.acknowledged(time.next().unwrap(), SMALL);
             assert_eq!(sizes.are_suspicious(), expected);
@@ -195,12 +206,14 @@ mod tests {
         let mut time = times();
         let mut sizes = Sizes::of(1_452);
         for _ in 0..10 {
+            sizes.sent(41 * LARGE);
             sizes.lost(time.next().unwrap(), 40 * LARGE);
             sizes.acknowledged(time.next().unwrap(), LARGE);
             assert!(!sizes.are_suspicious());
         }
         for _ in 0..10 {
             let (lost, through) = (time.next().unwrap(), time.next().unwrap());
+            sizes.sent(41 * LARGE);
             sizes.acknowledged(through, LARGE);
             sizes.lost(lost, 40 * LARGE);
             assert!(!sizes.are_suspicious());
@@ -212,15 +225,25 @@ mod tests {
         let mut time = times();
         let mut sizes = Sizes::of(1_452);
         for _ in 0..7 {
+            sizes.sent(LARGE);
             sizes.lost(time.next().unwrap(), LARGE);
         }
         assert!(!sizes.are_suspicious());
         // One datagram of a path that takes 64 KiB is no more than one.
         let mut wide = Sizes::of(65_507);
+        wide.sent(65_507);
         wide.lost(time.next().unwrap(), 65_507);
         assert!(!wide.are_suspicious());
         let mut smallest = Sizes::of(MTU_MIN);
+        smallest.sent(100 * SMALL);
         smallest.lost(time.next().unwrap(), 100 * SMALL);
         assert!(!smallest.are_suspicious());
+        // Whoever says little loses little ones for ever.
+        let mut quiet = Sizes::of(1_452);
+        for _ in 0..1_000 {
+            quiet.sent(200);
+            quiet.lost(time.next().unwrap(), 200);
+        }
+        assert!(!quiet.are_suspicious());
     }
 }
