@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # A release build guided by a profile: builds Underpass so that it counts what it runs, lets it carry bulk, requests, statements and new connections for
-# two minutes, and builds it again by what was counted. About 20 minutes on two cores; the program is target/pgo/underpass.
+# a good minute, and builds it again by what was counted. About 20 minutes on two cores; the program is target/pgo/underpass.
 #
-# Needs LLVM's tools of rustc's own version: rustup's llvm-tools, or Debian's llvm-NN (https://apt.llvm.org).
+# Needs LLVM's tools (tests/llvm.sh).
 #
 #   bench/pgo.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=tests/llvm.sh
+source tests/llvm.sh
 
 DIR=$(realpath -m "${CARGO_TARGET_DIR:-target}/pgo")
 readonly DIR
@@ -16,7 +18,8 @@ readonly TARGET
 readonly SECONDS_EACH=3 READY_WITHIN=20
 
 main() {
-    profdata
+    local profdata
+    profdata=$(llvm profdata)
     cargo build --release -p underpass-loadtest
     local load=${CARGO_TARGET_DIR:-target}/release/underpass-loadtest
     load=$(realpath "$load")
@@ -28,7 +31,7 @@ main() {
             train "$load" "$io" "$mtu"
         done
     done
-    "$PROFDATA" merge -o "$DIR/profile" "$DIR/counts"
+    "$profdata" merge -o "$DIR/profile" "$DIR/counts"
     build "-Cprofile-use=$DIR/profile"
     cp "$DIR/$TARGET/release/underpass" "$DIR/underpass"
     echo "$DIR/underpass"
@@ -81,16 +84,6 @@ free_ports() {
 held = [socket.socket() for _ in range(3)]
 for one in held: one.bind(("127.0.0.1", 0))
 print(*[one.getsockname()[1] for one in held])'
-}
-
-profdata() {
-    local major tool
-    major=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
-    for tool in "$(rustc --print sysroot)/lib/rustlib/$TARGET/bin/llvm-profdata" "llvm-profdata-$major"; do
-        PROFDATA=$(command -v "$tool") && return
-    done
-    echo "pgo: llvm-profdata of LLVM $major is not installed; install with: rustup component add llvm-tools, or apt-get install llvm-$major" >&2
-    exit 1
 }
 
 main "$@"

@@ -2,12 +2,14 @@
 # How much of dataplane/ and control/ the quick tests run: lines, in percent, and of the parts that must be whole (who may come in, frames, states of a
 # session) each by itself. Tests that start real servers are left out, so the figures are a lower bound. About twenty minutes on two cores.
 #
-# Needs LLVM's tools of rustc's own version: rustup's llvm-tools, or Debian's llvm-NN (https://apt.llvm.org).
+# Needs LLVM's tools (tests/llvm.sh).
 #
 #   tests/coverage.sh            the table
 #   tests/coverage.sh --files    every file, too
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=tests/llvm.sh
+source tests/llvm.sh
 
 readonly DIR=${CARGO_TARGET_DIR:-$PWD/target}/coverage
 # Quick ones: the crates' own, and those whose peers are in the test.
@@ -25,7 +27,9 @@ readonly PARTS=(
 )
 
 main() {
-    tools
+    local profdata cov
+    profdata=$(llvm profdata)
+    cov=$(llvm cov)
     rm -rf "$DIR/profiles"
     # Counters that are in the file all the time (%c): most processes that tests start end by a signal.
     export CARGO_TARGET_DIR=$DIR LLVM_PROFILE_FILE="$DIR/profiles/%p-%m%c.profraw"
@@ -36,12 +40,12 @@ main() {
     told=$(mktemp)
     cargo test --no-fail-fast "${PACKAGES[@]}" "${TESTS[@]}" >"$told" 2>&1 || status=$?
     grep -E '^test .*FAILED|^test result' "$told" | sort | uniq -c | sort -rn | head -40
-    "$PROFDATA" merge --sparse --failure-mode=all -o "$DIR/merged.profdata" "$DIR"/profiles/*.profraw
+    "$profdata" merge --sparse --failure-mode=all -o "$DIR/merged.profdata" "$DIR"/profiles/*.profraw
     local objects=()
     while read -r binary; do
         objects+=(--object "$binary")
     done < <(sed -n 's/^ *Running .*(\(.*\))$/\1/p' "$told")
-    "$COV" export --summary-only --instr-profile="$DIR/merged.profdata" "$DIR/debug/underpass" "${objects[@]}" >"$DIR/coverage.json"
+    "$cov" export --summary-only --instr-profile="$DIR/merged.profdata" "$DIR/debug/underpass" "${objects[@]}" >"$DIR/coverage.json"
     python3 - "$DIR/coverage.json" "$PWD" "${1:-}" "${PARTS[@]}" <<'PYTHON'
 import json, re, sys
 report, root, files, *parts = sys.argv[1:]
@@ -62,20 +66,6 @@ if files:
         print(percent([pair]), path)
 PYTHON
     return "$status"
-}
-
-tools() {
-    local major sysroot
-    major=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
-    sysroot=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin
-    # One of another version cannot read what this rustc writes.
-    local tool
-    for tool in "$sysroot/llvm-%s" "llvm-%s-$major"; do
-        # shellcheck disable=SC2059 # The name of the tool is the format.
-        PROFDATA=$(command -v "$(printf "$tool" profdata)") && COV=$(command -v "$(printf "$tool" cov)") && return
-    done
-    echo "coverage: llvm-profdata and llvm-cov of LLVM $major are not installed; install with: rustup component add llvm-tools, or apt-get install llvm-$major" >&2
-    exit 1
 }
 
 main "$@"

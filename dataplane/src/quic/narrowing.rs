@@ -1,7 +1,7 @@
 //! A path that became narrower while a session sends at full size: its large datagrams are lost, all of them, and nothing says why.
 //!
 //! The protocol core looks out for that itself, and falls back to the smallest size after four bursts of losses. Each burst takes a probe timeout, and
-//! where both ends send in bulk it takes longer: an acknowledgement rides in a large datagram, and is lost with it. A session stood still for 2.4 to
+//! where both ends send in bulk it takes longer: an acknowledgement rides in a large datagram, and is lost with it. A session stood still for 1.1 to
 //! 10 s then (docs/sim.md). So this one is satisfied with a few datagrams in a row, if nothing large got through behind them. An outage looks the same:
 //! then, too, the path is taken for a new one (RFC 9000, section 9.4), and the core searches its largest size again (RFC 8899).
 

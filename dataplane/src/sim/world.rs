@@ -120,8 +120,9 @@ pub(super) struct World {
     under_way: u64,
     /// Bytes that were heard in all, and since when no more.
     heard: (u64, Duration),
-    /// The longest time in which nobody heard anything, while somebody was waiting to.
+    /// The longest time in which nobody heard anything, while somebody was waiting to; and since when it is so.
     silence: Duration,
+    silent_since: Duration,
 }
 
 impl World {
@@ -157,6 +158,7 @@ impl World {
             under_way: 0,
             heard: (0, Duration::ZERO),
             silence: Duration::ZERO,
+            silent_since: Duration::ZERO,
             rng,
         }
     }

@@ -21,9 +21,12 @@ impl World {
         let heard = self.peers.values().map(|peer| peer.listener.heard()).sum();
         let nobody_waits = self.peers.values().all(|peer| peer.over.is_some());
         if heard != self.heard.0 || nobody_waits {
+            self.silent_since = age;
+        }
+        self.silence = self.silence.max(age - self.silent_since);
+        if heard != self.heard.0 {
             self.heard = (heard, age);
         }
-        self.silence = self.silence.max(age - self.heard.1);
         let silent = age - self.heard.1 >= SILENT_MAX;
         match self.phase {
             Phase::Storm(until) if age >= until + REGISTERED_WITHIN => {
