@@ -248,7 +248,7 @@ impl Folder {
         candidates
     }
 
-    /// Key files by name; several where they differ in case alone.
+    /// Key files by name, with those that were there a moment ago; several where they differ in case alone.
     fn key_files(&self, faults: &mut Vec<Fault>) -> BTreeMap<HycoName, Vec<PathBuf>> {
         let folder = self.directory.keys();
         let paths = Directory::toml_files(&folder).unwrap_or_else(|error| {
@@ -260,6 +260,11 @@ impl Folder {
             match name_of(&self.directory.shown(&path), &path) {
                 Ok(name) => by_name.entry(name).or_default().push(path),
                 Err(fault) => faults.push(fault),
+            }
+        }
+        for path in self.keys.keys() {
+            if let Ok(name) = name_of("", path) {
+                by_name.entry(name).or_insert_with(|| vec![path.clone()]);
             }
         }
         by_name
@@ -274,9 +279,7 @@ impl Folder {
     ) -> HycoKeys {
         let of_name = files.get(name).map_or(&[][..], Vec::as_slice);
         let path = match of_name {
-            [] => self
-                .known_key_file(name)
-                .unwrap_or_else(|| self.directory.key_file(name)),
+            [] => self.directory.key_file(name),
             [path] => path.clone(),
             [path, other, ..] => {
                 faults.push(keys::equal_but_for_case(&self.directory, name, path, other));
@@ -297,13 +300,6 @@ impl Folder {
         self.look_again |= presence == Presence::Vanished;
         faults.extend(cached.faults().iter().cloned().map(|fault| fault.of(name)));
         cached.present().cloned().unwrap_or_default()
-    }
-
-    fn known_key_file(&self, name: &HycoName) -> Option<PathBuf> {
-        self.keys
-            .keys()
-            .find(|path| name_of("", path).is_ok_and(|known| known == *name))
-            .cloned()
     }
 
     fn forget_keys_without_a_definition(&mut self) {

@@ -3,6 +3,7 @@
 //! [`Source`] is where a snapshot comes from: [`Folder`] today. The publisher numbers what it gives, the feed serves it on
 //! `run/control.sock`. Control may end at any moment: the relay goes on with what it has.
 
+mod bindings;
 pub(crate) mod cache;
 mod dial;
 mod feed;

@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 
 use underpass_proto::HycoName;
 
+use super::bindings::Bindings;
 use crate::files::Fault;
-use crate::files::definition::{Definition, overlap};
+use crate::files::definition::Definition;
 
 /// One file's say.
 #[derive(Clone, Debug)]
@@ -47,27 +48,9 @@ pub(super) fn resolve(candidates: Vec<Candidate>, before: &Standing) -> Standing
         chosen.insert(name, choice);
     }
     // Each round demotes one choice, from the present to the last good to none: it ends.
-    while let Some((loser, winner)) = contradiction(&chosen, before) {
-        let bind = winner.bind;
-        let Some(choice) = chosen.get_mut(&loser) else {
-            break;
-        };
-        if let Some(definition) = choice.demote() {
-            let what = format!(
-                "bind = \"{}\" is taken by {} (\"{}\" in {}); write another address or port",
-                definition
-                    .bind
-                    .map_or_else(String::new, |bind| bind.to_string()),
-                winner.name,
-                bind.map_or_else(String::new, |bind| bind.to_string()),
-                winner.file
-            );
-            faults.push(Fault {
-                file: choice.candidate.file.clone(),
-                line: definition.bind_line,
-                hyco: Some(loser),
-                what,
-            });
+    while let Some((loser, winner)) = take_bindings(&mut chosen, before, &mut faults) {
+        if let Some(choice) = chosen.get_mut(&loser) {
+            faults.extend(choice.give_way(&loser, &winner));
         }
     }
     let by_name = chosen
@@ -92,23 +75,59 @@ impl Choice {
         Self { candidate, current }
     }
 
-    /// Falls back to what is next best; gives what was not to be.
-    fn demote(&mut self) -> Option<Definition> {
-        let fallen = self.current.take();
+    fn bind(&self) -> Option<SocketAddr> {
+        self.current.as_ref()?.bind
+    }
+
+    /// Falls back to what is next best; tells of what was not to be.
+    fn give_way(&mut self, name: &HycoName, winner: &Winner) -> Option<Fault> {
+        let fallen = self.current.take()?;
         let last_good = self.candidate.last_good.take();
-        self.current = last_good.filter(|last_good| {
-            fallen
-                .as_ref()
-                .is_some_and(|fallen| fallen.bind != last_good.bind)
-        });
-        fallen
+        self.current = last_good.filter(|last_good| fallen.bind != last_good.bind);
+        let bind = fallen
+            .bind
+            .map_or_else(String::new, |bind| bind.to_string());
+        let what = format!(
+            "bind = \"{bind}\" is taken by {} (\"{}\" in {}); write another address or port",
+            winner.name, winner.bind, winner.file
+        );
+        Some(Fault {
+            file: self.candidate.file.clone(),
+            line: fallen.bind_line,
+            hyco: Some(name.clone()),
+            what,
+        })
+    }
+}
+
+/// Who has a binding.
+#[derive(Clone, Copy)]
+struct Holder<'c> {
+    name: &'c HycoName,
+    file: &'c str,
+    bind: SocketAddr,
+}
+
+impl Holder<'_> {
+    /// Whether it had it before.
+    fn had_it(&self, before: &Standing) -> bool {
+        let held = before.by_name.get(self.name);
+        held.is_some_and(|(_, definition)| definition.bind == Some(self.bind))
+    }
+
+    fn won(&self) -> Winner {
+        Winner {
+            name: self.name.clone(),
+            file: self.file.to_owned(),
+            bind: self.bind,
+        }
     }
 }
 
 struct Winner {
     name: HycoName,
     file: String,
-    bind: Option<SocketAddr>,
+    bind: SocketAddr,
 }
 
 /// Of several files whose names differ in case alone, the one that held the name, else the first.
@@ -150,44 +169,33 @@ fn one_per_name(
     by_name
 }
 
-/// The first two definitions that want one binding: who has to give way, and to whom.
-fn contradiction(
-    chosen: &BTreeMap<HycoName, Choice>,
+/// Gives bindings out in the order of names; who comes to a taken one falls back to the next best. Ends early where one that was given out must be
+/// given back to who had it before: by whom, and to whom.
+fn take_bindings(
+    chosen: &mut BTreeMap<HycoName, Choice>,
     before: &Standing,
+    faults: &mut Vec<Fault>,
 ) -> Option<(HycoName, Winner)> {
-    let mut taken: BTreeMap<u16, Vec<(&HycoName, &Choice, SocketAddr)>> = BTreeMap::new();
+    let mut taken: Bindings<Holder<'_>> = Bindings::new();
     for (name, choice) in chosen {
-        let Some(bind) = choice
-            .current
-            .as_ref()
-            .and_then(|definition| definition.bind)
-        else {
-            continue;
+        let bind = loop {
+            let Some(bind) = choice.bind() else {
+                break None;
+            };
+            let Some(other) = taken.overlapped(bind) else {
+                break Some(bind);
+            };
+            let file = &choice.candidate.file;
+            let own = Holder { name, file, bind };
+            if own.had_it(before) && !other.had_it(before) {
+                return Some((other.name.clone(), own.won()));
+            }
+            faults.extend(choice.give_way(name, &other.won()));
         };
-        let same_port = taken.entry(bind.port()).or_default();
-        if let Some((other_name, other, other_bind)) =
-            same_port.iter().find(|(_, _, other)| overlap(*other, bind))
-        {
-            let held = |name: &HycoName, bind| {
-                before
-                    .by_name
-                    .get(name)
-                    .is_some_and(|(_, definition)| definition.bind == Some(bind))
-            };
-            let newcomer_holds = held(name, bind) && !held(other_name, *other_bind);
-            let (loser, winner) = if newcomer_holds {
-                (*other_name, (name, choice, bind))
-            } else {
-                (name, (*other_name, *other, *other_bind))
-            };
-            let winner = Winner {
-                name: winner.0.clone(),
-                file: winner.1.candidate.file.clone(),
-                bind: Some(winner.2),
-            };
-            return Some((loser.clone(), winner));
+        if let Some(bind) = bind {
+            let file = &choice.candidate.file;
+            taken.take(bind, Holder { name, file, bind });
         }
-        same_port.push((name, choice, bind));
     }
     None
 }
@@ -195,6 +203,7 @@ fn contradiction(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::definition::overlap;
 
     #[test]
     fn of_two_that_want_one_binding_the_holder_keeps_it() {
@@ -271,6 +280,25 @@ mod tests {
             &Standing::default(),
         );
         assert_eq!(zero.faults, []);
+    }
+
+    #[test]
+    fn a_newcomer_that_wants_all_addresses_gives_way_to_the_one_that_had_its_own() {
+        let old = [
+            candidate("payroll-sql", Some("10.0.0.1:5000")),
+            candidate("tax-sql", Some("10.0.0.2:5000")),
+        ];
+        let before = resolve(old.to_vec(), &Standing::default());
+        let mut all = old.to_vec();
+        all.insert(0, candidate("archive-sql", Some("0.0.0.0:5000")));
+        let after = resolve(all, &before);
+        assert_eq!(names(&after), ["payroll-sql", "tax-sql"]);
+        let told = after.faults[0].to_string();
+        assert!(
+            told.starts_with("connections/archive-sql.toml:3:") && after.faults.len() == 1,
+            "{:?}",
+            after.faults
+        );
     }
 
     #[test]
