@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
-use underpass_loadtest::scenario::{self, Group, Pace, Scenario, Sizes};
+use underpass_loadtest::scenario::{self, Group, Pace, Scenario, Second, Sizes};
 use underpass_loadtest::{Endpoint, endpoint};
 
 use super::Settings;
@@ -42,7 +42,7 @@ pub(super) struct Cost {
     pub(super) calls: f64,
     /// Bytes sent meanwhile.
     pub(super) bytes: f64,
-    /// 99th percentile of a call's time.
+    /// 99th percentile of the calls answered in a second: that of the slowest second of those that were measured.
     pub(super) p99: Duration,
 }
 
@@ -152,8 +152,19 @@ fn measured(
             .collect(),
         calls,
         bytes,
-        p99: group.latency.at(0.99).context("no call was answered")?,
+        p99: slowest_p99(&group.series, from, outcome.interval_seconds)
+            .context("no call was answered while it was measured")?,
     })
+}
+
+/// Of the seconds from the one of `from` on. Well before that flows are still being opened, and the first call of each waits for that.
+fn slowest_p99(series: &[Second], from: Duration, interval: f64) -> Option<Duration> {
+    let first = (from.as_secs_f64() / interval) as usize;
+    let measured = series.get(first..)?;
+    measured
+        .iter()
+        .filter_map(|second| second.latency.at(0.99))
+        .max()
 }
 
 /// Flows that were opened, have spoken once, and rest. They end when this is dropped.
@@ -215,6 +226,30 @@ mod tests {
         assert!(cost.p99 > Duration::ZERO, "{cost:?}");
         let cost = bulk(&[server.address()], 2, &own, &short).expect("done");
         assert!(cost.bytes > UPLOADS * UPLOAD as f64 * 0.1, "{cost:?}");
+    }
+
+    #[test]
+    fn what_flows_wait_for_while_they_are_opened_is_not_measured() {
+        let server = serve_calls().expect("serves");
+        let ping = Group {
+            pace: Pace::Rate(100.0),
+            ..Group::new("ping")
+        };
+        let scenario = Scenario {
+            duration: Duration::from_millis(1_500),
+            ..Scenario::new("seconds", vec![ping])
+        };
+        let mut outcome = scenario::run(&scenario, &[server.address()]).expect("run");
+        let series = &mut outcome.groups[0].series;
+        let whole = outcome.interval_seconds;
+        let second = series[1].latency.at(0.99);
+        assert_eq!(slowest_p99(series, SETTLE, whole), second);
+        // A slow one counts from its second on, and not from the next.
+        series[1].latency = series[0].latency.clone();
+        let first = series[0].latency.at(0.99);
+        assert_eq!(slowest_p99(&series[..2], SETTLE, whole), first);
+        assert_eq!(slowest_p99(&series[..2], 2 * SETTLE, whole), None);
+        assert!(first.is_some() && second.is_some());
     }
 
     #[test]
