@@ -4,9 +4,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use underpass_tests::deadline::{MOMENT, pause};
+use underpass_tests::deadline::{MOMENT, pause, wait_for};
 
-use super::cost::{idle, memory_at_rest, processor_time, processor_times};
+use super::cost::{idle, memory_at_rest, open_files, processor_time, processor_times};
 use super::figure::{Figure, Kind, Part};
 use super::load::{self, Cost, Resting};
 use super::stand::Stand;
@@ -47,7 +47,7 @@ pub(super) fn flows(settings: &Settings, count: usize) -> Result<Figures> {
     Ok(figures)
 }
 
-/// Opening, and what flows take that rest.
+/// Opening, what flows take that rest, and their end.
 fn resting(stand: &Stand, settings: &Settings, count: usize, figures: &mut Figures) -> Result<()> {
     let ids = stand.data_plane_ids()?;
     let to = stand.binding(1);
@@ -58,6 +58,7 @@ fn resting(stand: &Stand, settings: &Settings, count: usize, figures: &mut Figur
     load::bulk(&[stand.binding(0)], WARMING, &ids, &warm)?;
     let _warm = Resting::open(to, WARMING)?;
     let memory_before = memory_at_rest(&ids)?;
+    let files_before = open_files(&ids)?;
     let cpu_before = processor_times(&ids)?;
     let open = Resting::open(to, count)?;
     let cpu = since(&cpu_before, &processor_times(&ids)?);
@@ -70,6 +71,15 @@ fn resting(stand: &Stand, settings: &Settings, count: usize, figures: &mut Figur
     }
     let idle = idle(&ids, settings.length)?;
     put_idle(figures, &[Part::Relay, Part::Agent], &idle);
+    let cpu_before = processor_times(&ids)?;
+    drop(open);
+    wait_for("the flows to end", MOMENT, || {
+        let files = open_files(&ids).ok()?;
+        let mut each = files.iter().zip(&files_before);
+        each.all(|(files, before)| files <= before).then_some(())
+    })?;
+    let cpu = since(&cpu_before, &processor_times(&ids)?);
+    put_each(figures, Kind::ClosingCpu, &cpu, count as f64 / MICRO);
     Ok(())
 }
 

@@ -23,6 +23,8 @@ pub enum Kind {
     RequestP99,
     /// Processor time of opening one flow, its first answer included.
     OpeningCpu,
+    /// Processor time of ending one flow, of many that end at once.
+    ClosingCpu,
     /// From the first connect until all flows were answered.
     OpeningTime,
     /// Memory of one idle flow.
@@ -78,6 +80,7 @@ impl Kind {
             Kind::ByteCpu => "processor time per gigabyte",
             Kind::RequestP99 => "p99 of a request",
             Kind::OpeningCpu => "processor time per opened flow",
+            Kind::ClosingCpu => "processor time per ended flow",
             Kind::OpeningTime => "time to open all flows",
             Kind::FlowMemory => "memory per idle flow",
             Kind::SessionMemory => "memory per idle session",
@@ -94,7 +97,7 @@ impl Kind {
     #[must_use]
     pub fn unit(self) -> &'static str {
         match self {
-            Kind::RequestCpu | Kind::OpeningCpu => "µs",
+            Kind::RequestCpu | Kind::OpeningCpu | Kind::ClosingCpu => "µs",
             Kind::ByteCpu | Kind::OpeningTime | Kind::Ready | Kind::Reconnect => "s",
             Kind::RequestP99 | Kind::IdleCpu | Kind::Change | Kind::ReconnectCpu => "ms",
             Kind::FlowMemory | Kind::SessionMemory => "B",
@@ -109,6 +112,7 @@ impl Kind {
             Kind::RequestCpu
             | Kind::ByteCpu
             | Kind::OpeningCpu
+            | Kind::ClosingCpu
             | Kind::FlowMemory
             | Kind::SessionMemory => Shape::Each,
             Kind::OpeningTime

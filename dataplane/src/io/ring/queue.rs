@@ -64,6 +64,11 @@ impl Token {
         Kind::ALL.get((self.0 >> 56) as usize).copied()
     }
 
+    /// As the kernel knows it.
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+
     /// Socket or slot.
     pub(super) fn index(self) -> u32 {
         self.0 as u32

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use io_uring::{opcode, squeue, types::Fd};
 use socket2::{SockAddr, SockRef};
 
+use super::queue::Kind;
 use crate::io::chunks::Chunks;
 use crate::io::{Completion, GATHER_MAX, SocketId, socket};
 
@@ -66,6 +67,16 @@ impl Stream {
             gather: None,
             address: None,
         }
+    }
+
+    /// Kinds of the operations that may be under way: one of each at most.
+    pub(super) fn kinds_under_way(&self) -> [Option<Kind>; 4] {
+        [
+            self.address.is_some().then_some(Kind::Connect),
+            self.receiving.then_some(Kind::Receive),
+            self.sending.is_some().then_some(Kind::Send),
+            self.watch_armed.then_some(Kind::Watch),
+        ]
     }
 
     /// The operation that writes what is left of the send.

@@ -3,7 +3,7 @@
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use io_uring::types::{CancelBuilder, Fd};
+use io_uring::types::Fd;
 use io_uring::{opcode, squeue};
 use socket2::SockRef;
 
@@ -93,19 +93,26 @@ impl Ring {
     }
 
     /// Closes a socket, once nothing is under way on it.
+    ///
+    /// What is under way is cancelled one by one: the kernel finds an operation by its token at once, and those of a descriptor by a walk over all
+    /// that wait in the ring.
     fn cancel_or_remove(&mut self, id: SocketId) {
-        let (fd, busy) = match self.sockets.get(id) {
-            Some(Entry::Stream(stream)) => (stream.fd.as_raw_fd(), stream.under_way > 0),
-            Some(Entry::Listener(listener)) => (listener.fd.as_raw_fd(), listener.accepting),
+        let kinds = match self.sockets.get(id) {
+            Some(Entry::Stream(stream)) if stream.under_way > 0 => stream.kinds_under_way(),
+            Some(Entry::Listener(listener)) if listener.accepting => {
+                [Some(Kind::Accept), None, None, None]
+            }
+            Some(_) => {
+                self.sockets.remove(id);
+                return;
+            }
             None => return,
         };
-        if !busy {
-            self.sockets.remove(id);
-            return;
+        for kind in kinds.into_iter().flatten() {
+            let entry = opcode::AsyncCancel::new(Token::of_socket(kind, id).number()).build();
+            // SAFETY: the entry points at nothing.
+            unsafe { self.queue.push(Token::of_socket(Kind::Cancel, id), entry) };
         }
-        let entry = opcode::AsyncCancel2::new(CancelBuilder::fd(Fd(fd)).all()).build();
-        // SAFETY: the entry points at nothing.
-        unsafe { self.queue.push(Token::of_socket(Kind::Cancel, id), entry) };
     }
 }
 
