@@ -66,6 +66,25 @@ async fn either_manage_key_holds_under_either_name() {
 }
 
 #[tokio::test]
+async fn a_manage_key_that_cannot_be_read_or_made_is_the_servers_fault_and_says_what_to_do() {
+    let api = Api::new();
+    let token = api.token();
+    let file = api.path("keys/_manage.toml");
+    assert!(file.is_file(), "{}", file.display());
+    std::fs::write(&file, "primary = 1").unwrap();
+    let answer = with(&api, NAMESPACE, &token).await;
+    let told = answer.is_problem(500, "internal").to_string();
+    assert!(told.contains("keys/_manage.toml:1"), "{told}");
+    assert!(told.contains("put that file right, or delete it"), "{told}");
+    // Gone, and nothing can be written where it was.
+    std::fs::remove_dir_all(api.path("keys")).unwrap();
+    std::fs::write(api.path("keys"), "").unwrap();
+    let answer = with(&api, NAMESPACE, &token).await;
+    let told = answer.is_problem(500, "internal").to_string();
+    assert!(told.contains("one that control can write"), "{told}");
+}
+
+#[tokio::test]
 async fn a_wrong_token_is_401_and_says_why() {
     let api = Api::new();
     api.create("payroll-sql").await;

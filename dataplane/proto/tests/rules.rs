@@ -8,7 +8,10 @@ use underpass_proto::connection_string::ConnectionStringError as StringError;
 use underpass_proto::endpoint::{EndpointError, HostError};
 use underpass_proto::key::KeyPair;
 use underpass_proto::name::NameError;
-use underpass_proto::snapshot::{HycoLimits, RelayKeys, RelayLimits, SnapshotError, Standing, Tls};
+use underpass_proto::snapshot::{
+    HycoLimits, RegistrationReport, RelayKeys, RelayLimits, SessionReport, SessionState,
+    SnapshotError, Standing, Tls,
+};
 use underpass_proto::wire::{FRAME_MAX, Hello};
 use underpass_proto::*;
 
@@ -576,9 +579,28 @@ fn a_report_that_is_too_long_is_cut_and_says_so() {
         hyco: None,
         what: "x".repeat(1_000),
     };
+    let registration = RegistrationReport {
+        name: "payroll-sql".parse().expect("a name"),
+        rule: Rule::Listen,
+        key_id: KeyId([3; 8]),
+        key: Which::Primary,
+    };
+    let session = SessionReport {
+        role: Role::Agent,
+        agent_id: AgentId([1; 16]),
+        instance: Instance([2; 16]),
+        remote: "192.0.2.1:443".parse().expect("an address"),
+        worker: 0,
+        rtt_us: 1,
+        mtu: 1_452,
+        state: SessionState::Ready,
+        since_unix_ms: 1,
+        hycos: vec![registration; 9],
+    };
     let report = Report {
         io: "ring".into(),
         faults: vec![fault; 5_000],
+        sessions: vec![session; 9],
         ..Report::default()
     };
     let bytes = feed::encode(&FeedMessage::Report(Box::new(report))).expect("cut");
@@ -591,6 +613,12 @@ fn a_report_that_is_too_long_is_cut_and_says_so() {
         (got.truncated, got.faults.len(), got.io.as_str()),
         (true, 625, "ring")
     );
+    let sessions: Vec<usize> = got
+        .sessions
+        .iter()
+        .map(|session| session.hycos.len())
+        .collect();
+    assert_eq!(sessions, [2], "halved as often as the faults were");
 }
 
 #[test]

@@ -179,3 +179,75 @@ fn trust(string: &ConnectionString, ca: &[Vec<u8>]) -> Trust {
         Trust::System
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use underpass_proto::Key;
+
+    use super::*;
+
+    #[test]
+    fn strings_of_one_relay_share_it_and_what_is_known_of_it() {
+        let wants = |names: &[&str]| names.iter().map(|name| want(name, "relay.test")).collect();
+        let before = by_relay(wants(&["payroll-sql"]), Rule::Listen, &[], &[]).expect("one");
+        before[0].has_workers(4);
+        let mut all: Vec<Want> = wants(&["payroll-sql", "orders-sql"]);
+        all.push(want("archive-sql", "other.test"));
+        let after = by_relay(all, Rule::Listen, &[], &before).expect("two relays");
+        let counts: Vec<_> = after
+            .iter()
+            .map(|relay| (relay.wants.len(), relay.workers(), relay.is_known()))
+            .collect();
+        assert_eq!(counts, [(2, 4, true), (1, 1, false)]);
+        let none = after[0].without_wants();
+        assert!(none.is_same(&after[0]) && none.wants.is_empty() && none.workers() == 4);
+    }
+
+    #[test]
+    fn a_string_without_a_pin_trusts_the_authorities_that_are_given_and_else_the_systems() {
+        let trusts = |ca: &[Vec<u8>]| {
+            let wants = vec![want("payroll-sql", "relay.test")];
+            by_relay(wants, Rule::Listen, ca, &[]).expect("one")[0]
+                .trust
+                .clone()
+        };
+        let authority = vec![vec![1, 2, 3]];
+        assert_eq!(trusts(&authority), Trust::Authorities(authority.clone()));
+        assert_eq!(trusts(&[]), Trust::System);
+    }
+
+    #[test]
+    fn strings_that_are_of_no_use_are_told_with_what_to_give_instead() {
+        let told = |wants, rule| {
+            let error = by_relay(wants, rule, &[], &[]).expect_err("of no use");
+            error.to_string()
+        };
+        assert_eq!(
+            told(Vec::new(), Rule::Listen),
+            "no connection string: there is nothing to register for"
+        );
+        assert_eq!(
+            told(vec![want("payroll-sql", "relay.test")], Rule::Send),
+            "the connection string for payroll-sql has a listen key, and this process needs a send key; give it the application string"
+        );
+        let mut sends = want("payroll-sql", "relay.test");
+        sends.string.rule = Rule::Send;
+        assert_eq!(
+            told(vec![sends], Rule::Listen),
+            "the connection string for payroll-sql has a send key, and this process needs a listen key; give it the on-premises string"
+        );
+    }
+
+    fn want(name: &str, relay: &str) -> Want {
+        let key = Key::from_random([7; 32]);
+        let string = format!(
+            "Endpoint=hc://{relay}/{name};SharedAccessKeyName=defaultListener;SharedAccessKey={}",
+            key.expose()
+        );
+        Want {
+            string: string.parse().expect("a string"),
+            weight: 100,
+            priority: 0,
+        }
+    }
+}

@@ -1,7 +1,10 @@
-//! How a sender behaves on its session: how fast it opens flows, and how many it takes back before anybody answered. Each flow that is opened and
-//! reset costs the relay and an agent more than it costs the sender, so whoever does little else is sent away. Knows no streams.
+//! How a peer behaves on its session: how fast a sender opens flows, how many it takes back before anybody answered, and how often anybody asks for
+//! a registration in vain. Each of these costs the relay more than it costs the peer (a flow that is reset, an agent's work; a refusal, a line of the
+//! log), so whoever does little else is sent away. Knows no streams.
 
 use std::time::{Duration, Instant};
+
+use underpass_proto::limits::REGISTRATIONS_MAX;
 
 /// Flows that a sender may open in a second. Beyond, they are refused at once and cost nobody else anything.
 pub(crate) const OPENS_PER_SECOND: u32 = 5_000;
@@ -18,6 +21,12 @@ pub(crate) const WASTED_MAX: u32 = 2_000;
 /// Flows refused for their rate in that time before the session is closed.
 pub(crate) const REFUSED_MAX: u32 = 4 * OPENS_BURST;
 
+/// Refused registrations in that time that the log tells of.
+pub(crate) const REFUSALS_TOLD: u32 = 100;
+
+/// Refused registrations in that time before the session is closed: an agent all of whose keys are of no use asks for each after 1, 2 and 4 s again.
+pub(crate) const REFUSALS_MAX: u32 = 5 * REGISTRATIONS_MAX as u32;
+
 /// The deeds of one session.
 #[derive(Debug)]
 pub(crate) struct Conduct {
@@ -28,6 +37,7 @@ pub(crate) struct Conduct {
     opened: u32,
     wasted: u32,
     refused: u32,
+    in_vain: u32,
 }
 
 /// What is to be done about a deed.
@@ -35,7 +45,7 @@ pub(crate) struct Conduct {
 pub(crate) enum Judged {
     /// Nothing.
     Fine,
-    /// The flow is refused.
+    /// It is refused, and nothing is told of it.
     Refuse,
     /// The session is closed.
     Close,
@@ -51,6 +61,7 @@ impl Conduct {
             opened: 0,
             wasted: 0,
             refused: 0,
+            in_vain: 0,
         }
     }
 
@@ -82,6 +93,17 @@ impl Conduct {
         }
     }
 
+    /// It asks for a registration that it cannot have.
+    pub(crate) fn asks_in_vain(&mut self, now: Instant) -> Judged {
+        self.turn_page(now);
+        self.in_vain += 1;
+        match self.in_vain {
+            0..=REFUSALS_TOLD => Judged::Fine,
+            _ if self.in_vain <= REFUSALS_MAX => Judged::Refuse,
+            _ => Judged::Close,
+        }
+    }
+
     fn refill(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.refilled).as_millis();
         let more = u64::try_from(passed)
@@ -97,7 +119,7 @@ impl Conduct {
     fn turn_page(&mut self, now: Instant) {
         if now.saturating_duration_since(self.window_since) >= WINDOW {
             self.window_since = now;
-            (self.opened, self.wasted, self.refused) = (0, 0, 0);
+            (self.opened, self.wasted, self.refused, self.in_vain) = (0, 0, 0, 0);
         }
     }
 }
@@ -139,6 +161,20 @@ mod tests {
             }
         }
         assert!(closed);
+    }
+
+    #[test]
+    fn who_asks_in_vain_is_told_of_for_a_while_and_sent_away_in_the_end() {
+        let start = Instant::now();
+        let mut conduct = Conduct::new(start);
+        let mut judged = [0; 2];
+        while let known @ (Judged::Fine | Judged::Refuse) = conduct.asks_in_vain(start) {
+            judged[usize::from(known == Judged::Refuse)] += 1;
+        }
+        assert_eq!(judged, [REFUSALS_TOLD, REFUSALS_MAX - REFUSALS_TOLD]);
+        // An agent that has as many registrations as it may, and a right key for none, asks so often in that time.
+        assert!(4 * REGISTRATIONS_MAX as u32 <= REFUSALS_MAX);
+        assert_eq!(conduct.asks_in_vain(start + WINDOW), Judged::Fine);
     }
 
     #[test]

@@ -13,10 +13,11 @@ use quinn_proto::StreamId;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rustc_hash::FxHashMap;
-use tracing::debug;
+use tracing::field::display;
+use tracing::{debug, warn};
 use underpass_proto::limits::{HELLO_DEADLINE, PING_AFTER, REPLACED_AFTER, SUSPECT_AFTER};
 use underpass_proto::snapshot::{SessionReport, SessionState};
-use underpass_proto::wire::{Hello, Refused, RefusedCode, VERSION, Welcome};
+use underpass_proto::wire::{Hello, Refused, RefusedCode, Register, VERSION, Welcome};
 use underpass_proto::{AgentId, Exporter, Frame, HycoName, Instance, Role, Rule, SessionCode};
 
 pub(crate) use self::probes::Asker;
@@ -465,13 +466,25 @@ impl Peer {
         }
     }
 
+    /// Refuses a registration. Who asks in vain again and again fills no log, and is sent away in the end.
     fn refuse(
         &mut self,
+        now: Instant,
         quic: &mut Driver,
         session: SessionId,
-        hyco: HycoName,
+        register: &Register,
         code: RefusedCode,
+        why: &str,
     ) -> Verdict {
+        let hyco = register.hyco.clone();
+        match self.conduct.asks_in_vain(now) {
+            conduct::Judged::Fine => {
+                let agent = self.hello.as_ref().map(|hello| display(hello.agent_id));
+                warn!(%hyco, key = %register.key_id, agent, %why, "registration refused");
+            }
+            conduct::Judged::Refuse => {}
+            conduct::Judged::Close => return Verdict::Close(SessionCode::Overloaded),
+        }
         self.say(quic, session, &Frame::Refused(Refused { hyco, code }))
     }
 

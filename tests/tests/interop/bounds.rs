@@ -234,7 +234,7 @@ on_every_backend! {
 
 impl Relay {
     /// Tries until it is so.
-    async fn until(&self, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    pub(crate) async fn until(&self, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
         let end = Instant::now() + MOMENT;
         while !is_so().await {
             assert!(Instant::now() < end, "waited in vain until {what}");

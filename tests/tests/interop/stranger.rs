@@ -114,6 +114,11 @@ impl Session {
         .await
     }
 
+    /// The next frame on the control stream, with its type.
+    pub(crate) async fn hear_any(&mut self) -> (u8, Body) {
+        soon("a frame", read_any(&mut self.from_relay, "any frame")).await
+    }
+
     /// Lets the session go; what it still says leaves by this.
     pub(crate) fn into_endpoint(self) -> Endpoint {
         self.endpoint
@@ -139,15 +144,22 @@ impl Session {
     }
 }
 
-/// Reads one frame, header and body.
+/// Reads one frame of this type, header and body.
 pub(crate) async fn read_frame(stream: &mut RecvStream, wanted: u8) -> Body {
+    let what = format!("a frame of type {wanted:#04x}");
+    let (kind, body) = read_any(stream, &what).await;
+    assert_eq!(kind, wanted, "another type of frame came");
+    body
+}
+
+/// Reads one frame, header and body.
+async fn read_any(stream: &mut RecvStream, what: &str) -> (u8, Body) {
     let mut head = [0; 3];
-    let failed = |error| panic!("waiting for a frame of type {wanted:#04x}: {error}");
+    let failed = |error| panic!("waiting for {what}: {error}");
     stream.read_exact(&mut head).await.unwrap_or_else(failed);
     let mut body = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
     stream.read_exact(&mut body).await.unwrap_or_else(failed);
-    assert_eq!(head[0], wanted, "another type of frame came: {body:02x?}");
-    Body::new(body)
+    (head[0], Body::new(body))
 }
 
 pub(crate) fn exporter(connection: &Connection) -> [u8; 32] {

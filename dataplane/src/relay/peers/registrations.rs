@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use tracing::{info, warn};
+use tracing::info;
 use underpass_proto::limits::REGISTRATIONS_MAX;
 use underpass_proto::proof::{CheckedKey, check_register, relay_proof};
 use underpass_proto::snapshot::{HybridConnection, RegistrationReport, Standing};
@@ -52,13 +52,14 @@ impl Peers {
         let (definition, checked) = match authorise(plan, &hello, &register, &peer.exporter) {
             Ok(authorised) => authorised,
             Err(why) => {
-                warn!(hyco = %name, key = %register.key_id, agent = %hello.agent_id, %why, "registration refused");
-                return peer.refuse(quic, session, name, RefusedCode::NotAuthorised);
+                let code = RefusedCode::NotAuthorised;
+                return peer.refuse(now, quic, session, &register, code, &why);
             }
         };
         if !peer.registrations.contains_key(&name) {
             if peer.registrations.len() >= REGISTRATIONS_MAX {
-                return peer.refuse(quic, session, name, RefusedCode::Overloaded);
+                let why = "a session has no more of them";
+                return peer.refuse(now, quic, session, &register, RefusedCode::Overloaded, why);
             }
             let who = Who {
                 agent_id: hello.agent_id,
@@ -68,8 +69,9 @@ impl Peers {
             let most = definition.limits.listeners_max;
             let listeners = &self.directory.listeners;
             if register.rule == Rule::Listen && !listeners.join(now, definition, who, self.worker) {
-                warn!(hyco = %name, agent = %hello.agent_id, most, "registration refused: too many listeners");
-                return peer.refuse(quic, session, name, RefusedCode::TooManyListeners);
+                let why = format!("too many listeners, {most} may be");
+                let code = RefusedCode::TooManyListeners;
+                return peer.refuse(now, quic, session, &register, code, &why);
             }
         }
         let keys = &self.directory.keys;
