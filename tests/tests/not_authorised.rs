@@ -30,6 +30,9 @@ const NAME: &str = "payroll-sql";
 /// Registers of each kind whose times are compared.
 const TIMES: usize = 300;
 
+/// Of a session's refusals in ten seconds the log tells of so many.
+const TOLD: usize = 100;
+
 /// How far medians of the kinds may lie apart: a reply takes some 100 µs, and other tests may have built up the machine's load. Work that one kind alone is spared, such as
 /// a hash of the key, is less; what would be seen is a name looked up elsewhere, or a pause.
 const APART: Duration = Duration::from_micros(150);
@@ -69,7 +72,8 @@ on_every_backend! {
             let told = log.lines().filter(|line| {
                 line.contains("registration refused") && line.contains(name) && line.contains(why)
             });
-            assert_eq!(told.count(), TIMES, "{why}");
+            let count = told.count();
+            assert!((TOLD / 3..=TIMES).contains(&count), "{why}: {count} lines");
         }
         scene.assert_nothing_served();
     }

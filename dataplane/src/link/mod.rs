@@ -5,12 +5,13 @@ pub(crate) mod links;
 mod session;
 pub(crate) mod supervise;
 pub(crate) mod wants;
+mod words;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn_proto::{ConnectionError, StreamId};
+use quinn_proto::StreamId;
 use rand::{Rng, RngExt};
 use rustc_hash::FxHashMap;
 use tracing::warn;
@@ -19,6 +20,7 @@ use underpass_proto::{Endpoint, Frame, HycoName, Role, SessionCode};
 
 use self::session::{Session, State};
 use self::wants::{Identity, Relay};
+pub(crate) use self::words::words;
 use crate::control_stream::ControlStream;
 use crate::quic::{Driver, SessionId, cid, config};
 
@@ -495,26 +497,5 @@ impl Link {
     #[must_use]
     pub(crate) fn all(&self) -> Vec<SessionId> {
         self.sessions.keys().copied().collect()
-    }
-}
-
-/// What a lost session means to a person.
-#[must_use]
-pub(crate) fn words(why: &ConnectionError) -> String {
-    match why {
-        ConnectionError::TimedOut => "no answer".into(),
-        ConnectionError::Reset => {
-            "the relay does not know the session any more (it was restarted)".into()
-        }
-        ConnectionError::ApplicationClosed(close) => {
-            match SessionCode::from_u64(close.error_code.into_inner()) {
-                Some(code) => format!("the relay closed the session: {code}"),
-                None => "the relay closed the session".into(),
-            }
-        }
-        ConnectionError::TransportError(error) if error.to_string().contains("certificate") => {
-            format!("the relay's certificate is not the pinned or trusted one ({error})")
-        }
-        other => other.to_string(),
     }
 }

@@ -256,3 +256,10 @@ fn of(sessions: &[(u8, SessionState)]) -> Sessions {
         .remove(&name())
         .unwrap_or_default()
 }
+
+#[test]
+fn times_are_told_as_people_say_them() {
+    let told =
+        [0, 119, 120, 7_199, 7_200, 200_000].map(|seconds| ago(Duration::from_secs(seconds)));
+    assert_eq!(told, ["0 s", "119 s", "2 min", "119 min", "2 h", "55 h"]);
+}
