@@ -1,7 +1,7 @@
 //! The small parts of the data plane, each by itself: frames, proofs, packet encryption, the one copy of a byte, a flush, a pick.
 //! Never the whole: what a user gets is measured by `underpass-bench peers`.
 //!
-//! `cargo bench -p underpass-bench --bench parts [-- NAME]`
+//! `cargo bench -p underpass-bench [-- NAME]`; with `-- --quick` in minutes
 
 mod aead;
 mod copies;
