@@ -107,16 +107,20 @@ impl Session {
 
     /// The next frame on the control stream, which must be of this type.
     pub(crate) async fn hear(&mut self, wanted: u8) -> Body {
-        soon(
-            &format!("a frame of type {wanted:#04x}"),
-            read_frame(&mut self.from_relay, wanted),
-        )
-        .await
+        let (kind, body) = self.hear_any().await;
+        assert_eq!(kind, wanted, "another type of frame came");
+        body
     }
 
-    /// The next frame on the control stream, with its type.
+    /// The next frame on the control stream, with its type. The relay may ask for a probe at any time, which nobody here answers.
     pub(crate) async fn hear_any(&mut self) -> (u8, Body) {
-        soon("a frame", read_any(&mut self.from_relay, "any frame")).await
+        loop {
+            let next = read_any(&mut self.from_relay, "a frame");
+            let (kind, body) = soon("a frame", next).await;
+            if kind != wire::PROBE {
+                return (kind, body);
+            }
+        }
     }
 
     /// Lets the session go; what it still says leaves by this.

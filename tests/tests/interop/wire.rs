@@ -16,6 +16,7 @@ pub(crate) const REGISTERED: u8 = 0x04;
 pub(crate) const REFUSED: u8 = 0x05;
 pub(crate) const DEREGISTER: u8 = 0x07;
 pub(crate) const DRAINING: u8 = 0x08;
+pub(crate) const PROBE: u8 = 0x09;
 pub(crate) const PROBED: u8 = 0x0a;
 pub(crate) const OPEN: u8 = 0x10;
 pub(crate) const OPENED: u8 = 0x11;
