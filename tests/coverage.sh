@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # How much of dataplane/ and control/ the tests run: lines, in percent, and of the parts that must be whole (who may come in, frames, states of a
-# session) each by itself. The tests' own lines count for nothing. About twenty minutes on two cores, most of it the tests.
+# session) each by itself. The tests' own lines count for nothing. About twenty minutes on two cores, half of them the build.
 #
 # Needs LLVM's tools (tests/llvm.sh), and the servers that tests/run.sh installs.
 #

@@ -4,9 +4,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use underpass_loadtest::stand::usage::open_files;
 use underpass_tests::deadline::{MOMENT, pause, wait_for};
 
-use super::cost::{idle, memory_at_rest, open_files, processor_time, processor_times};
+use super::cost::{idle, memory_at_rest, processor_time, processor_times};
 use super::figure::{Figure, Kind, Part};
 use super::load::{self, Cost, Resting};
 use super::stand::Stand;
@@ -58,7 +59,7 @@ fn resting(stand: &Stand, settings: &Settings, count: usize, figures: &mut Figur
     load::bulk(&[stand.binding(0)], WARMING, &ids, &warm)?;
     let _warm = Resting::open(to, WARMING)?;
     let memory_before = memory_at_rest(&ids)?;
-    let files_before = open_files(&ids)?;
+    let files_before = [open_files(ids[0])?, open_files(ids[1])?];
     let cpu_before = processor_times(&ids)?;
     let open = Resting::open(to, count)?;
     let cpu = since(&cpu_before, &processor_times(&ids)?);
@@ -74,9 +75,9 @@ fn resting(stand: &Stand, settings: &Settings, count: usize, figures: &mut Figur
     let cpu_before = processor_times(&ids)?;
     drop(open);
     wait_for("the flows to end", MOMENT, || {
-        let files = open_files(&ids).ok()?;
-        let mut each = files.iter().zip(&files_before);
-        each.all(|(files, before)| files <= before).then_some(())
+        let mut each = ids.iter().zip(files_before);
+        each.all(|(&id, before)| open_files(id).is_ok_and(|files| files <= before))
+            .then_some(())
     })?;
     let cpu = since(&cpu_before, &processor_times(&ids)?);
     put_each(figures, Kind::ClosingCpu, &cpu, count as f64 / MICRO);

@@ -45,20 +45,6 @@ pub(super) fn processor_times(processes: &[u32]) -> Result<Vec<Duration>> {
         .collect()
 }
 
-/// Open files of each process, in their order.
-///
-/// # Errors
-/// One of them has ended.
-pub(super) fn open_files(processes: &[u32]) -> Result<Vec<usize>> {
-    let count = |&process: &u32| {
-        let files = fs::read_dir(format!("/proc/{process}/fd"));
-        Ok(files
-            .with_context(|| format!("process {process} has ended"))?
-            .count())
-    };
-    processes.iter().map(count).collect()
-}
-
 /// Processor time that each process takes of a second, while nothing is asked of it.
 ///
 /// # Errors

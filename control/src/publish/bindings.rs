@@ -38,7 +38,7 @@ impl<T: Copy> Bindings<T> {
         }
     }
 
-    /// Gives `bind` to `holder`. It overlaps none that is taken. Port 0 is free ever again.
+    /// Gives `bind` to `holder`. It overlaps none that is taken. Port 0 is never taken.
     pub(super) fn take(&mut self, bind: SocketAddr, holder: T) {
         if bind.port() == 0 {
             return;

@@ -17,7 +17,7 @@ use crate::wire::{self, Register};
 use crate::{NAME, Relay, with_relay};
 
 /// Code of a session or a flow that was at a limit.
-const OVERLOADED: u64 = 8;
+pub(crate) const OVERLOADED: u64 = 8;
 
 /// Newcomers at once: more than may begin without a proof of their address, and more than may be under way for one address.
 const CROWD: usize = 300;

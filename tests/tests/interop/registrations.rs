@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Instant;
 
-use quinn::{ConnectionError, SendStream, TransportConfig, VarInt};
+use quinn::{ConnectionError, TransportConfig, VarInt};
 use tokio::io::AsyncWriteExt;
 use underpass_proto::snapshot::{HycoReport, ListenerReport, SessionState};
 use underpass_tests::deadline::{LOOK_EACH, MOMENT, wait_for};
@@ -13,6 +13,7 @@ use underpass_tests::installation::{Installation, Setup, write_secret};
 use underpass_tests::service::{Service, Talk};
 use underpass_tests::{on_every_backend, turn};
 
+use crate::bounds::OVERLOADED;
 use crate::stranger::{Session, client};
 use crate::wire::{self, Register};
 use crate::{NAME, Relay, StrangeRelay, runtime, soon, with_relay};
@@ -21,9 +22,6 @@ const OTHER: &str = "orders-sql";
 
 /// Code of a session whose peer broke the protocol.
 const PROTOCOL: u64 = 1;
-
-/// Code of a session that asks for more than it may.
-const OVERLOADED: u64 = 8;
 
 /// Code of a Register beyond `listeners_max`.
 const TOO_MANY_LISTENERS: u8 = 2;
@@ -141,7 +139,7 @@ on_every_backend! {
                 let mut relay = StrangeRelay::meet(io, endpoint.local_addr().unwrap()).await;
                 let key = relay.key.clone();
                 relay.prove(&key).await;
-                tell(&mut relay.to_agent, &said).await;
+                relay.to_agent.write_all(&said).await.unwrap();
                 match soon("the agent to leave", relay.connection.closed()).await {
                     ConnectionError::ApplicationClosed(close) => {
                         assert_eq!(close.error_code.into_inner(), PROTOCOL, "{what}");
@@ -174,9 +172,7 @@ on_every_backend! {
         assert_eq!(Talk::start(orders).unwrap().letter, b'o');
         before.exchange().unwrap();
     }
-}
 
-on_every_backend! {
     fn an_agent_goes_to_a_relay_that_its_file_names_anew_and_leaves_it_when_it_is_named_no_more(io) {
         let _turn = turn::shared();
         let services = [b'p', b'o'].map(|letter| Service::start(letter).unwrap());
@@ -205,11 +201,6 @@ on_every_backend! {
 /// A listener's Register for this session, with the right key.
 fn listener(relay: &Relay, session: &Session) -> Vec<u8> {
     Register::listen(NAME).frame(&relay.secret.key, &session.exporter())
-}
-
-/// Says it, to who may be gone by then.
-async fn tell(to: &mut SendStream, said: &[u8]) {
-    let _ = to.write_all(said).await;
 }
 
 impl Relay {
