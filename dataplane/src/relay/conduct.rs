@@ -104,6 +104,11 @@ impl Conduct {
         }
     }
 
+    /// Whether the refusal just judged is the first that nothing is told of.
+    pub(crate) fn falls_silent(&self) -> bool {
+        self.in_vain == REFUSALS_TOLD + 1
+    }
+
     fn refill(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.refilled).as_millis();
         let more = u64::try_from(passed)
@@ -168,9 +173,12 @@ mod tests {
         let start = Instant::now();
         let mut conduct = Conduct::new(start);
         let mut judged = [0; 2];
+        let mut silenced = 0;
         while let known @ (Judged::Fine | Judged::Refuse) = conduct.asks_in_vain(start) {
             judged[usize::from(known == Judged::Refuse)] += 1;
+            silenced += u32::from(conduct.falls_silent());
         }
+        assert_eq!(silenced, 1);
         assert_eq!(judged, [REFUSALS_TOLD, REFUSALS_MAX - REFUSALS_TOLD]);
         // An agent that has as many registrations as it may, and a right key for none, asks so often in that time.
         assert!(4 * REGISTRATIONS_MAX as u32 <= REFUSALS_MAX);

@@ -482,6 +482,13 @@ impl Peer {
                 let agent = self.hello.as_ref().map(|hello| display(hello.agent_id));
                 warn!(%hyco, key = %register.key_id, agent, %why, "registration refused");
             }
+            conduct::Judged::Refuse if self.conduct.falls_silent() => {
+                let agent = self.hello.as_ref().map(|hello| display(hello.agent_id));
+                warn!(
+                    agent,
+                    "more refused registrations of this session are not told"
+                );
+            }
             conduct::Judged::Refuse => {}
             conduct::Judged::Close => return Verdict::Close(SessionCode::Overloaded),
         }

@@ -1,7 +1,6 @@
 //! What a relay bears of peers that ask for much: each bound is reached from outside, and others notice nothing.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn::{Endpoint, TransportConfig, VarInt};
@@ -40,11 +39,9 @@ const AMPLIFICATION_MAX: usize = 3;
 on_every_backend! {
     fn a_flow_waits_for_room_on_its_listeners_session(io) {
         with_relay(io, async |relay: Relay| {
-            let mut config = client(&relay.secret.pin);
             let mut transport = TransportConfig::default();
             transport.max_concurrent_bidi_streams(VarInt::from_u32(2));
-            config.transport_config(Arc::new(transport));
-            let session = Session::dial_as(relay.listen, config).await.unwrap();
+            let session = Session::dial_with(relay.listen, &relay.secret.pin, transport).await.unwrap();
             let session = relay.greet_and_register(session, &relay.secret.key).await;
             let mut first = relay.flow(&session.connection).await;
             let _second = relay.flow(&session.connection).await;
@@ -234,7 +231,7 @@ on_every_backend! {
 
 impl Relay {
     /// Tries until it is so.
-    pub(crate) async fn until(&self, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    async fn until(&self, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
         let end = Instant::now() + MOMENT;
         while !is_so().await {
             assert!(Instant::now() < end, "waited in vain until {what}");

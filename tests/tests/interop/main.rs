@@ -178,8 +178,10 @@ fn with_relay(io: Io, test: impl AsyncFnOnce(Relay)) {
     runtime().block_on(test(relay));
 }
 
+/// With a thread for the peers beside the test's own, which may wait for processes meanwhile.
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread()
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .build()
         .unwrap()

@@ -2,19 +2,18 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::time::Instant;
 
 use quinn::{ConnectionError, TransportConfig, VarInt};
 use tokio::io::AsyncWriteExt;
 use underpass_proto::snapshot::{HycoReport, ListenerReport, SessionState};
-use underpass_tests::deadline::{LOOK_EACH, MOMENT, wait_for};
+use underpass_tests::deadline::{MOMENT, wait_for};
 use underpass_tests::installation::{Installation, Setup, write_secret};
 use underpass_tests::service::{Service, Talk};
 use underpass_tests::{on_every_backend, turn};
 
 use crate::bounds::OVERLOADED;
-use crate::stranger::{Session, client};
+use crate::stranger::Session;
 use crate::wire::{self, Register};
 use crate::{NAME, Relay, StrangeRelay, runtime, soon, with_relay};
 
@@ -35,7 +34,7 @@ on_every_backend! {
             // Of a name that it never had: nothing happens.
             session.say(&wire::frame(wire::DEREGISTER, &wire::text("no-such-name"))).await;
             session.say(&wire::frame(wire::DEREGISTER, &wire::text(NAME))).await;
-            relay.listeners(0).await;
+            relay.listeners(0);
             relay.resets_applications().await;
             session.has_no_flow().await;
             flow.socket.write_all(b"still here").await.unwrap();
@@ -65,10 +64,10 @@ on_every_backend! {
                 assert!(Instant::now() < end, "two listeners where one may be");
             };
             // The first is not disturbed, and when it goes the second may come.
-            relay.listeners(1).await;
+            relay.listeners(1);
             assert_eq!(relay.flow(&first.connection).await.name, NAME);
             first.say(&wire::frame(wire::DEREGISTER, &wire::text(NAME))).await;
-            relay.listeners(0).await;
+            relay.listeners(0);
             relay.register_on(&mut second, &relay.secret.key).await;
             assert_eq!(relay.flow(&second.connection).await.name, NAME);
         });
@@ -84,7 +83,7 @@ on_every_backend! {
             let mut other = Session::greet(relay.listen, &relay.secret.pin).await;
             relay.register_on(&mut other, &relay.secret.key).await;
             session.say(&wire::frame(wire::DRAINING, &[])).await;
-            relay.draining().await;
+            relay.draining();
             for _ in 0..4 {
                 assert_eq!(relay.flow(&other.connection).await.name, NAME);
             }
@@ -113,11 +112,9 @@ on_every_backend! {
 
     fn who_does_not_hear_what_it_is_told_is_sent_away(io) {
         with_relay(io, async |relay: Relay| {
-            let mut config = client(&relay.secret.pin);
             let mut transport = TransportConfig::default();
             transport.stream_receive_window(VarInt::from_u32(1_024));
-            config.transport_config(Arc::new(transport));
-            let mut session = Session::dial_as(relay.listen, config).await.unwrap();
+            let mut session = Session::dial_with(relay.listen, &relay.secret.pin, transport).await.unwrap();
             session.say(&wire::hello(1, 1, rand::random(), rand::random())).await;
             let exporter = session.exporter();
             let register = Register::listen("no-such-name").frame(&relay.secret.key, &exporter);
@@ -205,26 +202,19 @@ fn listener(relay: &Relay, session: &Session) -> Vec<u8> {
 
 impl Relay {
     /// Waits until it has so many listeners.
-    async fn listeners(&self, count: u32) {
+    fn listeners(&self, count: u32) {
+        let what = format!("{count} listeners");
         let has = |hyco: &HycoReport| hyco.listeners == count;
-        self.reports(&format!("there are {count} listeners"), has)
-            .await;
+        self.installation.wait_for_hyco(NAME, &what, has).unwrap();
     }
 
     /// Waits until it knows that its listener drains.
-    async fn draining(&self) {
+    fn draining(&self) {
         let drains = |agent: &ListenerReport| agent.state == SessionState::Draining;
         let has = |hyco: &HycoReport| hyco.agents.iter().any(drains);
-        self.reports("a listener drains", has).await;
-    }
-
-    /// Waits until its report says so, while what was said to it leaves.
-    async fn reports(&self, what: &str, holds: impl Fn(&HycoReport) -> bool) {
-        self.until(what, async || {
-            tokio::time::sleep(LOOK_EACH).await;
-            let report = self.installation.hyco(NAME).unwrap();
-            report.is_some_and(|hyco| holds(&hyco))
-        })
-        .await;
+        let found = self
+            .installation
+            .wait_for_hyco(NAME, "one that drains", has);
+        found.unwrap();
     }
 }

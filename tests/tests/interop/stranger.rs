@@ -7,6 +7,7 @@ use std::time::Duration;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
     ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream, ServerConfig,
+    TransportConfig,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
@@ -67,14 +68,17 @@ pub(crate) struct Session {
 impl Session {
     /// Shakes hands, and opens the control stream.
     pub(crate) async fn dial(relay: SocketAddr, pin: &str) -> Result<Self, ConnectionError> {
-        Self::dial_as(relay, client(pin)).await
+        Self::dial_with(relay, pin, TransportConfig::default()).await
     }
 
     /// The same, with a transport of its own kind.
-    pub(crate) async fn dial_as(
+    pub(crate) async fn dial_with(
         relay: SocketAddr,
-        config: ClientConfig,
+        pin: &str,
+        transport: TransportConfig,
     ) -> Result<Self, ConnectionError> {
+        let mut config = client(pin);
+        config.transport_config(Arc::new(transport));
         let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
         endpoint.set_default_client_config(config);
         let connection = soon(
@@ -108,7 +112,7 @@ impl Session {
     /// The next frame on the control stream, which must be of this type.
     pub(crate) async fn hear(&mut self, wanted: u8) -> Body {
         let (kind, body) = self.hear_any().await;
-        assert_eq!(kind, wanted, "another type of frame came");
+        assert_eq!(kind, wanted, "another type of frame came: {body:02x?}");
         body
     }
 
@@ -152,7 +156,7 @@ impl Session {
 pub(crate) async fn read_frame(stream: &mut RecvStream, wanted: u8) -> Body {
     let what = format!("a frame of type {wanted:#04x}");
     let (kind, body) = read_any(stream, &what).await;
-    assert_eq!(kind, wanted, "another type of frame came");
+    assert_eq!(kind, wanted, "another type of frame came: {body:02x?}");
     body
 }
 
