@@ -18,33 +18,67 @@ const CALLED_MAX: usize = 8;
 /// What counts as little to say: a query and most answers, bytes.
 const LITTLE_MAX: usize = 16 * 1024;
 
-/// Of so many called, one is from the line of those with much to say, whoever else waits.
+/// Of so many that write, one is from the line of those with much to say, whoever else waits.
 const MUCH_EACH: usize = 4;
+
+/// How much a stream has to say, and so which line is its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Has {
+    Little,
+    Much,
+}
 
 /// The lines of one session.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     /// There is no room: nobody is called until there is.
     full: bool,
-    /// Who was called and found no room, first come first.
-    again: VecDeque<StreamId>,
-    little: VecDeque<StreamId>,
-    much: VecDeque<StreamId>,
-    /// All who are in one of the three.
+    little: Line,
+    much: Line,
+    /// All who are in one of the two.
     waiting: FxHashSet<StreamId>,
     /// Who was called last and has not written since.
-    called: Vec<StreamId>,
+    called: Vec<(StreamId, Has)>,
+    /// How many with little to say have written since the last one with much. What counts is who wrote, not who was called: there may be room for
+    /// one at a time.
+    little_written: usize,
+}
+
+/// One line.
+#[derive(Debug, Default)]
+struct Line {
+    streams: VecDeque<StreamId>,
+    /// So many at its head were called last and found no room.
+    again: usize,
+}
+
+impl Line {
+    /// Behind all; who was called and found no room, where it was.
+    fn wait(&mut self, stream: StreamId, was_called: bool) {
+        if was_called {
+            self.streams.insert(self.again, stream);
+            self.again += 1;
+        } else {
+            self.streams.push_back(stream);
+        }
+    }
 }
 
 impl Turns {
     /// Whether a stream may write now; if not, it has to [`wait`](Self::wait).
     pub(super) fn may_write(&self, stream: StreamId) -> bool {
-        !self.full && (self.waiting.is_empty() || self.called.contains(&stream))
+        !self.full && (self.waiting.is_empty() || self.was_called(stream))
     }
 
     /// A stream has written: who writes on waits behind the others.
     pub(super) fn has_written(&mut self, stream: StreamId) {
-        self.called.retain(|called| *called != stream);
+        let Some(nth) = self.called.iter().position(|(called, _)| *called == stream) else {
+            return;
+        };
+        self.little_written = match self.called.remove(nth).1 {
+            Has::Little => self.little_written + 1,
+            Has::Much => 0,
+        };
     }
 
     /// A stream that wanted to write this many bytes found no room.
@@ -58,14 +92,17 @@ impl Turns {
         if !self.waiting.insert(stream) {
             return;
         }
-        let line = if self.called.contains(&stream) {
-            &mut self.again
-        } else if bytes <= LITTLE_MAX {
+        let was_called = self.was_called(stream);
+        let line = if bytes <= LITTLE_MAX {
             &mut self.little
         } else {
             &mut self.much
         };
-        line.push_back(stream);
+        line.wait(stream, was_called);
+    }
+
+    fn was_called(&self, stream: StreamId) -> bool {
+        self.called.iter().any(|(called, _)| *called == stream)
     }
 
     /// The core says that a stream may write. Whether that was all: who waits here is called in its turn.
@@ -86,26 +123,30 @@ impl Turns {
         if self.full {
             return Vec::new();
         }
+        (self.little.again, self.much.again) = (0, 0);
+        let mut little_written = self.little_written;
         while self.called.len() < CALLED_MAX
-            && let Some(next) = self.next()
+            && let Some((next, has)) = self.next(little_written + 1 >= MUCH_EACH)
         {
+            little_written = match has {
+                Has::Little => little_written + 1,
+                Has::Much => 0,
+            };
             self.waiting.remove(&next);
-            self.called.push(next);
+            self.called.push((next, has));
         }
-        self.called.clone()
+        self.called.iter().map(|(stream, _)| *stream).collect()
     }
 
-    fn next(&mut self) -> Option<StreamId> {
-        let much_first = self.called.len() % MUCH_EACH == MUCH_EACH - 1;
-        let (first, second) = if much_first {
-            (&mut self.much, &mut self.little)
+    fn next(&mut self, much_first: bool) -> Option<(StreamId, Has)> {
+        let (little, much) = (&mut self.little.streams, &mut self.much.streams);
+        let mut of_little = || Some((little.pop_front()?, Has::Little));
+        let mut of_much = || Some((much.pop_front()?, Has::Much));
+        if much_first {
+            of_much().or_else(of_little)
         } else {
-            (&mut self.little, &mut self.much)
-        };
-        self.again
-            .pop_front()
-            .or_else(|| first.pop_front())
-            .or_else(|| second.pop_front())
+            of_little().or_else(of_much)
+        }
     }
 }
 
@@ -191,6 +232,69 @@ mod tests {
         assert!(turns.take_notice(stream(0)));
         let called = numbers(&turns.call());
         assert_eq!(called, [101, 102, 103, 0, 104, 105, 106, 1]);
+    }
+
+    #[test]
+    fn who_comes_with_little_is_called_next_whoever_found_no_room_before() {
+        for found_none in 1..=CALLED_MAX as u64 {
+            let mut turns = Turns::default();
+            turns.found_no_room(stream(0), MUCH);
+            for n in 1..20 {
+                assert!(waits(&mut turns, stream(n), MUCH));
+            }
+            assert!(turns.take_notice(stream(0)));
+            let called = turns.call();
+            let writes = CALLED_MAX - found_none as usize;
+            for &stream in &called[..writes] {
+                assert!(turns.may_write(stream));
+                turns.has_written(stream);
+            }
+            turns.found_no_room(called[writes], MUCH);
+            for &stream in &called[writes + 1..] {
+                assert!(waits(&mut turns, stream, MUCH));
+            }
+            assert!(waits(&mut turns, stream(100), LITTLE));
+            assert!(turns.take_notice(called[writes]));
+            // Behind it all keep their places.
+            let again = numbers(&turns.call());
+            let first = writes as u64;
+            let expected = [100].into_iter().chain(first..first + 7);
+            assert_eq!(again, expected.collect::<Vec<_>>(), "{found_none}");
+        }
+    }
+
+    #[test]
+    fn where_one_at_a_time_finds_room_one_of_four_that_write_has_much() {
+        let mut turns = Turns::default();
+        turns.found_no_room(stream(0), MUCH);
+        for n in 1..4 {
+            assert!(waits(&mut turns, stream(n), MUCH));
+        }
+        for n in 100..120 {
+            assert!(waits(&mut turns, stream(n), LITTLE));
+        }
+        let mut wrote = Vec::new();
+        let mut full = stream(0);
+        for _ in 0..12 {
+            assert!(turns.take_notice(full));
+            let called = turns.call();
+            let bytes = |stream: StreamId| match stream.index() {
+                100.. => LITTLE,
+                _ => MUCH,
+            };
+            assert!(turns.may_write(called[0]));
+            turns.has_written(called[0]);
+            wrote.push(called[0].index());
+            full = called[1];
+            turns.found_no_room(full, bytes(full));
+            for &stream in &called[2..] {
+                assert!(waits(&mut turns, stream, bytes(stream)));
+            }
+        }
+        assert_eq!(
+            wrote,
+            [100, 101, 102, 0, 103, 104, 105, 1, 106, 107, 108, 2]
+        );
     }
 
     #[test]
