@@ -103,3 +103,71 @@ impl ControlStream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quic::Event;
+    use crate::quic::pair::Pair;
+
+    #[test]
+    fn what_is_said_is_heard_in_order_and_an_end_breaks_it() {
+        let mut pair = Pair::new();
+        let (mut near, mut far) = streams(&mut pair);
+        let said = [Frame::Draining, Frame::Draining];
+        for frame in &said {
+            let told = near.say(&mut pair.here.quic, pair.session, frame);
+            assert!(told.is_ok());
+        }
+        let mut heard = Vec::new();
+        pair.carry_until(|pair| {
+            heard.extend(far.read(&mut pair.there.quic, pair.far).expect("frames"));
+            heard.len() == said.len()
+        });
+        assert_eq!(heard, said);
+        pair.here.quic.finish(pair.session, near.stream);
+        let mut read = Ok(Vec::new());
+        pair.carry_until(|pair| {
+            read = far.read(&mut pair.there.quic, pair.far);
+            read.is_err()
+        });
+        assert!(matches!(read, Err(Broken::Ended)), "{read:?}");
+    }
+
+    #[test]
+    fn a_peer_that_reads_nothing_is_not_waited_for_for_ever() {
+        let mut pair = Pair::new();
+        let (mut near, _far) = streams(&mut pair);
+        let mut said = 0;
+        let why = loop {
+            match near.say(&mut pair.here.quic, pair.session, &Frame::Draining) {
+                Ok(()) => said += 1,
+                Err(why) => break why,
+            }
+        };
+        assert!(matches!(why, Broken::Unread), "{why}");
+        assert!(said > OUTBOX_MAX, "{said} frames, the window's among them");
+    }
+
+    /// Both ends of the session's first stream.
+    fn streams(pair: &mut Pair) -> (ControlStream, ControlStream) {
+        let stream = pair.here.quic.open(pair.session).expect("a stream");
+        let mut near = ControlStream::new(stream);
+        // A stream is there once something is said on it.
+        let told = near.say(&mut pair.here.quic, pair.session, &Frame::Draining);
+        assert!(told.is_ok());
+        let mut far = None;
+        pair.carry_until(|pair| {
+            for (_, event) in pair.there.events.drain(..) {
+                if let Event::Opened(stream) = event {
+                    far = Some(ControlStream::new(stream));
+                }
+            }
+            far.is_some()
+        });
+        let mut far = far.expect("it was opened");
+        let first = far.read(&mut pair.there.quic, pair.far).expect("a frame");
+        assert_eq!(first, [Frame::Draining]);
+        (near, far)
+    }
+}

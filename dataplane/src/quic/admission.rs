@@ -178,11 +178,10 @@ impl<T> Admission<T> {
     /// A handshake is over, done or not.
     pub(super) fn over(&mut self, network: Network) {
         self.count -= 1;
-        if let Some(of_one) = self.under_way.get_mut(&network) {
-            *of_one -= 1;
-            if *of_one == 0 {
-                self.under_way.remove(&network);
-            }
+        let of_one = self.under_way.entry(network).or_default();
+        *of_one = of_one.saturating_sub(1);
+        if *of_one == 0 {
+            self.under_way.remove(&network);
         }
     }
 

@@ -9,6 +9,8 @@ pub mod config;
 mod event;
 mod narrowing;
 mod newcomers;
+#[cfg(test)]
+pub(crate) mod pair;
 mod session;
 mod streams;
 mod turns;
@@ -30,8 +32,8 @@ use rand::rngs::StdRng;
 use underpass_proto::proof::EXPORTER_LABEL;
 use underpass_proto::{Exporter, SessionCode};
 
-use self::admission::Admission;
 pub use self::admission::Handshakes;
+use self::admission::{Admission, Network};
 pub use self::event::Event;
 use self::event::translate;
 use self::session::{Flushed, Session};
@@ -181,7 +183,7 @@ impl Driver {
         server_name: &str,
     ) -> Result<SessionId, ConnectError> {
         let (handle, connection) = self.endpoint.connect(now, config, remote, server_name)?;
-        Ok(self.insert(now, handle, connection))
+        Ok(self.insert(now, handle, connection, None))
     }
 
     /// Takes one batch of datagrams: each is decrypted in place later, none is copied.
@@ -277,6 +279,7 @@ impl Driver {
         now: Instant,
         handle: ConnectionHandle,
         connection: Connection,
+        newcomer: Option<Network>,
     ) -> SessionId {
         if self.sessions.len() <= handle.0 {
             self.sessions.resize_with(handle.0 + 1, || None);
@@ -287,7 +290,8 @@ impl Driver {
             index: index_of(handle),
             generation: self.generation,
         };
-        self.sessions[handle.0] = Some(Session::new(connection, self.generation, now));
+        let session = Session::new(connection, self.generation, now, newcomer);
+        self.sessions[handle.0] = Some(session);
         self.mark(id);
         id
     }

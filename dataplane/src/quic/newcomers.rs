@@ -15,9 +15,6 @@ use crate::io::Io;
 impl Driver {
     /// Somebody wants a session.
     pub(super) fn incoming(&mut self, now: Instant, incoming: Incoming, io: &mut impl Io) {
-        if self.server.is_none() {
-            return self.endpoint.ignore(incoming);
-        }
         if self.live >= SESSIONS_MAX {
             return self.refuse(incoming, io);
         }
@@ -43,18 +40,15 @@ impl Driver {
         self.scratch.clear();
         match self.endpoint.retry(incoming, &mut self.scratch) {
             Ok(transmit) => self.respond(transmit, io),
-            Err(refused) => self.endpoint.ignore(refused.into_incoming()),
+            Err(refused) => self.endpoint.ignore(refused.into_incoming()), // LCOV_EXCL_LINE: one that has proven its address is not asked
         }
     }
 
     fn begin(&mut self, now: Instant, incoming: Incoming, io: &mut impl Io) {
-        let Some(server) = self.server.clone() else {
-            return self.endpoint.ignore(incoming);
-        };
         let remote = incoming.remote_address();
         let mtu = (self.mtu_of)(remote);
         let mtu = self.mtu_max.map_or(mtu, |most| most.min(mtu));
-        let config = Some(server.quic(Some(mtu)));
+        let config = self.server.as_ref().map(|server| server.quic(Some(mtu)));
         let network = self.admission.begun(remote.ip());
         self.scratch.clear();
         match self
@@ -62,10 +56,7 @@ impl Driver {
             .accept(incoming, now, &mut self.scratch, config)
         {
             Ok((handle, connection)) => {
-                let id = self.insert(now, handle, connection);
-                if let Some(session) = lookup(&mut self.sessions, id) {
-                    session.newcomer = Some(network);
-                }
+                let id = self.insert(now, handle, connection, Some(network));
                 self.unfinished.push_back((now + HANDSHAKE_DEADLINE, id));
             }
             Err(error) => {

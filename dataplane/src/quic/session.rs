@@ -51,8 +51,13 @@ pub(super) enum Flushed {
 }
 
 impl Session {
-    /// One that begins now.
-    pub(super) fn new(connection: Connection, generation: u32, now: Instant) -> Self {
+    /// One that begins now; `newcomer`, where it was the peer that dialled.
+    pub(super) fn new(
+        connection: Connection,
+        generation: u32,
+        now: Instant,
+        newcomer: Option<Network>,
+    ) -> Self {
         Self {
             connection,
             generation,
@@ -64,7 +69,7 @@ impl Session {
             congestion_events: 0,
             lost: false,
             heard: false,
-            newcomer: None,
+            newcomer,
             turns: Turns::default(),
             last_words: FxHashMap::default(),
         }

@@ -1,84 +1,23 @@
-//! Two drivers, and datagrams carried between them by hand: many streams write more than their session holds.
+//! Many streams write more than their session holds; newcomers; sessions that end.
 
 use std::net::Ipv4Addr;
 
-use quinn_proto::StreamId;
+use quinn_proto::{StreamId, TransportErrorCode};
 use underpass_proto::FlowCode;
 
-use super::config::{EndpointKeys, Server, Trust};
+use super::pair::{HERE, Pair, THERE};
 use super::*;
-use crate::io::pipe::Pipe;
-
-const HERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
-const THERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 2);
 
 /// What a stream in bulk has to say at a time, as one read of a socket.
 const CHUNK: usize = 64 * 1024;
 
-/// A turn takes this long.
-const TURN: Duration = Duration::from_micros(200);
-
-/// Turns after which something that does not come is waited for in vain.
-const TURNS_MAX: usize = 20_000;
-
-struct End {
-    quic: Driver,
-    io: Pipe,
-    events: VecDeque<(SessionId, Event)>,
-}
-
-/// A dialler and its relay.
-struct Pair {
-    here: End,
-    there: End,
-    session: SessionId,
-}
-
-impl End {
-    fn new(server: Option<Server>, now: Instant) -> Self {
-        let keys = EndpointKeys::ephemeral();
-        Self {
-            quic: Driver::new(0, &keys, server.map(Arc::new), Some(config::MTU_MIN)),
-            io: Pipe::new(now),
-            events: VecDeque::new(),
-        }
-    }
-
-    /// Says what it has to say to the other.
-    fn say(&mut self, own: SocketAddr, other: &mut End) {
-        self.quic.flush(self.io.now, &mut self.io);
-        for (_, datagrams) in self.io.take() {
-            other.io.put(own, &datagrams);
-        }
-        for batch in other.io.heard() {
-            other.quic.receive(other.io.now, batch, &mut other.io);
-        }
-    }
-}
+/// The TLS alert of that name (RFC 7301, section 3.2).
+const NO_APPLICATION_PROTOCOL: u8 = 120;
 
 impl Pair {
-    fn new() -> Self {
-        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("made");
-        let certificate = certified.cert.der().to_vec();
-        let key = certified.signing_key.serialize_der();
-        let server = Server::new(vec![certificate.clone()], key, [7; 32]).expect("a server");
-        let now = Instant::now();
-        let mut here = End::new(None, now);
-        let trust = Trust::Authorities(vec![certificate]);
-        let client = config::client(&trust, cid::towards(0, &mut rand::rng()), config::MTU_MIN);
-        let client = client.expect("a client");
-        let session = here.quic.connect(now, client, THERE, "localhost");
-        let mut pair = Self {
-            session: session.expect("dialled"),
-            there: End::new(Some(server), now),
-            here,
-        };
-        pair.until(|pair| {
-            let events = &mut pair.here.events;
-            events
-                .drain(..)
-                .any(|(_, event)| matches!(event, Event::Connected))
-        });
+    /// A dialler that has opened its first stream, which is not its to wait with the others.
+    fn with_control() -> Self {
+        let mut pair = Self::new();
         let control = pair.here.quic.open(pair.session);
         assert_eq!(control, Some(turns::control()));
         pair
@@ -86,33 +25,20 @@ impl Pair {
 
     /// The far end reads all that it hears; the near end's events are left to the test.
     fn turn(&mut self) {
-        let Self { here, there, .. } = self;
-        here.io.now += TURN;
-        there.io.now = here.io.now;
-        here.quic.fire_timers(here.io.now);
-        there.quic.fire_timers(here.io.now);
-        here.say(HERE, there);
-        there.quic.poll(&mut there.events);
-        for (session, event) in std::mem::take(&mut there.events) {
-            if let Event::Readable(stream) | Event::Opened(stream) = event {
-                let mut chunks = Vec::new();
-                let _ = there
-                    .quic
-                    .read(session, stream, usize::MAX, usize::MAX, &mut chunks);
+        self.carry(|there| {
+            for (session, event) in std::mem::take(&mut there.events) {
+                if let Event::Readable(stream) | Event::Opened(stream) = event {
+                    let mut chunks = Vec::new();
+                    let _ = there
+                        .quic
+                        .read(session, stream, usize::MAX, usize::MAX, &mut chunks);
+                }
             }
-        }
-        there.say(THERE, here);
-        here.quic.poll(&mut here.events);
+        });
     }
 
-    fn until(&mut self, mut is_so: impl FnMut(&mut Self) -> bool) {
-        for _ in 0..TURNS_MAX {
-            if is_so(self) {
-                return;
-            }
-            self.turn();
-        }
-        panic!("waited in vain");
+    fn until(&mut self, is_so: impl FnMut(&mut Self) -> bool) {
+        self.turn_until(Self::turn, is_so);
     }
 
     fn open(&mut self) -> StreamId {
@@ -140,7 +66,7 @@ impl Pair {
 #[test]
 fn streams_in_bulk_get_alike_and_a_small_one_does_not_wait_for_all_of_them() {
     const STREAMS: usize = 60;
-    let mut pair = Pair::new();
+    let mut pair = Pair::with_control();
     let streams: Vec<StreamId> = (0..STREAMS).map(|_| pair.open()).collect();
     let mut written = vec![0; STREAMS];
     let mut ready: VecDeque<usize> = (0..STREAMS).collect();
@@ -190,7 +116,7 @@ fn streams_in_bulk_get_alike_and_a_small_one_does_not_wait_for_all_of_them() {
 
 #[test]
 fn last_words_are_said_as_soon_as_there_is_room() {
-    let mut pair = Pair::new();
+    let mut pair = Pair::with_control();
     let bulk = pair.fill();
     let stream = pair.open();
     pair.here
@@ -207,7 +133,7 @@ fn last_words_are_said_as_soon_as_there_is_room() {
 
 #[test]
 fn who_waits_and_is_given_up_keeps_nobody_from_a_turn() {
-    let mut pair = Pair::new();
+    let mut pair = Pair::with_control();
     let bulk = pair.fill();
     let given_up = pair.open();
     assert_eq!(pair.write(given_up, 100), 0);
@@ -223,15 +149,12 @@ fn who_waits_and_is_given_up_keeps_nobody_from_a_turn() {
 
 #[test]
 fn why_a_peer_ended_a_session_is_not_lost_to_a_stateless_reset_behind_it() {
-    let mut pair = Pair::new();
+    let mut pair = Pair::with_control();
     // A session whose handshake the peer has not confirmed is ended without a reason (RFC 9000, section 10.2.3).
     for _ in 0..20 {
         pair.turn();
     }
-    let far = SessionId {
-        index: 0,
-        generation: 1,
-    };
+    let far = pair.far;
     let there = &mut pair.there;
     there.quic.close(there.io.now, far, SessionCode::Replaced);
     there.quic.flush(there.io.now, &mut there.io);
@@ -268,7 +191,7 @@ fn why_a_peer_ended_a_session_is_not_lost_to_a_stateless_reset_behind_it() {
 
 #[test]
 fn a_session_that_is_over_is_forgotten_though_its_peer_stood_still_for_long() {
-    let mut pair = Pair::new();
+    let mut pair = Pair::with_control();
     for _ in 0..20 {
         pair.turn();
     }
@@ -279,6 +202,7 @@ fn a_session_that_is_over_is_forgotten_though_its_peer_stood_still_for_long() {
         here,
         there,
         session,
+        ..
     } = &mut pair;
     here.say(HERE, there);
     here.io.now += Duration::from_secs(12);
@@ -295,4 +219,86 @@ fn a_session_that_is_over_is_forgotten_though_its_peer_stood_still_for_long() {
     here.io.now += Duration::from_secs(1);
     here.quic.fire_timers(here.io.now);
     assert_eq!(here.quic.sessions_live(), 0);
+}
+
+#[test]
+fn a_relay_that_has_as_many_sessions_as_it_may_says_so_to_a_newcomer() {
+    let mut pair = Pair::new();
+    pair.there.quic.live = SESSIONS_MAX;
+    let trust = pair.trust.clone();
+    let refused = pair.here.dial(&trust);
+    pair.carry_until(|pair| {
+        let mut events = pair.here.events.drain(..);
+        events.any(|(session, event)| {
+            session == refused
+                && matches!(&event, Event::Lost(ConnectionError::ConnectionClosed(close))
+                    if close.error_code == TransportErrorCode::CONNECTION_REFUSED)
+        })
+    });
+    assert_eq!(pair.there.quic.handshakes().begun, 1);
+}
+
+#[test]
+fn who_speaks_another_protocol_is_told_so_and_takes_no_place() {
+    let mut pair = Pair::new();
+    let stranger = strange_client(&pair.trust);
+    let now = pair.now();
+    let dialled = pair.here.quic.connect(now, stranger, THERE, "localhost");
+    let dialled = dialled.expect("dialled");
+    pair.carry_until(|pair| {
+        let mut events = pair.here.events.drain(..);
+        events.any(|(session, event)| {
+            session == dialled
+                && matches!(&event, Event::Lost(ConnectionError::ConnectionClosed(close))
+                    if close.error_code == TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL))
+        })
+    });
+    assert_eq!(pair.there.quic.sessions_live(), 1, "the pair's own");
+}
+
+#[test]
+fn newcomers_that_have_proven_their_address_wait_as_many_as_may_and_not_for_ever() {
+    let mut pair = Pair::new();
+    for n in 0..admission::UNDER_WAY_MAX {
+        let from = Ipv4Addr::from(u32::try_from(n).expect("few"));
+        let _ = pair.there.quic.admission.begun(from.into());
+    }
+    let trust = pair.trust.clone();
+    let dialled = admission::WAITING_OF_ONE + 20;
+    for _ in 0..dialled {
+        pair.here.dial(&trust);
+    }
+    // Some wait, and those beyond are not heard.
+    pair.carry_until(|pair| pair.there.quic.handshakes().ignored >= 20);
+    let told = pair.there.quic.handshakes();
+    assert_eq!(told.begun, 1 + admission::UNDER_WAY_MAX as u64);
+    assert!(told.asked >= dialled as u64, "{told:?}");
+    assert!(told.ignored < dialled as u64 / 2, "{told:?}");
+    pair.pass(Duration::from_secs(4));
+    pair.carry(|_| {});
+    let told = pair.there.quic.handshakes();
+    assert!(told.ignored >= dialled as u64, "{told:?}");
+}
+
+/// A client whose first words are one datagram, as those without a post-quantum key are, and ask for a protocol that no relay speaks.
+fn strange_client(trust: &config::Trust) -> ClientConfig {
+    let config::Trust::Authorities(authorities) = trust else {
+        panic!("a pair trusts its certificate");
+    };
+    let mut roots = rustls::RootCertStore::empty();
+    for der in authorities {
+        roots.add(der.clone().into()).expect("a certificate");
+    }
+    let provider = rustls::crypto::CryptoProvider {
+        kx_groups: vec![rustls::crypto::aws_lc_rs::kx_group::X25519],
+        ..rustls::crypto::aws_lc_rs::default_provider()
+    };
+    let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"h3".to_vec()];
+    let quic = quinn_proto::crypto::rustls::QuicClientConfig::try_from(tls);
+    ClientConfig::new(Arc::new(quic.expect("a client")))
 }

@@ -275,17 +275,8 @@ impl Book {
         while errands.len() < most
             && let Some((name, instance)) = due.pop(worker, now)
         {
-            let Some(page) = by_name.get_mut(&name) else {
-                continue;
-            };
-            if let Some(listener) = page.listeners.get_mut(&instance) {
-                listener.due = None;
-                errands.push(Errand {
-                    hyco: name,
-                    instance,
-                    endpoint: page.endpoint.clone(),
-                });
-            }
+            let page = by_name.get_mut(&name);
+            errands.extend(page.and_then(|page| page.errand(name, instance)));
         }
         errands
     }
@@ -420,6 +411,17 @@ impl Page {
             listeners: HashMap::new(),
             left: None,
         }
+    }
+
+    /// The probe of a listener that is due.
+    fn errand(&mut self, hyco: HycoName, instance: Instance) -> Option<Errand> {
+        self.listeners.get_mut(&instance)?.due = None;
+        let endpoint = self.endpoint.clone();
+        Some(Errand {
+            hyco,
+            instance,
+            endpoint,
+        })
     }
 }
 

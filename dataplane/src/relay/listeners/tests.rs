@@ -183,9 +183,23 @@ fn a_removed_definition_is_forgotten() {
     scene.book.define(scene.now, &Plan::of_test(&[]));
     assert!(scene.book.view(&name()).is_none());
     assert!(scene.book.failing(&name()).is_empty());
+    // What is still said of it is of nothing.
+    scene.flow(FIRST, Some(FlowCode::EndpointRefused));
+    scene.leave(FIRST, 0);
+    assert_eq!(scene.book.beyond(&name(), 0), []);
     scene.join(FIRST, 0);
     scene.pass(Duration::from_secs(100));
     assert_eq!(scene.due_anywhere(), []);
+    assert!(scene.book.view(&name()).is_none());
+}
+
+#[test]
+fn a_worker_that_has_no_session_of_a_listener_takes_none_away() {
+    let scene = Scene::new();
+    scene.join(FIRST, 0);
+    scene.leave(FIRST, 1);
+    assert_eq!(scene.view().listeners.len(), 1);
+    assert_eq!(scene.due_anywhere(), [FIRST]);
 }
 
 #[test]
