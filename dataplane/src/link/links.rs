@@ -286,3 +286,72 @@ fn resolve(link: &mut Link, resolver: &Resolver, bring: &Bring) {
     let asked = resolver.ask(endpoint, move |found| bring(number, addresses(found)));
     link.resolving = asked.is_ok();
 }
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::{Receiver, bounded};
+    use rand::SeedableRng;
+    use underpass_proto::{AgentId, Instance, Key, Role, Rule};
+
+    use super::super::wants::{Want, by_relay};
+    use super::*;
+    use crate::worker::Handle;
+
+    const NAME: &str = "payroll-sql";
+
+    #[test]
+    fn another_worker_of_the_relay_is_dialled_once_where_there_is_one() {
+        let (mut links, _said) = links();
+        let (hyco, now) = (name(NAME), Instant::now());
+        assert!(!links.ensure(&name("no-such-name"), 0, now));
+        // It has not said yet how many it has.
+        assert!(!links.ensure(&hyco, 2, now));
+        links.links[0].relay.has_workers(3);
+        for _ in 0..2 {
+            assert!(links.ensure(&hyco, 2, now));
+            let dialled: Vec<_> = links.iter().map(|link| link.relay_worker).collect();
+            assert_eq!(dialled, [0, 2]);
+        }
+        assert!(!links.ensure(&hyco, 3, now));
+    }
+
+    #[test]
+    fn the_end_of_a_session_that_no_link_has_is_not_told() {
+        let (mut links, said) = links();
+        links.lost(SessionId::of_test(1), "gone", Instant::now());
+        assert!(said.is_empty());
+    }
+
+    /// One link, and what its supervisor hears.
+    fn links() -> (Links, Receiver<Said>) {
+        let key = Key::from_random([7; 32]);
+        let string = format!(
+            "Endpoint=hc://relay.test/{NAME};SharedAccessKeyName=defaultListener;SharedAccessKey={}",
+            key.expose()
+        );
+        let want = Want {
+            string: string.parse().expect("a string"),
+            weight: 100,
+            priority: 0,
+        };
+        let relays = by_relay(vec![want], Rule::Listen, &[], &[]).expect("a relay");
+        let identity = Identity {
+            role: Role::Agent,
+            agent_id: AgentId([1; 16]),
+            instance: Instance([2; 16]),
+            check_only: false,
+        };
+        let start = Start::<Message<(), ()>> {
+            handle: Handle::to_inbox().0,
+            now: Instant::now(),
+            rng: StdRng::seed_from_u64(7),
+        };
+        let (say, said) = bounded(8);
+        let links = Links::new(&relays, 0, identity, Resolver::of_nothing(), start, say);
+        (links, said)
+    }
+
+    fn name(text: &str) -> HycoName {
+        text.parse().expect("a name")
+    }
+}

@@ -499,3 +499,6 @@ impl Link {
         self.sessions.keys().copied().collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

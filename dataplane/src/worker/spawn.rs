@@ -40,6 +40,13 @@ impl<M> Handle<M> {
         }
     }
 
+    /// To no worker: what is said to it is in the inbox.
+    #[cfg(test)]
+    pub(crate) fn to_inbox() -> (Self, crossbeam_channel::Receiver<M>) {
+        let (inbox, said) = bounded(8);
+        (Self::new(inbox, crate::io::pipe::Awake), said)
+    }
+
     /// Tells the worker; waits for a place, boundedly. False when the worker is gone or stuck.
     #[must_use]
     pub(crate) fn send(&self, message: M) -> bool {

@@ -35,7 +35,7 @@ impl Installation {
     /// When it cannot be written.
     pub fn new(setup: Setup) -> Result<Self> {
         let folder = TempDir::with_prefix("underpass-test-")?;
-        let listen = SocketAddr::from(([127, 0, 0, 1], free_udp_port()));
+        let listen = SocketAddr::new(setup.ip, free_udp_port());
         let public = setup.public.unwrap_or(listen);
         let directory = folder.path().join("dir");
         fs::create_dir_all(directory.join("connections"))?;
@@ -104,7 +104,8 @@ impl Installation {
             .lines()
             .find(|line| line.starts_with("bind = "))
             .map(str::to_owned);
-        let bind = bind.unwrap_or_else(|| format!("bind = \"{}\"", free_tcp_address()));
+        let free = SocketAddr::new(self.setup.ip, free_tcp_address().port());
+        let bind = bind.unwrap_or_else(|| format!("bind = \"{free}\""));
         let probe = if self.setup.probe {
             ""
         } else {

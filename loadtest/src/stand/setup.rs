@@ -1,7 +1,7 @@
 //! How the processes of an installation are started: which program, with what limits and arguments.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -54,6 +54,8 @@ pub struct Setup {
     pub through: Vec<OsString>,
     /// Where agents shall find the relay; `None`: where it listens.
     pub public: Option<SocketAddr>,
+    /// Where the relay and its bindings listen.
+    pub ip: IpAddr,
     /// How much the processes log.
     pub log: &'static str,
 }
@@ -72,6 +74,7 @@ impl Setup {
             program: None,
             through: Vec::new(),
             public: None,
+            ip: Ipv4Addr::LOCALHOST.into(),
             log: "debug",
         }
     }
