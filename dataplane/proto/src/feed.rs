@@ -272,3 +272,22 @@ impl std::fmt::Debug for Wiping {
         write!(out, "{} bytes", self.0.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_buffer_that_wipes_keeps_what_was_written_as_it_grows_and_shrinks() -> std::io::Result<()> {
+        let mut buffer = Wiping(Vec::new());
+        for word in [b"abc".as_slice(), b"def", b"ghi"] {
+            buffer.write_all(word)?;
+        }
+        buffer.flush()?;
+        buffer.discard(4);
+        assert_eq!(buffer.0, b"efghi");
+        Ok(())
+    }
+}

@@ -3,6 +3,8 @@
 mod probes;
 mod registrations;
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 mod watched;
 
 use std::collections::{BTreeMap, HashMap};

@@ -126,3 +126,28 @@ fn frame_len(bytes: &[u8]) -> Result<Option<usize>, FrameError> {
     }
     Ok(Some(HEADER_LEN + len))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_that_comes_byte_by_byte_is_there_with_its_last_one() {
+        let frame = Frame::Draining;
+        let bytes = [frame.to_vec(), frame.to_vec()].concat();
+        let mut reader = FrameReader::new();
+        let mut found = Vec::new();
+        for (at, byte) in bytes.iter().enumerate() {
+            reader.push(Bytes::copy_from_slice(&[*byte]));
+            if let Some(frame) = reader.next().expect("frames") {
+                found.push((at, frame));
+            }
+        }
+        let half = bytes.len() / 2;
+        assert_eq!(
+            found,
+            [(half - 1, Frame::Draining), (bytes.len() - 1, frame)]
+        );
+        assert_eq!(reader.finish(), Ok(()));
+    }
+}

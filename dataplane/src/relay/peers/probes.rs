@@ -80,19 +80,18 @@ impl Peers {
         errand: Errand,
         asker: Option<Asker>,
     ) -> Result<(), Errand> {
-        let Some(session) = self.session_of(quic, now, &errand.hyco, errand.instance) else {
+        let best = self.session_of(quic, now, &errand.hyco, errand.instance);
+        let Some((session, peer)) =
+            best.and_then(|best| Some((best, self.sessions.get_mut(&best)?)))
+        else {
             return Err(errand);
         };
-        let Some(peer) = self.sessions.get_mut(&session) else {
-            return Err(errand);
-        };
-        let registration = peer.registrations.get(&errand.hyco);
+        // As the agent has it.
+        let registered = peer.registrations.get(&errand.hyco);
+        let hyco = registered.map_or(&errand.hyco, |registration| &registration.register.hyco);
         let id = self.probes.last_id + 1;
         let frame = Frame::Probe(Probe {
-            hyco: registration.map_or_else(
-                || errand.hyco.clone(),
-                |registration| registration.register.hyco.clone(),
-            ),
+            hyco: hyco.clone(),
             id,
             endpoint: errand.endpoint.clone(),
         });
@@ -172,17 +171,12 @@ impl Peers {
 
     /// A session is gone, and with it the answers that it owed.
     pub(super) fn probes_lost(&mut self, now: Instant, quic: &Driver, session: SessionId) {
-        let lost: Vec<u64> = self
+        let lost = self
             .probes
             .by_id
-            .iter()
-            .filter(|(_, sent)| sent.session == session)
-            .map(|(&id, _)| id)
-            .collect();
-        for id in lost {
-            let Some(sent) = self.probes.by_id.remove(&id) else {
-                continue;
-            };
+            .extract_if(|_, sent| sent.session == session);
+        let lost: Vec<Sent> = lost.map(|(_, sent)| sent).collect();
+        for sent in lost {
             let (name, instance) = (&sent.errand.hyco, sent.errand.instance);
             if sent.asker.is_none() {
                 self.directory

@@ -12,7 +12,7 @@ use underpass_proto::{
     Exporter, Frame, HycoName, Instance, Key, Register, Role, Rule, SessionCode, Which,
 };
 
-use super::{Peers, Verdict, unix_ms};
+use super::{Peer, Peers, Verdict, unix_ms};
 use crate::quic::{Driver, SessionId};
 use crate::relay::listeners::Who;
 use crate::relay::plan::Plan;
@@ -199,28 +199,30 @@ impl Peers {
     }
 
     /// Sends Registered again, with a proof over the last Register: the endpoint is another one now.
-    fn tell_endpoint(
+    pub(super) fn tell_endpoint(
         &mut self,
         quic: &mut Driver,
         plan: &Plan,
         session: SessionId,
         name: &HycoName,
     ) {
-        let Some(peer) = self.sessions.get_mut(&session) else {
-            return;
-        };
-        let Some(registration) = peer.registrations.get(name) else {
-            return;
-        };
-        let Some(definition) = plan.hyco(name) else {
-            return;
-        };
-        let pair = definition.keys.rule(registration.register.rule);
-        let Some(key) = pair.and_then(|pair| pair.which(registration.which)) else {
-            return;
-        };
-        let answer = registered(key, &registration.register, definition, &peer.exporter);
-        let _ = peer.say(quic, session, &answer);
+        if let Some(peer) = self.sessions.get_mut(&session)
+            && let Some(answer) = peer.registered_again(plan, name)
+        {
+            let _ = peer.say(quic, session, &answer);
+        }
+    }
+}
+
+impl Peer {
+    /// The answer to what it asked for before, by what the plan says now; `None` where its key is not known just now.
+    fn registered_again(&self, plan: &Plan, name: &HycoName) -> Option<Frame> {
+        let registration = self.registrations.get(name)?;
+        let definition = plan.hyco(name)?;
+        let pair = definition.keys.rule(registration.register.rule)?;
+        let key = pair.which(registration.which)?;
+        let register = &registration.register;
+        Some(registered(key, register, definition, &self.exporter))
     }
 }
 

@@ -1,0 +1,370 @@
+//! The relay's sessions beside a peer that is played by hand: what it may do, how fast, and what is made of a session that is gone.
+
+use crossbeam_channel::bounded;
+use underpass_proto::snapshot::HycoKeys;
+use underpass_proto::wire::Probe;
+use underpass_proto::{Key, KeyPair, Nonce, Which};
+
+use super::conduct::{OPENS_BURST, REFUSED_MAX};
+use super::*;
+use crate::quic::Event;
+use crate::quic::pair::Pair;
+use crate::relay::listeners::Errand;
+
+const NAME: &str = "payroll-sql";
+const ENDPOINT: &str = "db01.corp:1433";
+const AGENT: AgentId = AgentId([1; 16]);
+const FIRST: Instance = Instance([1; 16]);
+const SECOND: Instance = Instance([2; 16]);
+
+#[test]
+fn what_is_said_of_a_session_that_is_gone_changes_nothing() {
+    let mut scene = Scene::registered();
+    let gone = SessionId::of_test(77);
+    let (now, register) = (scene.now(), scene.register(Rule::Listen));
+    let Scene {
+        pair, peers, plan, ..
+    } = &mut scene;
+    let quic = &mut pair.there.quic;
+    let stream = other_stream();
+    peers.up(now, quic, gone);
+    assert_eq!(peers.len(), 1);
+    assert_eq!(peers.stream_opened(now, gone, stream), Opened::Control);
+    let read = peers.readable(now, quic, plan, gone, stream, &mut None);
+    assert_eq!(read, Verdict::Fine);
+    peers.writable(quic, gone);
+    let said = peers.hello(now, quic, plan, gone, hello(Role::Agent, SECOND), &mut None);
+    assert_eq!(said, Verdict::Fine);
+    let asked = peers.register(now, quic, plan, gone, register);
+    assert_eq!(asked, Verdict::Fine);
+    assert_eq!(peers.deregister(now, gone, &name()), Verdict::Fine);
+    assert_eq!(peers.draining(gone), Verdict::Fine);
+    assert_eq!(peers.wasted(now, gone), Verdict::Fine);
+    assert_eq!(peers.instance(gone), None);
+    assert_eq!(peers.health(quic, now, gone), Health::Draining);
+    assert!(!peers.may_send(gone, &name()));
+    peers.tell_endpoint(quic, plan, gone, &name());
+    assert_eq!(peers.gone(now, quic, gone, "gone"), None);
+    assert_eq!(peers.registered().len(), 1, "the one that is there");
+}
+
+#[test]
+fn a_stream_beside_the_control_stream_is_none_of_its_frames() {
+    let mut scene = Scene::registered();
+    let now = scene.now();
+    let Scene {
+        pair, peers, plan, ..
+    } = &mut scene;
+    let other = other_stream();
+    let quic = &mut pair.there.quic;
+    let read = peers.readable(now, quic, plan, pair.far, other, &mut None);
+    assert_eq!(read, Verdict::Fine);
+    let opened = peers.stream_opened(now, pair.far, other);
+    assert_eq!(opened, Opened::Misplaced, "an agent opens no flows");
+}
+
+#[test]
+fn what_no_peer_says_ends_its_session() {
+    let mut scene = Scene::greeted(Role::Agent);
+    let verdict = scene.says(&Frame::Probe(Probe {
+        hyco: name(),
+        id: 1,
+        endpoint: ENDPOINT.parse().expect("an endpoint"),
+    }));
+    assert_eq!(verdict, Verdict::Close(SessionCode::Protocol));
+}
+
+#[test]
+fn a_sender_that_opens_faster_than_it_may_is_refused_and_then_sent_away() {
+    let mut scene = Scene::greeted(Role::Sender);
+    let now = scene.now();
+    let far = scene.pair.far;
+    let mut open = || scene.peers.stream_opened(now, far, other_stream());
+    for _ in 0..OPENS_BURST {
+        assert_eq!(open(), Opened::Flow);
+    }
+    for _ in 0..REFUSED_MAX {
+        assert_eq!(open(), Opened::TooFast);
+    }
+    assert_eq!(open(), Opened::Flood);
+}
+
+#[test]
+fn an_older_process_of_an_agent_stays_while_it_lives_and_goes_when_it_is_silent() {
+    let mut scene = Scene::registered();
+    scene.replace();
+    assert!(scene.is_suspect());
+    scene.until(|scene| scene.overdue().is_empty() && !scene.is_suspect());
+    // Another one says Hello while the first cannot answer any more.
+    scene.replace();
+    scene.pair.pass(REPLACED_AFTER);
+    assert_eq!(scene.overdue(), [(scene.pair.far, SessionCode::Replaced)]);
+}
+
+#[test]
+fn a_session_without_its_first_stream_is_told_nothing() {
+    let mut scene = Scene::new();
+    scene.peers.say_draining(&mut scene.pair.there.quic);
+    scene.greet(Role::Agent);
+    assert!(
+        matches!(scene.heard[..], [Frame::Welcome(_)]),
+        "{:?}",
+        scene.heard
+    );
+}
+
+#[test]
+fn a_session_has_no_more_registrations_than_it_may() {
+    let mut scene = Scene::greeted(Role::Agent);
+    let register = scene.register(Rule::Listen);
+    let peer = scene.peers.sessions.get_mut(&scene.pair.far);
+    let registrations = &mut peer.expect("it is there").registrations;
+    for n in 0..underpass_proto::limits::REGISTRATIONS_MAX {
+        let name = format!("crowd-{n}").parse().expect("a name");
+        let registration = Registration {
+            register: register.clone(),
+            which: Which::Primary,
+        };
+        registrations.insert(name, registration);
+    }
+    assert_eq!(scene.says(&Frame::Register(register)), Verdict::Fine);
+    scene.until(|scene| {
+        let refused = |frame: &Frame| matches!(frame, Frame::Refused(it) if it.code == RefusedCode::Overloaded);
+        scene.heard.iter().any(refused)
+    });
+}
+
+#[test]
+fn an_endpoint_that_moves_is_told_and_not_where_its_keys_are_not_known_just_now() {
+    let mut scene = Scene::registered();
+    let told = |scene: &Scene| {
+        let registered = scene.heard.iter().filter_map(|frame| match frame {
+            Frame::Registered(said) => Some(said.endpoint.to_string()),
+            _ => None,
+        });
+        registered.collect::<Vec<_>>()
+    };
+    for (endpoint, keys) in [("db02.corp:1433", false), ("db03.corp:1433", true)] {
+        let mut moved = Plan::of_test(&[(NAME, endpoint, true)]);
+        if keys {
+            moved.snapshot.hycos[0].keys = self::keys();
+        }
+        let (now, far) = (scene.now(), &mut scene.pair.there.quic);
+        let over = scene.peers.apply(now, far, &scene.plan, &moved);
+        assert!(over.is_empty());
+        scene.plan = moved;
+    }
+    scene.until(|scene| told(scene).len() >= 2);
+    assert_eq!(told(&scene), [ENDPOINT, "db03.corp:1433"]);
+}
+
+#[test]
+fn a_probe_that_cannot_be_said_is_put_off_and_one_that_a_person_asked_for_is_not_answered() {
+    let mut scene = Scene::registered();
+    let now = scene.now();
+    let Scene { pair, peers, .. } = &mut scene;
+    let quic = &mut pair.there.quic;
+    // It hears nothing any more.
+    let peer = peers.sessions.get_mut(&pair.far).expect("it is there");
+    while peer.say(quic, pair.far, &Frame::Draining) == Verdict::Fine {}
+    peers.keep_probing(now, quic);
+    assert!(peers.directory.listeners.due(0, now, 8).is_empty());
+    let later = now + Duration::from_secs(1);
+    assert_eq!(peers.directory.listeners.due(0, later, 8).len(), 1);
+    let (answers, answered) = bounded(8);
+    for instance in [FIRST, SECOND] {
+        let errand = Errand {
+            hyco: name(),
+            instance,
+            endpoint: ENDPOINT.parse().expect("an endpoint"),
+        };
+        let answers = answers.clone();
+        peers.probe_asked(now, quic, errand, Asker { token: 1, answers });
+    }
+    drop(answers);
+    assert!(answered.recv().is_err(), "nobody is left to answer");
+}
+
+#[test]
+fn probes_that_a_lost_session_owed_are_sent_again_or_answered_with_what_is_known() {
+    let mut scene = Scene::registered();
+    let now = scene.now();
+    let Scene { pair, peers, .. } = &mut scene;
+    let quic = &mut pair.there.quic;
+    let (answers, answered) = bounded(8);
+    let errand = Errand {
+        hyco: name(),
+        instance: FIRST,
+        endpoint: ENDPOINT.parse().expect("an endpoint"),
+    };
+    peers.keep_probing(now, quic);
+    peers.probe_asked(now, quic, errand, Asker { token: 7, answers });
+    assert_eq!(peers.gone(now, quic, pair.far, "gone"), Some(1));
+    let (token, found) = answered.recv().expect("an answer");
+    assert_eq!((token, found.instance), (7, FIRST));
+    assert!(found.dial.is_none());
+}
+
+/// The sessions of a relay's worker, and a peer.
+struct Scene {
+    pair: Pair,
+    peers: Peers,
+    plan: Plan,
+    control: Option<ControlStream>,
+    heard: Vec<Frame>,
+    verdict: Verdict,
+}
+
+impl Scene {
+    /// A session that is up.
+    fn new() -> Self {
+        let mut pair = Pair::new();
+        let mut plan = Plan::of_test(&[(NAME, ENDPOINT, true)]);
+        plan.snapshot.hycos[0].keys = keys();
+        let directory = Arc::<Directory>::default();
+        directory.listeners.define(pair.now(), &plan);
+        let mut peers = Peers::new((0, 1), directory, StdRng::seed_from_u64(7));
+        peers.up(pair.now(), &mut pair.there.quic, pair.far);
+        Self {
+            pair,
+            peers,
+            plan,
+            control: None,
+            heard: Vec::new(),
+            verdict: Verdict::Fine,
+        }
+    }
+
+    /// Its peer said Hello.
+    fn greeted(role: Role) -> Self {
+        let mut scene = Self::new();
+        scene.greet(role);
+        scene
+    }
+
+    /// Its peer is an agent, registered as listener.
+    fn registered() -> Self {
+        let mut scene = Self::greeted(Role::Agent);
+        let register = scene.register(Rule::Listen);
+        assert_eq!(scene.says(&Frame::Register(register)), Verdict::Fine);
+        scene.until(|scene| matches!(scene.heard.last(), Some(Frame::Registered(_))));
+        scene
+    }
+
+    fn greet(&mut self, role: Role) {
+        let stream = self.pair.here.quic.open(self.pair.session);
+        self.control = Some(ControlStream::new(stream.expect("a stream")));
+        let verdict = self.says(&Frame::Hello(hello(role, FIRST)));
+        assert_eq!(verdict, Verdict::Fine);
+        self.until(|scene| !scene.heard.is_empty());
+    }
+
+    fn now(&self) -> Instant {
+        self.pair.now()
+    }
+
+    fn register(&mut self, rule: Rule) -> Register {
+        let exporter = self.pair.here.quic.exporter(self.pair.session);
+        let exporter = exporter.expect("a secret");
+        Register::new(&key(), name(), rule, Nonce([7; 16]), 100, 0, &exporter)
+    }
+
+    /// Says something and waits until the relay has read it: what it makes of that.
+    fn says(&mut self, frame: &Frame) -> Verdict {
+        let control = self.control.as_mut().expect("it is open");
+        let said = control.say(&mut self.pair.here.quic, self.pair.session, frame);
+        assert!(said.is_ok());
+        for _ in 0..20 {
+            self.turn();
+        }
+        std::mem::replace(&mut self.verdict, Verdict::Fine)
+    }
+
+    fn turn(&mut self) {
+        self.pair.carry(|_| {});
+        let now = self.now();
+        for (session, event) in std::mem::take(&mut self.pair.there.events) {
+            let stream = match event {
+                Event::Opened(stream) => {
+                    let opened = self.peers.stream_opened(now, session, stream);
+                    assert_eq!(opened, Opened::Control);
+                    stream
+                }
+                Event::Readable(stream) => stream,
+                _ => continue,
+            };
+            let (quic, plan) = (&mut self.pair.there.quic, &self.plan);
+            let peers = &mut self.peers;
+            let verdict = peers.readable(now, quic, plan, session, stream, &mut None);
+            if verdict != Verdict::Fine {
+                self.verdict = verdict;
+            }
+        }
+        for (session, event) in std::mem::take(&mut self.pair.here.events) {
+            if let (Event::Readable(_), Some(control)) = (event, &mut self.control) {
+                let read = control.read(&mut self.pair.here.quic, session);
+                self.heard.extend(read.expect("frames"));
+            }
+        }
+    }
+
+    fn until(&mut self, mut is_so: impl FnMut(&mut Self) -> bool) {
+        for _ in 0..2_000 {
+            if is_so(self) {
+                return;
+            }
+            self.turn();
+        }
+        panic!("waited in vain; it heard {:?}", self.heard);
+    }
+
+    /// Another process of the same agent says Hello.
+    fn replace(&mut self) {
+        let now = self.now();
+        let quic = &mut self.pair.there.quic;
+        self.peers.replace(now, quic, AGENT, SECOND);
+    }
+
+    fn is_suspect(&self) -> bool {
+        let (quic, now) = (&self.pair.there.quic, self.now());
+        self.peers.health(quic, now, self.pair.far) == Health::Suspect
+    }
+
+    fn overdue(&mut self) -> Vec<(SessionId, SessionCode)> {
+        let now = self.now();
+        self.peers.overdue(&self.pair.there.quic, now, |_| 0)
+    }
+}
+
+/// Any stream but a control stream.
+fn other_stream() -> StreamId {
+    StreamId::new(quinn_proto::Side::Client, quinn_proto::Dir::Bi, 9)
+}
+
+fn hello(role: Role, instance: Instance) -> Hello {
+    Hello {
+        version: VERSION,
+        role,
+        agent_id: AGENT,
+        instance,
+    }
+}
+
+fn name() -> HycoName {
+    NAME.parse().expect("a name")
+}
+
+fn key() -> Key {
+    Key::from_random([7; 32])
+}
+
+fn keys() -> HycoKeys {
+    let primary = key();
+    HycoKeys {
+        listen: Some(KeyPair {
+            primary,
+            secondary: None,
+        }),
+        send: None,
+    }
+}
