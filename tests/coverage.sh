@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # How much of dataplane/ and control/ the tests run: lines, in percent, and of the parts that must be whole (who may come in, frames, states of a
-# session) each by itself. The tests' own lines count for nothing. About twenty minutes on two cores, half of them the build.
+# session) each by itself. The tests' own lines count for nothing; neither does a line that ends in `LCOV_EXCL_LINE: why`, which nothing can bring
+# about (`--excluded` tells them). About twenty minutes on two cores, half of them the build.
 #
 # Needs LLVM's tools (tests/llvm.sh), and the servers that tests/run.sh installs.
 #
 #   tests/coverage.sh                 the table
 #   tests/coverage.sh --files         every file, too
 #   tests/coverage.sh --lines TEXT    which lines of files whose path holds TEXT nothing ran, too
+#   tests/coverage.sh --excluded      which lines cannot run, and why
 #   tests/coverage.sh --again …       of the last run, without running anything
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -19,7 +21,7 @@ readonly PACKAGES=(-p underpass-proto -p underpass-dataplane -p underpass -p und
 readonly LANE_A=(--lib --bins --test properties --test rules --test words --test wire_example --test io --test interop --test not_authorised --test publish --test store
     --test rest --test mutations --test editions --test up --test postgres --test bad_input --test faults --test demo --test copies)
 readonly LANE_B=(--test command_line --test definitions --test health --test sender --test sender_command --test ssh --test rotation --test drain --test complaints
-    --test redis --test slow_readers --test elsewhere --test walkthrough --test canary --test fidelity)
+    --test redis --test slow_readers --test elsewhere --test walkthrough --test canary --test fidelity --test ipv6)
 
 # What each figure is about: a name, and what its files' paths hold.
 readonly PARTS=(
@@ -31,6 +33,10 @@ readonly PARTS=(
 )
 
 main() {
+    if [ "${1:-}" = --excluded ]; then
+        grep -rn --include='*.rs' 'LCOV_EXCL_LINE: ' dataplane control/src
+        return
+    fi
     if [ "${1:-}" = --again ]; then
         shift
         report "$@"
@@ -83,6 +89,10 @@ def tests_begin(path):
             return number
     return len(lines) + 1
 
+def excluded(path):
+    """Lines that say of themselves that nothing brings them about."""
+    return {number for number, line in enumerate(open(path), 1) if "LCOV_EXCL_LINE: " in line}
+
 found, path = {}, None
 for line in open(report):
     kind, _, rest = line.rstrip("\n").partition(":")
@@ -90,10 +100,11 @@ for line in open(report):
         path = rest.removeprefix(root + "/")
         ours = path.startswith(("dataplane/", "control/src/")) and not re.search(r"/tests(/|\.rs)|/examples/|/build\.rs", path)
         end = tests_begin(rest) if ours else 0
+        never = excluded(rest) if ours else set()
         counts = found.setdefault(path, {}) if ours else {}
     elif kind == "DA":
         number, count = (int(field) for field in rest.split(",")[:2])
-        if number < end:
+        if number < end and number not in never:
             counts[number] = max(count, counts.get(number, 0))
 
 def percent(files):

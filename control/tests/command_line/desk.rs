@@ -1,12 +1,15 @@
 //! Commands that change something: on the files, and through control where that runs. Both do the same and say the same.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 
 use underpass_tests::deadline::{MOMENT, wait_for};
 
 use crate::Place;
+
+const NAMESPACE_OF_FREE: &str = "edition = \"free\"\nhybrid_connections = 2\npublic_address = \"relay.example.com\"\n[control]\nlisten = \"127.0.0.1:0\"\n";
 
 /// One command, how it ends, and the beginning of what it says.
 type Step = (&'static [&'static str], i32, &'static str);
@@ -225,10 +228,37 @@ fn a_change_of_nothing_is_a_usage_error() {
     );
 }
 
+/// Whoever may open it must still show a key: it is a folder's mode that keeps others away, and modes are changed.
+#[test]
+fn the_local_socket_wants_a_token_as_the_network_does() {
+    let place = Place::empty();
+    fs::write(
+        place.folder.path().join("namespace.toml"),
+        NAMESPACE_OF_FREE,
+    )
+    .unwrap();
+    let _control = Control::start(&place);
+    let mut socket = UnixStream::connect(place.folder.path().join("run/api.sock")).unwrap();
+    socket.set_read_timeout(Some(MOMENT)).unwrap();
+    socket
+        .write_all(
+            b"GET /v1/hybridconnections HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        )
+        .unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    assert!(answer.contains("there is no token"), "{answer}");
+}
+
 /// What each step printed, and in the end the definition.
 fn run_all(with_control: bool) -> Vec<(String, String)> {
     let place = Place::empty();
-    fs::write(place.folder.path().join("namespace.toml"), "edition = \"free\"\nhybrid_connections = 2\npublic_address = \"relay.example.com\"\n[control]\nlisten = \"127.0.0.1:0\"\n").unwrap();
+    fs::write(
+        place.folder.path().join("namespace.toml"),
+        NAMESPACE_OF_FREE,
+    )
+    .unwrap();
     let _control = with_control.then(|| Control::start(&place));
     let mut printed = Vec::new();
     for (arguments, exit, told) in STEPS {

@@ -432,6 +432,9 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(20);
 
+    /// What a worker's thread does.
+    type Work = fn() -> std::io::Result<()>;
+
     #[test]
     fn who_is_asked_to_end_before_its_relay_is_found_ends() {
         let (asker, requests) = drain::pair();
@@ -469,7 +472,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_ends_by_itself_is_told_with_its_reason() {
-        let ends: [(fn() -> std::io::Result<()>, &str); 3] = [
+        let ends: [(Work, &str); 3] = [
             (
                 || Err(std::io::Error::other("no more")),
                 "a worker failed: no more",
