@@ -125,17 +125,26 @@ impl Process {
         wait_for(&what, within, || self.ended())
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal. One that stops it has stopped every thread of it then.
     ///
     /// # Errors
-    /// When it has ended.
+    /// When it has ended, or does not stop within [`MOMENT`].
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         if let Some(status) = self.ended() {
             bail!("{} has already ended with {status}", self.name);
         }
         // Not reaped yet, so the id still means this process.
         let id = Pid::from_child(&self.child);
-        kill_process(id, signal).with_context(|| format!("cannot send {signal:?} to {}", self.name))
+        kill_process(id, signal)
+            .with_context(|| format!("cannot send {signal:?} to {}", self.name))?;
+        if signal == Signal::STOP {
+            let what = format!("{} to stand still", self.name);
+            wait_for(&what, MOMENT, || {
+                let stopped = usage::is_stopped(self.child.id());
+                stopped.is_ok_and(|stopped| stopped).then_some(())
+            })?;
+        }
+        Ok(())
     }
 
     /// Asks it to end (SIGINT), once it has a handler for that: one that has only just begun would end without a word.

@@ -78,6 +78,20 @@ pub fn handles(process: u32, signal: Signal) -> Result<bool> {
     Ok(mask & (1 << (signal.as_raw() - 1)) != 0)
 }
 
+/// Whether every thread of it is stopped: the third field of proc_pid_stat(5). A signal that stops a process is there before its threads have heard of it.
+///
+/// # Errors
+/// It has ended.
+pub fn is_stopped(process: u32) -> Result<bool> {
+    let folder = format!("/proc/{process}/task");
+    let threads = fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))?;
+    // One that ended meanwhile does nothing any more either.
+    let stats =
+        threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+    let mut states = stats.filter_map(|stat| stat.rsplit_once(')')?.1.trim().chars().next());
+    Ok(states.all(|state| state == 'T'))
+}
+
 /// Open files just now.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! The relay's sessions beside a peer that is played by hand: what it may do, how fast, and what is made of a session that is gone.
 
 use crossbeam_channel::bounded;
+use underpass_proto::limits::OPEN_DEADLINE;
 use underpass_proto::snapshot::HycoKeys;
 use underpass_proto::wire::Probe;
 use underpass_proto::{Key, KeyPair, Nonce, Which};
@@ -202,6 +203,28 @@ fn probes_that_a_lost_session_owed_are_sent_again_or_answered_with_what_is_known
     assert_eq!(peers.gone(now, quic, pair.far, "gone"), Some(1));
     let (token, found) = answered.recv().expect("an answer");
     assert_eq!((token, found.instance), (7, FIRST));
+    assert!(found.dial.is_none());
+}
+
+#[test]
+fn a_probe_that_nobody_answers_is_a_dial_that_took_too_long() {
+    let mut scene = Scene::registered();
+    let now = scene.now();
+    let Scene { pair, peers, .. } = &mut scene;
+    let quic = &mut pair.there.quic;
+    let (answers, answered) = bounded(8);
+    let errand = Errand {
+        hyco: name(),
+        instance: FIRST,
+        endpoint: ENDPOINT.parse().expect("an endpoint"),
+    };
+    peers.probe_asked(now, quic, errand, Asker { token: 7, answers });
+    let nearly = now + OPEN_DEADLINE - Duration::from_millis(1);
+    peers.keep_probing(nearly, quic);
+    assert!(peers.directory.listeners.failing(&name()).is_empty());
+    peers.keep_probing(now + OPEN_DEADLINE, quic);
+    assert_eq!(peers.directory.listeners.failing(&name()), [FIRST]);
+    let (_, found) = answered.recv().expect("an answer");
     assert!(found.dial.is_none());
 }
 

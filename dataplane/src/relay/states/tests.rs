@@ -111,15 +111,18 @@ fn an_endpoint_that_was_never_dialled_is_not_ready_unless_probes_are_off() {
 fn an_agent_that_does_not_answer_degrades_though_another_session_of_it_does() {
     let mut scene = Scene::new();
     scene.view.listeners = vec![seen(1, reached())];
-    let sessions = [(1, SessionState::Ready), (1, SessionState::Suspect)];
-    let health = scene.look(&sessions);
-    assert_eq!(health.state, HealthState::Degraded);
-    assert_eq!(
-        health.why.as_deref(),
-        Some("agent 01010101 (192.0.2.7:40112) does not answer")
-    );
-    let listeners = listeners(&scene.view, &of(&sessions));
-    assert_eq!(listeners[0].state, SessionState::Ready, "the best of them");
+    let mut sessions = [(1, SessionState::Ready), (1, SessionState::Suspect)];
+    for _ in 0..sessions.len() {
+        let health = scene.look(&sessions);
+        assert_eq!(health.state, HealthState::Degraded);
+        assert_eq!(
+            health.why.as_deref(),
+            Some("agent 01010101 (192.0.2.7:40112) does not answer")
+        );
+        let listeners = listeners(&scene.view, &of(&sessions));
+        assert_eq!(listeners[0].state, SessionState::Ready, "the best of them");
+        sessions.reverse();
+    }
     let draining = scene.look(&[(1, SessionState::Draining)]);
     assert!(draining.why.expect("told").ends_with("is draining"));
 }
