@@ -6,7 +6,9 @@
 mod admission;
 pub mod cid;
 pub mod config;
+mod ends;
 mod event;
+mod health;
 mod narrowing;
 mod newcomers;
 #[cfg(test)]
@@ -21,21 +23,23 @@ use std::collections::BinaryHeap;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use quinn_proto::{
     ClientConfig, ConnectError, Connection, ConnectionError, ConnectionHandle, DatagramEvent,
-    Endpoint, EndpointEvent, Incoming, VarInt,
+    Endpoint, Incoming,
 };
 use rand::rngs::StdRng;
+use underpass_proto::Exporter;
 use underpass_proto::proof::EXPORTER_LABEL;
-use underpass_proto::{Exporter, SessionCode};
 
 pub use self::admission::Handshakes;
 use self::admission::{Admission, Network};
+use self::ends::CLOSING_MAX;
 pub use self::event::Event;
 use self::event::translate;
+pub use self::health::Path;
 use self::session::{Flushed, Session};
 pub use self::streams::{Read, WriteError};
 use crate::guard::guarded;
@@ -43,10 +47,6 @@ use crate::io::{self, DATAGRAMS_SIZE, Io};
 
 /// Session slots beyond which a newcomer is refused unheard: about 100 KiB of state each.
 const SESSIONS_MAX: usize = 16_384;
-
-/// How long a session that is over is remembered, for what of it is still on its way. RFC 9000, section 10.2, has three probe timeouts; after a peer
-/// that stood still for some seconds those are minutes.
-const CLOSING_MAX: Duration = Duration::from_secs(10);
 
 /// Answers to strangers that may wait for a buffer, of some 100 bytes each.
 const RESPONSES_MAX: usize = 1_024;
@@ -436,46 +436,6 @@ impl Driver {
         }
     }
 
-    /// A defect of the protocol core, which one session laid bare: what is left of the session is thrown away, and [`Event::Lost`] follows.
-    fn break_off(&mut self, id: SessionId) {
-        self.panics += 1;
-        let Some(session) = lookup(&mut self.sessions, id) else {
-            return;
-        };
-        if !session.lost {
-            self.broken.push(id);
-        }
-        if let Some(network) = session.newcomer.take() {
-            self.admission.over(network);
-        }
-        self.forget(id);
-    }
-
-    /// Forgets sessions that have been over for long enough.
-    fn end_closing(&mut self, now: Instant) {
-        while let Some((_, id)) = self.closing.pop_front_if(|(until, _)| *until <= now) {
-            if lookup(&mut self.sessions, id).is_some() {
-                self.forget(id);
-            }
-        }
-    }
-
-    /// A session is no more, and what comes for it is answered with a stateless reset.
-    fn forget(&mut self, id: SessionId) {
-        self.sessions[id.index as usize] = None;
-        self.live -= 1;
-        let handle = ConnectionHandle(id.index as usize);
-        // The core's own books, which may be what is broken.
-        let endpoint = &mut self.endpoint;
-        let _ = guarded(|| endpoint.handle_event(handle, EndpointEvent::drained()));
-    }
-
-    /// Defects that cost a session or a datagram.
-    #[must_use]
-    pub fn panics(&self) -> u64 {
-        self.panics
-    }
-
     fn mark(&mut self, id: SessionId) {
         if let Some(session) = lookup(&mut self.sessions, id)
             && !session.dirty
@@ -487,30 +447,6 @@ impl Driver {
 
     fn session(&mut self, id: SessionId) -> Option<&mut Session> {
         lookup(&mut self.sessions, id)
-    }
-
-    /// Ends a session. [`Event::Lost`] does not follow.
-    pub fn close(&mut self, now: Instant, id: SessionId, code: SessionCode) {
-        let Some(session) = self.session(id) else {
-            return;
-        };
-        session.lost = true;
-        session.connection.close(
-            now,
-            VarInt::from_u32(code.to_u32()),
-            Bytes::from(code.to_string()),
-        );
-        self.closing.push_back((now + CLOSING_MAX, id));
-        self.note_handshake(id);
-        self.mark(id);
-    }
-
-    /// Asks the peer for a sign of life.
-    pub fn ping(&mut self, id: SessionId) {
-        if let Some(session) = self.session(id) {
-            session.connection.ping();
-            self.mark(id);
-        }
     }
 
     /// The secret that both ends of this session share and nobody else knows (RFC 8446, section 7.5).
@@ -526,46 +462,6 @@ impl Driver {
         Some(Exporter(secret))
     }
 
-    /// How long nothing was heard.
-    #[must_use]
-    pub fn silence(&self, now: Instant, id: SessionId) -> Option<Duration> {
-        let session = self
-            .sessions
-            .get(id.index as usize)?
-            .as_ref()
-            .filter(|s| s.generation == id.generation)?;
-        Some(now.saturating_duration_since(session.last_heard))
-    }
-
-    /// Whether the peer has answered at all, and not stopped to for longer than `patience`.
-    #[must_use]
-    pub fn is_answering(&self, now: Instant, id: SessionId, patience: Duration) -> bool {
-        let session = self
-            .sessions
-            .get(id.index as usize)
-            .and_then(Option::as_ref);
-        session.is_some_and(|session| {
-            let silence = now.saturating_duration_since(session.last_heard);
-            session.generation == id.generation && session.heard && silence <= patience
-        })
-    }
-
-    /// What a report says of a session.
-    #[must_use]
-    pub fn path(&self, id: SessionId) -> Option<Path> {
-        let session = self
-            .sessions
-            .get(id.index as usize)?
-            .as_ref()
-            .filter(|s| s.generation == id.generation)?;
-        Some(Path {
-            remote: session.connection.remote_address(),
-            rtt: session.connection.rtt(),
-            mtu: session.connection.current_mtu(),
-            since: session.since,
-        })
-    }
-
     /// Sessions that exist, also those that are closing.
     #[must_use]
     pub fn sessions_live(&self) -> usize {
@@ -578,19 +474,6 @@ impl Driver {
         let mtu = (self.mtu_of)(remote);
         self.mtu_max.map_or(mtu, |most| most.min(mtu))
     }
-}
-
-/// What a session's path looks like.
-#[derive(Clone, Copy, Debug)]
-pub struct Path {
-    /// The peer's address, as it is now.
-    pub remote: SocketAddr,
-    /// Smoothed round-trip time (RFC 9002, section 5.3).
-    pub rtt: Duration,
-    /// Bytes of one datagram.
-    pub mtu: u16,
-    /// When the session began.
-    pub since: Instant,
 }
 
 fn lookup(sessions: &mut [Option<Session>], id: SessionId) -> Option<&mut Session> {

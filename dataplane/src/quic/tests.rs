@@ -1,9 +1,11 @@
 //! Many streams write more than their session holds; newcomers; sessions that end.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use quinn_proto::{StreamId, TransportErrorCode};
-use underpass_proto::FlowCode;
+use bytes::Bytes;
+use quinn_proto::{StreamId, TransportErrorCode, VarInt};
+use underpass_proto::{FlowCode, SessionCode};
 
 use super::pair::{HERE, Pair, THERE};
 use super::*;

@@ -1,0 +1,157 @@
+//! A supervisor beside workers that do what a test wants.
+
+use std::thread;
+
+use underpass_proto::Key;
+
+use super::*;
+use crate::link::wants::{Want, by_relay};
+use crate::worker::Handle;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// What a worker's thread does.
+type Work = fn() -> std::io::Result<()>;
+
+#[test]
+fn who_is_asked_to_end_before_its_relay_is_found_ends() {
+    let (asker, requests) = drain::pair();
+    asker.ask(drain::Request::Stop);
+    let relays = relays("no-such-relay.invalid");
+    let ground = Ground::find(&relays, &settings(), &requests, None);
+    assert!(ground.expect("nothing is wrong").is_none());
+}
+
+#[test]
+fn a_configuration_of_no_use_is_not_told_to_the_workers_and_the_next_one_is() {
+    let (asker, requests) = drain::pair();
+    let (update, updates) = bounded(2);
+    for config in [Config::OfNoUse, Config::Good] {
+        update.send(config).expect("there is room");
+    }
+    drop(update);
+    let (handle, inbox) = Handle::to_inbox();
+    let mut workers = workers(handle, move || {
+        let is_plan = |message: &Message<Wanted, ()>| matches!(message, Message::Plan(_));
+        let plans = inbox.iter().take_while(is_plan).count();
+        assert_eq!(plans, 1);
+        Ok(())
+    });
+    let mut steward = Fake {
+        plan: Arc::new(Wanted(relays("relay.test"))),
+        asker,
+    };
+    let settings = settings();
+    let ended = workers.supervise(&mut steward, &settings, &requests, updates);
+    assert!(ended.is_ok(), "{ended:?}");
+    let worker = workers.running.remove(0).thread.join();
+    assert!(matches!(worker, Ok(Ok(()))), "{worker:?}");
+}
+
+#[test]
+fn a_worker_that_ends_by_itself_is_told_with_its_reason() {
+    let ends: [(Work, &str); 3] = [
+        (
+            || Err(std::io::Error::other("no more")),
+            "a worker failed: no more",
+        ),
+        (|| Ok(()), "a worker failed: it ended"),
+        (
+            || std::panic::resume_unwind(Box::new(())),
+            "a worker failed: it panicked",
+        ),
+    ];
+    for (end, why) in ends {
+        let mut workers = workers(Handle::to_inbox().0, end);
+        let until = Instant::now() + SOON;
+        let told = loop {
+            match workers.look(false) {
+                Err(told) => break told,
+                Ok(over) => assert!(!over && Instant::now() < until, "{why}"),
+            }
+            thread::yield_now();
+        };
+        assert_eq!(told.to_string(), why);
+    }
+}
+
+/// One, that does this.
+fn workers(
+    handle: Handle<Message<Wanted, ()>>,
+    work: impl FnOnce() -> std::io::Result<()> + Send + 'static,
+) -> Workers<Wanted, ()> {
+    Workers {
+        running: vec![Running {
+            handle,
+            thread: thread::spawn(work),
+        }],
+        said: never(),
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        io: io::Choice::Poll,
+        workers: None,
+        mtu_max: None,
+        grace: Duration::ZERO,
+    }
+}
+
+struct Wanted(Vec<Arc<Relay>>);
+
+impl Plan for Wanted {
+    fn relays(&self) -> &[Arc<Relay>] {
+        &self.0
+    }
+
+    fn rule(&self) -> Rule {
+        Rule::Listen
+    }
+}
+
+enum Config {
+    OfNoUse,
+    Good,
+}
+
+/// Asks its process to end once it has a configuration.
+struct Fake {
+    plan: Arc<Wanted>,
+    asker: drain::Asker,
+}
+
+impl Steward for Fake {
+    type Config = Config;
+    type Plan = Wanted;
+    type Own = ();
+
+    fn plan(&self) -> &Arc<Wanted> {
+        &self.plan
+    }
+
+    fn update(&mut self, config: Config) -> Result<(), Error> {
+        match config {
+            Config::OfNoUse => Err(Error::Config("of no use".to_owned())),
+            Config::Good => {
+                self.asker.ask(drain::Request::Drain);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn relays(host: &str) -> Vec<Arc<Relay>> {
+    let key = Key::from_random([7; 32]);
+    let string = format!(
+        "Endpoint=hc://{host}/payroll-sql;SharedAccessKeyName=defaultListener;SharedAccessKey={};Pin=sha256:{}",
+        key.expose(),
+        "07".repeat(32)
+    );
+    let want = Want {
+        string: string.parse().expect("a string"),
+        weight: 100,
+        priority: 0,
+    };
+    by_relay(vec![want], Rule::Listen, &[], &[]).expect("a relay")
+}
