@@ -46,8 +46,7 @@ impl Driver {
 
     fn begin(&mut self, now: Instant, incoming: Incoming, io: &mut impl Io) {
         let remote = incoming.remote_address();
-        let mtu = (self.mtu_of)(remote);
-        let mtu = self.mtu_max.map_or(mtu, |most| most.min(mtu));
+        let mtu = self.mtu_to(remote);
         let config = self.server.as_ref().map(|server| server.quic(Some(mtu)));
         let network = self.admission.begun(remote.ip());
         self.scratch.clear();
