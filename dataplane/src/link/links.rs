@@ -291,7 +291,7 @@ fn resolve(link: &mut Link, resolver: &Resolver, bring: &Bring) {
 mod tests {
     use crossbeam_channel::{Receiver, bounded};
     use rand::SeedableRng;
-    use underpass_proto::{AgentId, Instance, Key, Role, Rule};
+    use underpass_proto::{Key, Rule};
 
     use super::super::wants::{Want, by_relay};
     use super::*;
@@ -324,23 +324,9 @@ mod tests {
 
     /// One link, and what its supervisor hears.
     fn links() -> (Links, Receiver<Said>) {
-        let key = Key::from_random([7; 32]);
-        let string = format!(
-            "Endpoint=hc://relay.test/{NAME};SharedAccessKeyName=defaultListener;SharedAccessKey={}",
-            key.expose()
-        );
-        let want = Want {
-            string: string.parse().expect("a string"),
-            weight: 100,
-            priority: 0,
-        };
+        let want = Want::of_test("relay.test", NAME, &Key::from_random([7; 32]));
         let relays = by_relay(vec![want], Rule::Listen, &[], &[]).expect("a relay");
-        let identity = Identity {
-            role: Role::Agent,
-            agent_id: AgentId([1; 16]),
-            instance: Instance([2; 16]),
-            check_only: false,
-        };
+        let identity = Identity::of_test();
         let start = Start::<Message<(), ()>> {
             handle: Handle::to_inbox().0,
             now: Instant::now(),

@@ -217,12 +217,7 @@ impl Scene {
             panic!("a pair trusts its certificate");
         };
         let relays = by_relay(vec![want(1, 100)], Rule::Listen, ca, &[]).expect("a relay");
-        let identity = Identity {
-            role: Role::Agent,
-            agent_id: AgentId([1; 16]),
-            instance: Instance([2; 16]),
-            check_only: false,
-        };
+        let identity = Identity::of_test();
         let now = pair.now();
         let mut link = Link::new(1, Arc::clone(&relays[0]), 0, identity, now);
         link.found(vec![THERE]);
@@ -406,13 +401,8 @@ fn key(number: u8) -> Key {
 }
 
 fn want(key_number: u8, weight: u16) -> Want {
-    let string = format!(
-        "Endpoint=hc://localhost:2/{NAME};SharedAccessKeyName=defaultListener;SharedAccessKey={}",
-        key(key_number).expose()
-    );
     Want {
-        string: string.parse().expect("a string"),
         weight,
-        priority: 0,
+        ..Want::of_test("localhost:2", NAME, &key(key_number))
     }
 }

@@ -31,6 +31,35 @@ pub(crate) struct Want {
     pub(crate) priority: u8,
 }
 
+#[cfg(test)]
+impl Want {
+    /// At this relay, by its on-premises string, which names no pin.
+    pub(crate) fn of_test(relay: &str, name: &str, key: &underpass_proto::Key) -> Self {
+        let string = format!(
+            "Endpoint=hc://{relay}/{name};SharedAccessKeyName=defaultListener;SharedAccessKey={}",
+            key.expose()
+        );
+        Self {
+            string: string.parse().expect("a string"),
+            weight: 100,
+            priority: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Identity {
+    /// Of some agent.
+    pub(crate) fn of_test() -> Self {
+        Self {
+            role: Role::Agent,
+            agent_id: AgentId([1; 16]),
+            instance: Instance([2; 16]),
+            check_only: false,
+        }
+    }
+}
+
 /// One relay and what is asked for there.
 #[derive(Debug)]
 pub(crate) struct Relay {
@@ -239,15 +268,6 @@ mod tests {
     }
 
     fn want(name: &str, relay: &str) -> Want {
-        let key = Key::from_random([7; 32]);
-        let string = format!(
-            "Endpoint=hc://{relay}/{name};SharedAccessKeyName=defaultListener;SharedAccessKey={}",
-            key.expose()
-        );
-        Want {
-            string: string.parse().expect("a string"),
-            weight: 100,
-            priority: 0,
-        }
+        Want::of_test(relay, name, &Key::from_random([7; 32]))
     }
 }

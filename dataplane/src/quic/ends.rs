@@ -14,7 +14,7 @@ use crate::guard::guarded;
 pub(super) const CLOSING_MAX: Duration = Duration::from_secs(10);
 
 impl Driver {
-    /// Ends a session. [`Event::Lost`] does not follow.
+    /// Ends a session. [`Lost`](super::Event::Lost) does not follow.
     pub fn close(&mut self, now: Instant, id: SessionId, code: SessionCode) {
         let Some(session) = self.session(id) else {
             return;
@@ -30,7 +30,7 @@ impl Driver {
         self.mark(id);
     }
 
-    /// A defect of the protocol core, which one session laid bare: what is left of the session is thrown away, and [`Event::Lost`] follows.
+    /// A defect of the protocol core, which one session laid bare: what is left of the session is thrown away, and [`Lost`](super::Event::Lost) follows.
     pub(super) fn break_off(&mut self, id: SessionId) {
         self.panics += 1;
         let Some(session) = lookup(&mut self.sessions, id) else {

@@ -1,6 +1,6 @@
 //! The relay's sessions beside a peer that is played by hand: what it may do, how fast, and what is made of a session that is gone.
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{TryRecvError, bounded};
 use underpass_proto::limits::OPEN_DEADLINE;
 use underpass_proto::snapshot::HycoKeys;
 use underpass_proto::wire::Probe;
@@ -9,8 +9,8 @@ use underpass_proto::{Key, KeyPair, Nonce, Which};
 use super::conduct::{OPENS_BURST, REFUSED_MAX};
 use super::*;
 use crate::quic::Event;
-use crate::quic::pair::Pair;
-use crate::relay::listeners::Errand;
+use crate::quic::pair::{HERE, Pair};
+use crate::relay::listeners::{Errand, Who};
 
 const NAME: &str = "payroll-sql";
 const ENDPOINT: &str = "db01.corp:1433";
@@ -174,36 +174,41 @@ fn a_probe_that_cannot_be_said_is_put_off_and_one_that_a_person_asked_for_is_not
     assert_eq!(peers.directory.listeners.due(0, later, 8).len(), 1);
     let (answers, answered) = bounded(8);
     for instance in [FIRST, SECOND] {
-        let errand = Errand {
-            hyco: name(),
-            instance,
-            endpoint: ENDPOINT.parse().expect("an endpoint"),
-        };
         let answers = answers.clone();
-        peers.probe_asked(now, quic, errand, Asker { token: 1, answers });
+        peers.probe_asked(now, quic, errand(instance), Asker { token: 1, answers });
     }
     drop(answers);
-    assert!(answered.recv().is_err(), "nobody is left to answer");
+    let none = answered.try_recv().expect_err("nobody is left to answer");
+    assert_eq!(none, TryRecvError::Disconnected);
 }
 
 #[test]
 fn probes_that_a_lost_session_owed_are_sent_again_or_answered_with_what_is_known() {
     let mut scene = Scene::registered();
     let now = scene.now();
-    let Scene { pair, peers, .. } = &mut scene;
+    let Scene {
+        pair, peers, plan, ..
+    } = &mut scene;
     let quic = &mut pair.there.quic;
     let (answers, answered) = bounded(8);
-    let errand = Errand {
-        hyco: name(),
+    // The same listener has a session on another worker, too.
+    let who = Who {
+        agent_id: AGENT,
         instance: FIRST,
-        endpoint: ENDPOINT.parse().expect("an endpoint"),
+        remote: HERE,
     };
+    let listeners = &peers.directory.listeners;
+    assert!(listeners.join(now, &plan.snapshot.hycos[0], who, 1));
     peers.keep_probing(now, quic);
-    peers.probe_asked(now, quic, errand, Asker { token: 7, answers });
+    let later = now + Duration::from_secs(1);
+    assert!(peers.directory.listeners.due(1, later, 8).is_empty());
+    peers.probe_asked(now, quic, errand(FIRST), Asker { token: 7, answers });
     assert_eq!(peers.gone(now, quic, pair.far, "gone"), Some(1));
-    let (token, found) = answered.recv().expect("an answer");
+    let (token, found) = answered.try_recv().expect("an answer");
     assert_eq!((token, found.instance), (7, FIRST));
     assert!(found.dial.is_none());
+    // The other worker sends the one that nobody asked for.
+    assert_eq!(peers.directory.listeners.due(1, later, 8), [errand(FIRST)]);
 }
 
 #[test]
@@ -213,18 +218,13 @@ fn a_probe_that_nobody_answers_is_a_dial_that_took_too_long() {
     let Scene { pair, peers, .. } = &mut scene;
     let quic = &mut pair.there.quic;
     let (answers, answered) = bounded(8);
-    let errand = Errand {
-        hyco: name(),
-        instance: FIRST,
-        endpoint: ENDPOINT.parse().expect("an endpoint"),
-    };
-    peers.probe_asked(now, quic, errand, Asker { token: 7, answers });
+    peers.probe_asked(now, quic, errand(FIRST), Asker { token: 7, answers });
     let nearly = now + OPEN_DEADLINE - Duration::from_millis(1);
     peers.keep_probing(nearly, quic);
     assert!(peers.directory.listeners.failing(&name()).is_empty());
     peers.keep_probing(now + OPEN_DEADLINE, quic);
     assert_eq!(peers.directory.listeners.failing(&name()), [FIRST]);
-    let (_, found) = answered.recv().expect("an answer");
+    let (_, found) = answered.try_recv().expect("an answer");
     assert!(found.dial.is_none());
 }
 
@@ -362,6 +362,15 @@ impl Scene {
 /// Any stream but a control stream.
 fn other_stream() -> StreamId {
     StreamId::new(quinn_proto::Side::Client, quinn_proto::Dir::Bi, 9)
+}
+
+/// To dial the endpoint, for this listener.
+fn errand(instance: Instance) -> Errand {
+    Errand {
+        hyco: name(),
+        instance,
+        endpoint: ENDPOINT.parse().expect("an endpoint"),
+    }
 }
 
 fn hello(role: Role, instance: Instance) -> Hello {
