@@ -1,4 +1,4 @@
-//! nginx, with a small page and a big file.
+//! nginx, with a small answer and a big file.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -34,7 +34,6 @@ impl Nginx {
         let folder = TempDir::with_prefix("underpass-nginx-")?;
         let address = free_tcp_address();
         fs::create_dir(folder.path().join("root"))?;
-        fs::write(folder.path().join("root/small"), SMALL)?;
         let configuration = folder.path().join("nginx.conf");
         fs::write(
             &configuration,
@@ -87,8 +86,10 @@ pub fn write_pattern(path: &std::path::Path, len: u64) -> Result<()> {
     Ok(file.flush()?)
 }
 
-/// One process, no files outside of the folder, connections kept for as long as a client likes.
+/// One process, no files outside of the folder, connections kept for as long as a client likes. `/small` is answered from memory in one write, as an
+/// application answers: from a file it would be two of them, head and page, and seven system calls of the server that have nothing to do with a tunnel.
 fn configuration_for(folder: &str, address: SocketAddr) -> String {
+    let small = SMALL.escape_default();
     format!(
         "daemon off;
 master_process off;
@@ -104,7 +105,11 @@ http {{
     sendfile on;
     tcp_nodelay on;
     keepalive_requests 1000000000;
-    server {{ listen {address} backlog=4096; root {folder}/root; }}
+    server {{
+        listen {address} backlog=4096;
+        root {folder}/root;
+        location = /small {{ default_type text/plain; return 200 \"{small}\"; }}
+    }}
 }}
 "
     )
