@@ -5,7 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::Protocol;
-use super::alarm::Alarm;
+use super::alarm::{Alarm, TICK};
 use crate::calls::{ANSWER, CALL, Call, read_answer};
 use crate::endpoint::CHUNK;
 use crate::flow::Fault;
@@ -16,6 +16,9 @@ use crate::wire::{HEADER, Header, Style, TRAILER, Trailer, Verdict};
 
 /// A slow reader takes its bytes in this many parts a second, so that it is slow and not just late.
 const SIPS_PER_SECOND: u64 = 20;
+
+/// Or in parts of this many bytes, one packet's, where those would be smaller.
+const SIP_MIN: u64 = 1_448;
 
 /// What a connection tells while it works.
 pub(super) trait Observer {
@@ -286,7 +289,8 @@ impl<'a, O: Observer> Connection<'a, O> {
     /// A slow reader's pause.
     async fn sip(&self) {
         if let Some(throttle) = &self.throttle {
-            throttle.alarm.wait(throttle.next.get()).await;
+            let next = throttle.alarm.tick_from(throttle.next.get());
+            throttle.alarm.wait(next).await;
             self.observer.paused();
         }
     }
@@ -343,15 +347,16 @@ impl<'a> Throttle<'a> {
 
     /// Bytes that are read at once.
     fn sip(&self) -> usize {
-        usize::try_from((self.rate / SIPS_PER_SECOND).max(1))
-            .unwrap_or(CHUNK)
-            .min(CHUNK)
+        let sip = (self.rate / SIPS_PER_SECOND).max(SIP_MIN.min(self.rate));
+        usize::try_from(sip).unwrap_or(CHUNK).min(CHUNK)
     }
 
-    /// The next bytes may be read when these would have been through.
+    /// The next bytes may be read when these would have been through. What a tick came late is made good, and nothing more.
     fn took(&self, len: usize) {
         let time = Duration::from_secs_f64(len as f64 / self.rate as f64);
-        self.next.set(self.next.get().max(Instant::now()) + time);
+        let now = Instant::now();
+        let earliest = now.checked_sub(TICK).unwrap_or(now);
+        self.next.set(self.next.get().max(earliest) + time);
     }
 }
 
