@@ -87,7 +87,7 @@ pub fn write_pattern(path: &std::path::Path, len: u64) -> Result<()> {
 }
 
 /// One process, no files outside of the folder, connections kept for as long as a client likes. `/small` is answered from memory in one write, as an
-/// application answers: from a file it would be two of them, head and page, and seven system calls of the server that have nothing to do with a tunnel.
+/// application answers: from a file it would be two of them, head and page, and four more system calls of the server, which have nothing to do with a tunnel.
 fn configuration_for(folder: &str, address: SocketAddr) -> String {
     let small = SMALL.escape_default();
     format!(
