@@ -30,6 +30,8 @@ pub(crate) struct Core<I: Io, D> {
     pub(crate) ended_joins: Vec<(Join<D>, JoinEnd)>,
     /// Flows whose sockets are not being read and not yet watched.
     pub(crate) paused: Vec<FlowKey>,
+    /// Somebody waits for the end of a quiet send: the next wait is none.
+    pub(crate) hurried: bool,
     owners: Vec<(u32, Owner)>,
     /// Defects that cost a session or a flow here.
     pub(crate) panics: u64,
@@ -59,6 +61,7 @@ impl<I: Io, D> Core<I, D> {
             joins: Joins::default(),
             ended_joins: Vec::new(),
             paused: Vec::new(),
+            hurried: false,
             owners: Vec::new(),
             panics: 0,
         }

@@ -85,6 +85,8 @@ enum ToSocket {
     Idle,
     /// A write is under way.
     Sending,
+    /// The same, of all that there was: nobody waits for its end.
+    SendingAll,
     /// The last write is under way; FIN follows.
     SendingLast,
     /// FIN was passed on.
@@ -372,12 +374,17 @@ impl<I: Io, D> Core<I, D> {
 
     /// The stream may have data, its end or a reset.
     pub(crate) fn stream_readable(&mut self, key: FlowKey) {
-        if self
-            .flows
-            .get(key)
-            .is_some_and(|flow| flow.to_socket == ToSocket::Idle)
-        {
-            self.read_stream(key);
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        match flow.to_socket {
+            ToSocket::Idle => self.read_stream(key),
+            ToSocket::SendingAll => {
+                // Now somebody does wait for its end.
+                flow.to_socket = ToSocket::Sending;
+                self.hurried = true;
+            }
+            _ => {}
         }
     }
 
@@ -397,12 +404,16 @@ impl<I: Io, D> Core<I, D> {
         match read {
             Err(code) => self.fail(key, End::There(code)),
             Ok(read) if !chunks.is_empty() => {
-                flow.to_socket = if read == Read::End {
-                    ToSocket::SendingLast
-                } else {
-                    ToSocket::Sending
+                flow.to_socket = match read {
+                    Read::End => ToSocket::SendingLast,
+                    Read::More => ToSocket::Sending,
+                    Read::Empty => ToSocket::SendingAll,
                 };
-                self.io.send(socket, chunks);
+                if read == Read::Empty {
+                    self.io.send_quietly(socket, chunks);
+                } else {
+                    self.io.send(socket, chunks);
+                }
             }
             Ok(Read::End) => self.finish_socket(key),
             Ok(Read::Empty | Read::More) => flow.to_socket = ToSocket::Idle,

@@ -223,6 +223,12 @@ pub trait Io {
     /// Writes all of `chunks` (1 to [`GATHER_MAX`], none empty) in order; one [`Completion::Sent`] follows. At most one send is under way per socket.
     fn send(&mut self, socket: SocketId, chunks: Vec<Bytes>);
 
+    /// The same, for a caller that has nothing to do when it has ended: [`Completion::Sent`] ends no wait by itself, but comes with what ends the next one.
+    /// Where the send fails, or the kernel has no room for all of it, it is told at once, as that of [`send`](Self::send).
+    fn send_quietly(&mut self, socket: SocketId, chunks: Vec<Bytes>) {
+        self.send(socket, chunks);
+    }
+
     /// Sends FIN. Only while no send is under way.
     fn shutdown(&mut self, socket: SocketId);
 
@@ -241,8 +247,9 @@ pub trait Io {
     /// The most datagrams that one [`send_datagrams`](Self::send_datagrams) may carry (GSO); 1 where the kernel cannot.
     fn max_segments(&self) -> usize;
 
-    /// Submits all that is queued and waits for at least one completion or the deadline, whichever is first; a deadline in the past
-    /// only collects what is there. Appends completions, boundedly many a call; it may return early with none.
+    /// Submits all that is queued and waits for at least one completion, ends of quiet sends not counted, or the deadline, whichever is first; a deadline
+    /// in the past only collects what is there. Appends completions, boundedly many a call; it may return early with none, and later than the
+    /// deadline by a quarter of the time until then, 10 ms at most.
     ///
     /// # Errors
     /// Only what ends the worker: the kernel refused to wait.

@@ -59,6 +59,10 @@ pub(crate) struct Sim {
     sockets: Table<Socket>,
     ops: Vec<Op>,
     completions: VecDeque<Completion>,
+    /// Ends of quiet sends, told with what ends a wait next.
+    quiet: Vec<Completion>,
+    /// Sockets with quiet sends of this turn.
+    quietly: Vec<SocketId>,
     transmits: TransmitBuffers,
     waker: SimWaker,
     segments: usize,
@@ -77,6 +81,8 @@ struct Doing {
     wire: Wire,
     receiving: bool,
     sending: usize,
+    /// Nobody waits for the end of the send.
+    quiet: bool,
     shut: bool,
 }
 
@@ -98,6 +104,8 @@ impl Sim {
             sockets: Table::new(),
             ops: Vec::new(),
             completions: VecDeque::new(),
+            quiet: Vec::new(),
+            quietly: Vec::new(),
             transmits: TransmitBuffers::new(),
             waker: SimWaker(Arc::new(AtomicBool::new(false))),
             segments,
@@ -192,9 +200,14 @@ impl Sim {
         };
         let len = std::mem::take(&mut doing.sending);
         assert!(len > 0, "a send ended that was not under way");
+        let quiet = std::mem::take(&mut doing.quiet) && result.is_ok();
         let result = result.map(|()| len);
-        self.completions
-            .push_back(Completion::Sent { socket, result });
+        let sent = Completion::Sent { socket, result };
+        if quiet {
+            self.quiet.push(sent);
+        } else {
+            self.completions.push_back(sent);
+        }
     }
 
     /// A watched socket failed.
@@ -219,6 +232,7 @@ impl Doing {
             wire,
             receiving: false,
             sending: 0,
+            quiet: false,
             shut: false,
         }
     }
@@ -309,6 +323,14 @@ impl Io for Sim {
         self.ops.push(op);
     }
 
+    fn send_quietly(&mut self, socket: SocketId, chunks: Vec<Bytes>) {
+        self.send(socket, chunks);
+        if let Some(doing) = self.doing(socket) {
+            doing.quiet = true;
+            self.quietly.push(socket);
+        }
+    }
+
     fn shutdown(&mut self, socket: SocketId) {
         let Some(doing) = self.doing(socket) else {
             return;
@@ -328,8 +350,9 @@ impl Io for Sim {
         };
         self.streams -= usize::from(!matches!(op, Op::Unlisten(..)));
         // What was told of it and not taken yet is swallowed, as the contract says.
-        self.completions
-            .retain(|completion| completion.socket() != Some(socket));
+        let stays = |completion: &Completion| completion.socket() != Some(socket);
+        self.completions.retain(stays);
+        self.quiet.retain(stays);
         self.ops.push(op);
     }
 
@@ -365,6 +388,13 @@ impl Io for Sim {
     ) -> io::Result<()> {
         if self.waker.0.swap(false, Ordering::Relaxed) {
             completions.push(Completion::Woken);
+        }
+        completions.append(&mut self.quiet);
+        for socket in std::mem::take(&mut self.quietly) {
+            // There was no room for all of it: told at once when it ends.
+            if let Some(doing) = self.doing(socket) {
+                doing.quiet = false;
+            }
         }
         let count = self.completions.len().min(COMPLETIONS_MAX);
         completions.extend(self.completions.drain(..count));

@@ -105,6 +105,7 @@ impl<I: Io, R: Role> Worker<I, R> {
         let mut completions = std::mem::take(&mut self.completions);
         self.core.io.wait(Some(deadline), &mut completions)?;
         self.core.now = self.core.io.now();
+        self.core.hurried = false;
         let any = !completions.is_empty();
         for completion in completions.drain(..) {
             self.complete_guarded(completion);
@@ -121,8 +122,8 @@ impl<I: Io, R: Role> Worker<I, R> {
     }
 
     /// When it has something to do, whatever comes.
-    pub(crate) fn deadline(&self) -> Instant {
-        if self.unsent || !self.messages.is_empty() {
+    pub(crate) fn deadline(&mut self) -> Instant {
+        if self.unsent || self.core.hurried || !self.messages.is_empty() {
             return self.core.now;
         }
         let quic = self.core.quic.next_deadline();

@@ -33,5 +33,6 @@ mod bytes;
 mod datagrams;
 mod driver;
 mod ends;
+mod quiet;
 mod sockets;
 mod wakes;

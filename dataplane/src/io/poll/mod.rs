@@ -225,6 +225,16 @@ impl Io for Poll {
             return;
         };
         stream.sending = Some(Chunks::new(chunks));
+        stream.quiet = false;
+        self.enqueue(socket);
+    }
+
+    fn send_quietly(&mut self, socket: SocketId, chunks: Vec<Bytes>) {
+        let Some(stream) = self.stream(socket) else {
+            return;
+        };
+        stream.sending = Some(Chunks::new(chunks));
+        stream.quiet = true;
         self.enqueue(socket);
     }
 
@@ -272,9 +282,8 @@ impl Io for Poll {
         deadline: Option<Instant>,
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
-        let before = completions.len();
-        self.run(completions);
-        let timeout = if completions.len() > before || self.has_more() {
+        let urgent = self.run(completions);
+        let timeout = if urgent || self.has_more() {
             Some(Duration::ZERO)
         } else {
             self.timeout(deadline)
@@ -335,16 +344,18 @@ impl Poll {
         }
     }
 
-    fn run(&mut self, completions: &mut Vec<Completion>) {
+    /// Tries what may succeed. Tells whether anything came of it that is worth a turn.
+    fn run(&mut self, completions: &mut Vec<Completion>) -> bool {
+        let mut urgent = false;
         for _ in 0..self.runnable.len().min(TRIES_MAX) {
             let Some(id) = self.runnable.pop_front() else {
-                return;
+                break;
             };
             let Some(Entry::Stream(stream)) = self.sockets.get(id) else {
                 continue;
             };
             stream.queued = false;
-            stream.run(
+            urgent |= stream.run(
                 id,
                 &mut self.receive_buffer,
                 &mut self.counters,
@@ -356,6 +367,7 @@ impl Poll {
                 self.runnable.push_back(id);
             }
         }
+        urgent
     }
 
     /// Whether the next turn has work without any event.

@@ -27,6 +27,8 @@ pub(super) struct Stream {
     pub(super) ended: bool,
     pub(super) errored: bool,
     pub(super) sending: Option<Chunks>,
+    /// Nobody waits for the end of the send.
+    pub(super) quiet: bool,
     /// The socket's error, once any operation has taken it from the kernel, which tells it only once.
     pub(super) failed: Option<i32>,
 }
@@ -47,6 +49,7 @@ impl Stream {
             ended: false,
             errored: false,
             sending: None,
+            quiet: false,
             failed: None,
         }
     }
@@ -71,24 +74,52 @@ impl Stream {
             || (self.watching && (failed || self.errored))
     }
 
-    /// Tries each operation that may succeed once.
+    /// Tries each operation that may succeed once. Tells whether anything came of it that is worth a turn.
     pub(super) fn run(
         &mut self,
         id: SocketId,
         buffer: &mut ReceiveBuffer,
         counters: &mut Counters,
         completions: &mut Vec<Completion>,
-    ) {
+    ) -> bool {
         if self.connecting {
-            return self.finish_connect(id, counters, completions);
+            self.finish_connect(id, counters, completions);
+            return true;
         }
+        let quiet = self.run_send(id, counters, completions);
+        let before = completions.len();
+        self.run_others(id, buffer, counters, completions);
+        !quiet || completions.len() > before
+    }
+
+    /// Tells whether nobody waits for what came of it.
+    fn run_send(
+        &mut self,
+        id: SocketId,
+        counters: &mut Counters,
+        completions: &mut Vec<Completion>,
+    ) -> bool {
         if self.sending.is_some() && (self.writable || self.failed.is_some()) {
             counters.system_calls += 1;
             if let Some(result) = self.write() {
                 self.sending = None;
+                let quiet = self.quiet && result.is_ok();
                 completions.push(Completion::Sent { socket: id, result });
+                return quiet;
             }
+            // No room for all of it: it was worth waiting for.
+            self.quiet = false;
         }
+        true
+    }
+
+    fn run_others(
+        &mut self,
+        id: SocketId,
+        buffer: &mut ReceiveBuffer,
+        counters: &mut Counters,
+        completions: &mut Vec<Completion>,
+    ) {
         if self.receiving && (self.readable || self.failed.is_some()) {
             counters.system_calls += 1;
             if let Some(result) = self.read(buffer, counters) {

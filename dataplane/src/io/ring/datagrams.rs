@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use bytes::{Buf, BytesMut};
-use io_uring::{opcode, types::Fd};
+use io_uring::{opcode, squeue, types::Fd};
 
 use super::provided::Provided;
 use super::queue::{Done, Kind, Queue, Token};
@@ -38,6 +38,17 @@ struct Slot {
     // Boxed, because the kernel has pointers into it.
     message: Box<Outgoing>,
     buffer: Option<DatagramBuffer>,
+}
+
+impl Slot {
+    /// The operation that sends what the buffer holds.
+    fn entry(&mut self, udp: &Udp, flags: i32) -> squeue::Entry {
+        let payload = self.buffer.as_ref().map_or(&[][..], |buffer| &buffer.data);
+        let message = self.message.point(payload.as_ptr(), payload.len());
+        opcode::SendMsg::new(Fd(udp.socket().as_raw_fd()), message)
+            .flags((flags | libc::MSG_NOSIGNAL) as u32)
+            .build()
+    }
 }
 
 impl Datagrams {
@@ -82,25 +93,30 @@ impl Datagrams {
     pub(super) fn send(&mut self, queue: &mut Queue, buffer: DatagramBuffer, transmit: &Transmit) {
         let number = buffer.slot;
         let slot = &mut self.sending[number];
-        let (payload, len) = (buffer.data.as_ptr(), buffer.data.len());
+        let len = buffer.data.len();
         slot.message.address(transmit, len, self.udp.is_dual());
-        let message = slot.message.point(payload, len);
         let before = slot.buffer.replace(buffer);
         assert!(
             before.is_none(),
             "a buffer is sent by the backend that gave it"
         );
-        let entry = opcode::SendMsg::new(Fd(self.udp.socket().as_raw_fd()), message)
-            .flags(libc::MSG_NOSIGNAL as u32)
-            .build();
+        let entry = slot.entry(&self.udp, libc::MSG_DONTWAIT);
+        let token = Token::of_slot(Kind::DatagramsOut, number);
         // SAFETY: message and payload stay in the slot, which is not used again before the completion.
-        unsafe { queue.push(Token::of_slot(Kind::DatagramsOut, number), entry) };
+        unsafe { queue.push_quiet(token, entry, i32::try_from(len).ok()) };
     }
 
-    pub(super) fn sent(&mut self, done: Done, counters: &mut Counters) {
+    pub(super) fn sent(&mut self, queue: &mut Queue, done: Done, counters: &mut Counters) {
         let Some(slot) = self.sending.get_mut(done.token.index() as usize) else {
             return;
         };
+        if done.result == -libc::EAGAIN && done.token.is_quiet() {
+            // No room in the kernel: once more, waiting for it.
+            let entry = slot.entry(&self.udp, 0);
+            let token = Token::of_slot(Kind::DatagramsOut, done.token.index() as usize);
+            // SAFETY: message and payload stay in the slot, which is not used again before the completion.
+            return unsafe { queue.push(token, entry) };
+        }
         let Some(buffer) = slot.buffer.take() else {
             return;
         };

@@ -5,6 +5,7 @@
 
 #![expect(unsafe_code, reason = "the kernel is given pointers")]
 
+mod alarm;
 mod datagrams;
 mod outcome;
 mod provided;
@@ -30,6 +31,7 @@ use super::udp::Udp;
 use super::{
     Close, Completion, Counters, DatagramBuffer, Io, READ_SIZE, SocketId, Transmit, socket,
 };
+use alarm::Alarm;
 use datagrams::Datagrams;
 use provided::Provided;
 use queue::{Done, Kind, Queue, Token};
@@ -70,6 +72,7 @@ pub struct Ring {
     /// Listeners whose accept ended, and when to accept again.
     paused: Vec<(Instant, SocketId)>,
     datagrams: Datagrams,
+    alarm: Alarm,
     waker: RingWaker,
     wake_armed: bool,
     done: Vec<Done>,
@@ -106,6 +109,7 @@ impl Ring {
             hung_up: Vec::new(),
             paused: Vec::new(),
             datagrams,
+            alarm: Alarm::new(),
             waker: RingWaker::new()?,
             wake_armed: false,
             done: Vec::with_capacity(COMPLETIONS_MAX),
@@ -207,6 +211,16 @@ impl Io for Ring {
         self.go_on_sending(socket);
     }
 
+    fn send_quietly(&mut self, socket: SocketId, chunks: Vec<Bytes>) {
+        let Some(stream) = open(&mut self.sockets, socket) else {
+            return;
+        };
+        // The kernel reads from the one that is under way.
+        assert!(stream.sending.is_none(), "one send at a time");
+        stream.sending = Some(Chunks::new(chunks));
+        self.begin_sending_quietly(socket);
+    }
+
     fn shutdown(&mut self, socket: SocketId) {
         let Some(stream) = open(&mut self.sockets, socket) else {
             return;
@@ -256,16 +270,12 @@ impl Io for Ring {
             let in_hand = completions.len() > before
                 || !self.starved.is_empty()
                 || self.datagrams.transmits.has_freed();
-            let timeout = if in_hand {
-                Some(Duration::ZERO)
-            } else {
-                self.timeout(deadline)
-            };
-            self.queue.enter(timeout)?;
+            let sleeps = !in_hand && self.set_alarm(deadline);
+            self.queue.enter((!sleeps).then_some(Duration::ZERO))?;
             self.collect(completions);
-            // Completions that concern nobody outside (cancellations, polls) do not end the wait.
+            // Completions that concern nobody outside (cancellations, polls, an alarm that went off early) do not end the wait.
             if completions.len() > before
-                || timeout == Some(Duration::ZERO)
+                || !sleeps
                 || deadline.is_some_and(|deadline| deadline <= Instant::now())
             {
                 return Ok(());
@@ -347,13 +357,18 @@ impl Ring {
         unsafe { self.queue.push(Token::of_slot(Kind::Wake, 0), entry) };
     }
 
-    fn timeout(&self, deadline: Option<Instant>) -> Option<Duration> {
+    /// Whether there is time to sleep, and if so, sees to waking up.
+    fn set_alarm(&mut self, deadline: Option<Instant>) -> bool {
         let resume = self.paused.iter().map(|(at, _)| *at).min();
-        let until = match (deadline, resume) {
-            (Some(a), Some(b)) => a.min(b),
-            (a, b) => a.or(b)?,
+        let Some(until) = deadline.into_iter().chain(resume).min() else {
+            return true;
         };
-        Some(until.saturating_duration_since(Instant::now()))
+        let now = Instant::now();
+        if until <= now {
+            return false;
+        }
+        self.alarm.set(&mut self.queue, until, now);
+        true
     }
 
     fn collect(&mut self, completions: &mut Vec<Completion>) {
@@ -380,9 +395,14 @@ impl Ring {
                     .datagrams
                     .received(done, &mut self.counters, completions);
             }
-            Kind::DatagramsOut => return self.datagrams.sent(done, &mut self.counters),
+            Kind::DatagramsOut => {
+                return self
+                    .datagrams
+                    .sent(&mut self.queue, done, &mut self.counters);
+            }
             Kind::Wake => return self.woken(done, completions),
-            Kind::Cancel => return,
+            Kind::Alarm => return self.alarm.rang(),
+            Kind::Cancel | Kind::AlarmMoved => return,
             Kind::Accept | Kind::Connect | Kind::Receive | Kind::Send | Kind::Watch => {}
         }
         let id = self
@@ -442,6 +462,7 @@ impl Ring {
     fn leak(&mut self) {
         self.provided.leak();
         self.datagrams.leak();
+        std::mem::forget(std::mem::replace(&mut self.alarm, Alarm::new()));
         std::mem::forget(std::mem::replace(&mut self.sockets, Table::new()));
     }
 }

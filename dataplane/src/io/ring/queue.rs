@@ -28,10 +28,15 @@ pub(super) enum Kind {
     DatagramsIn,
     DatagramsOut,
     Wake,
+    Alarm,
+    AlarmMoved,
 }
 
+/// In a token: the operation gives no completion where it succeeds.
+const QUIET: u64 = 1 << 63;
+
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::Accept,
         Self::Connect,
         Self::Receive,
@@ -41,6 +46,8 @@ impl Kind {
         Self::DatagramsIn,
         Self::DatagramsOut,
         Self::Wake,
+        Self::Alarm,
+        Self::AlarmMoved,
     ];
 }
 
@@ -61,7 +68,16 @@ impl Token {
     }
 
     pub(super) fn kind(self) -> Option<Kind> {
-        Kind::ALL.get((self.0 >> 56) as usize).copied()
+        Kind::ALL.get(((self.0 & !QUIET) >> 56) as usize).copied()
+    }
+
+    fn quiet(self) -> Self {
+        Self(self.0 | QUIET)
+    }
+
+    /// Whether it was queued by [`Queue::push_quiet`]: a completion means that it failed.
+    pub(super) fn is_quiet(self) -> bool {
+        self.0 & QUIET != 0
     }
 
     /// As the kernel knows it.
@@ -99,8 +115,10 @@ pub(super) struct Queue {
     ring: IoUring,
     /// Operations that found the submission queue full, in order.
     waiting: VecDeque<squeue::Entry>,
-    /// Operations whose last completion has not come.
+    /// Operations whose last completion has not come, quiet ones not counted.
     under_way: usize,
+    /// Quiet operations since the last that were told, and what comes of each if it succeeds.
+    quiet: Vec<Done>,
     pub(super) system_calls: u64,
 }
 
@@ -123,6 +141,7 @@ impl Queue {
             ring,
             waiting: VecDeque::new(),
             under_way: 0,
+            quiet: Vec::new(),
             system_calls: 0,
         })
     }
@@ -141,8 +160,38 @@ impl Queue {
     /// # Safety
     /// All that the entry points at stays where it is until the operation's last completion.
     pub(super) unsafe fn push(&mut self, token: Token, entry: squeue::Entry) {
-        let entry = entry.user_data(token.0);
         self.under_way += 1;
+        // SAFETY: the caller's promise.
+        unsafe { self.enqueue(entry.user_data(token.0)) };
+    }
+
+    /// Queues an operation that the kernel carries out as it takes it, or refuses, and that ends no wait unless it fails. Where it succeeds,
+    /// `success` is told with what ends a wait next, ahead of that.
+    ///
+    /// # Safety
+    /// All that the entry points at stays where it is until the operation is told; of one without `success`, until it was submitted.
+    pub(super) unsafe fn push_quiet(
+        &mut self,
+        token: Token,
+        entry: squeue::Entry,
+        success: Option<i32>,
+    ) {
+        let token = token.quiet();
+        self.quiet.extend(success.map(|result| Done {
+            token,
+            result,
+            buffer: None,
+            more: false,
+            nonempty: false,
+        }));
+        let entry = entry.user_data(token.0).flags(squeue::Flags::SKIP_SUCCESS);
+        // SAFETY: the caller's promise.
+        unsafe { self.enqueue(entry) };
+    }
+
+    /// # Safety
+    /// As [`Self::push`] and [`Self::push_quiet`] say.
+    unsafe fn enqueue(&mut self, entry: squeue::Entry) {
         if !self.waiting.is_empty() {
             self.waiting.push_back(entry);
             return;
@@ -174,11 +223,20 @@ impl Queue {
         self.call(u32::from(waits), flags, Some(&args)).map(drop)
     }
 
-    /// Takes at most `max` completions.
+    /// Takes at most `max` completions, and tells the quiet operations that succeeded ahead of them.
     pub(super) fn reap(&mut self, max: usize, into: &mut Vec<Done>) {
-        for entry in self.ring.completion().take(max) {
+        let submitted = self.waiting.is_empty() && self.ring.submission().is_empty();
+        let completions = self.ring.completion();
+        // Those that failed are among the completions, so that all of these must be at hand.
+        if submitted && completions.len() <= max {
+            into.append(&mut self.quiet);
+        }
+        for entry in completions.take(max) {
             let done = Done::from(&entry);
-            if !done.more {
+            if done.token.is_quiet() {
+                into.retain(|quiet| quiet.token != done.token);
+                self.quiet.retain(|quiet| quiet.token != done.token);
+            } else if !done.more {
                 self.under_way -= 1;
             }
             into.push(done);
@@ -259,6 +317,75 @@ mod tests {
         let mut numbers: Vec<_> = done.iter().map(|done| done.token.index()).collect();
         numbers.sort_unstable();
         assert!(numbers.into_iter().eq(0..OPERATIONS as u32));
+        Ok(())
+    }
+
+    fn nop() -> squeue::Entry {
+        io_uring::opcode::Nop::new().build()
+    }
+
+    /// An operation that the kernel refuses.
+    fn refused() -> squeue::Entry {
+        let nowhere = io_uring::types::Fd(-1);
+        io_uring::opcode::Read::new(nowhere, std::ptr::null_mut(), 0).build()
+    }
+
+    fn numbers(done: &[Done]) -> Vec<(u32, i32)> {
+        let number = |done: &Done| (done.token.index(), done.result);
+        done.iter().map(number).collect()
+    }
+
+    #[test]
+    fn a_quiet_operation_is_told_once_ahead_of_what_ended_the_wait() -> io::Result<()> {
+        let mut queue = Queue::new()?;
+        let token = |number| Token::of_slot(Kind::Send, number);
+        // SAFETY: the entries point at nothing.
+        unsafe {
+            queue.push(token(0), nop());
+            queue.push_quiet(token(1), nop(), Some(70));
+            queue.push_quiet(token(2), refused(), Some(70));
+            queue.push_quiet(token(3), nop(), None);
+            queue.push_quiet(token(4), refused(), None);
+            queue.push(token(5), nop());
+        }
+        queue.enter(Some(Duration::ZERO))?;
+        let mut done = Vec::new();
+        queue.reap(10, &mut done);
+        let told = [
+            (1, 70),
+            (0, 0),
+            (2, -libc::EBADF),
+            (4, -libc::EBADF),
+            (5, 0),
+        ];
+        assert_eq!(numbers(&done), told);
+        assert_eq!(queue.under_way(), 0);
+        done.clear();
+        queue.reap(10, &mut done);
+        assert_eq!(numbers(&done), []);
+        Ok(())
+    }
+
+    #[test]
+    fn quiet_operations_are_told_when_all_that_failed_are_at_hand() -> io::Result<()> {
+        let mut queue = Queue::new()?;
+        let token = |number| Token::of_slot(Kind::Send, number);
+        // SAFETY: the entries point at nothing.
+        unsafe {
+            queue.push(token(0), nop());
+            queue.push_quiet(token(1), nop(), Some(70));
+            queue.push_quiet(token(2), refused(), Some(70));
+        }
+        let mut done = Vec::new();
+        // Nothing was submitted yet.
+        queue.reap(10, &mut done);
+        assert_eq!(numbers(&done), []);
+        queue.enter(Some(Duration::ZERO))?;
+        queue.reap(1, &mut done);
+        assert_eq!(numbers(&done), [(0, 0)]);
+        done.clear();
+        queue.reap(1, &mut done);
+        assert_eq!(numbers(&done), [(1, 70), (2, -libc::EBADF)]);
         Ok(())
     }
 

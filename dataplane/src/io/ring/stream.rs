@@ -12,7 +12,7 @@ use crate::io::chunks::Chunks;
 use crate::io::{Completion, GATHER_MAX, SocketId, socket};
 
 /// Sends go on in the kernel until all is written, without a signal where the peer is gone.
-const SEND_FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+pub(super) const SEND_FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
 
 /// Messages kept for later sends, of a kilobyte each: as many as one turn uses when it is busy.
 const GATHERS_MAX: usize = 64;
@@ -80,16 +80,20 @@ impl Stream {
     }
 
     /// The operation that writes what is left of the send.
-    pub(super) fn send_entry(&mut self, gathers: &mut Gathers) -> Option<squeue::Entry> {
+    pub(super) fn send_entry(
+        &mut self,
+        flags: i32,
+        gathers: &mut Gathers,
+    ) -> Option<squeue::Entry> {
         let fd = Fd(self.fd.as_raw_fd());
         Some(match self.sending.as_ref()?.rest() {
             [chunk] => opcode::Send::new(fd, chunk.as_ptr(), chunk.len() as u32)
-                .flags(SEND_FLAGS)
+                .flags(flags)
                 .build(),
             chunks => {
                 let gather = self.gather.get_or_insert_with(|| gathers.take());
                 opcode::SendMsg::new(fd, gather.point(chunks))
-                    .flags(SEND_FLAGS as u32)
+                    .flags(flags as u32)
                     .build()
             }
         })

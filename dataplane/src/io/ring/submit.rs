@@ -8,8 +8,9 @@ use io_uring::{opcode, squeue};
 use socket2::SockRef;
 
 use super::queue::{Kind, Token};
-use super::stream::Stream;
+use super::stream::{SEND_FLAGS, Stream};
 use super::{Entry, POLL_FIRST, Ring, open};
+use crate::io::chunks::Chunks;
 use crate::io::{Close, SocketId, socket};
 
 impl Ring {
@@ -55,12 +56,28 @@ impl Ring {
         let Some(stream) = open(&mut self.sockets, id) else {
             return;
         };
-        let Some(entry) = stream.send_entry(&mut self.gathers) else {
+        let Some(entry) = stream.send_entry(SEND_FLAGS, &mut self.gathers) else {
             return;
         };
         stream.under_way += 1;
         // SAFETY: chunks and message stay in the stream, which stays in its slot, until the completion.
         unsafe { self.queue.push(Token::of_socket(Kind::Send, id), entry) };
+    }
+
+    /// Without waiting for room, which [`Self::sent`] does where there is too little.
+    pub(super) fn begin_sending_quietly(&mut self, id: SocketId) {
+        let Some(stream) = open(&mut self.sockets, id) else {
+            return;
+        };
+        let len = stream.sending.as_ref().map_or(0, Chunks::total);
+        let flags = SEND_FLAGS | libc::MSG_DONTWAIT;
+        let Some(entry) = stream.send_entry(flags, &mut self.gathers) else {
+            return;
+        };
+        stream.under_way += 1;
+        let token = Token::of_socket(Kind::Send, id);
+        // SAFETY: chunks and message stay in the stream, which stays in its slot, until the completion.
+        unsafe { self.queue.push_quiet(token, entry, i32::try_from(len).ok()) };
     }
 
     pub(super) fn close_listener(&mut self, id: SocketId) {
