@@ -1,7 +1,11 @@
-//! Staying awake for a moment after something happened: the answer to what a worker just sent is often on its way, and to be woken from another
-//! core costs more than to wait for it.
+//! When a worker stays awake, and when it gives way: to wake a thread on a core that sleeps costs more than most of what a worker does.
 //!
-//! Only while much happens, and nobody else wants the core: signs of life of a thousand idle sessions are not worth a core that never sleeps.
+//! After something happened it stays awake for a moment, for the answer to what it just sent is often on its way. Only while much happens, and nobody
+//! else wants the core: signs of life of a thousand idle sessions are not worth a core that never sleeps.
+//!
+//! While little happens, it lets whoever woke it finish first. That is mostly a thread of the same core that sends and then has next to nothing to do
+//! before it sleeps; cut short there, it still wants the core when the worker wakes the next thread of the way, which the kernel then puts on a
+//! core that sleeps. Only as long as it costs little: to whoever goes on computing, a core is not given for nothing.
 
 use std::time::{Duration, Instant};
 
@@ -20,13 +24,26 @@ const SILENCE: Duration = Duration::from_millis(1);
 /// Weight of the past in the mean against what just happened.
 const MEMORY: u32 = 32;
 
-/// Whether a worker stays awake.
+/// The most that it may cost to let others finish, in the mean: less than half of what a wake across cores costs.
+const REST: Duration = Duration::from_micros(20);
+
+/// One that takes longer says no more than this.
+const REST_MAX: Duration = Duration::from_micros(200);
+
+/// Wakes without giving way, once it has cost too much.
+const IN_A_ROW: u32 = 1024;
+
+/// Whether a worker stays awake, and whether it gives way.
 #[derive(Debug)]
 pub(crate) struct Linger {
     last: Instant,
     /// Time between things that happened, mean.
     apart: Duration,
     wanted: bool,
+    /// What others took to finish, mean.
+    rest: Duration,
+    /// Wakes left without giving way.
+    without: u32,
 }
 
 impl Linger {
@@ -35,6 +52,8 @@ impl Linger {
             last: now,
             apart: SILENCE,
             wanted: false,
+            rest: REST / 2,
+            without: 0,
         }
     }
 
@@ -53,14 +72,38 @@ impl Linger {
 
     /// Nothing happened: lets others have the core. Ends where somebody took it, for then there is better use for it than waiting.
     pub(crate) fn give_way(&mut self, clock: impl Fn() -> Instant) {
-        let gave = clock();
-        std::thread::yield_now();
-        self.wanted = clock().saturating_duration_since(gave) > WANTED;
+        self.wanted = yield_core(clock) > WANTED;
     }
+
+    /// Something ended the worker's sleep: lets whoever it was finish.
+    pub(crate) fn woke(&mut self, clock: impl Fn() -> Instant) {
+        if self.apart < BUSY {
+            return;
+        }
+        if self.without > 0 {
+            self.without -= 1;
+            return;
+        }
+        let took = yield_core(clock).min(REST_MAX);
+        self.rest = (self.rest * (MEMORY - 1) + took) / MEMORY;
+        if self.rest > REST {
+            self.rest = REST / 2;
+            self.without = IN_A_ROW;
+        }
+    }
+}
+
+/// Lets others have the core, and tells for how long they had it.
+fn yield_core(clock: impl Fn() -> Instant) -> Duration {
+    let gave = clock();
+    std::thread::yield_now();
+    clock().saturating_duration_since(gave)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     /// Things happen `times` times, `apart` from each other; the time of the last.
@@ -111,10 +154,44 @@ mod tests {
         let (mut linger, now) = busy();
         linger.give_way(|| now);
         assert!(linger.goes_on(now));
-        let clock = std::cell::Cell::new(now);
+        let clock = Cell::new(now);
         linger.give_way(|| clock.replace(clock.get() + 2 * WANTED));
         assert!(!linger.goes_on(now));
         linger.happened(now + WANTED);
         assert!(linger.goes_on(now + WANTED));
+    }
+
+    /// A clock that goes on by so much between two looks.
+    fn clock(step: Duration) -> impl Fn() -> Instant {
+        let now = Cell::new(Instant::now());
+        move || now.replace(now.get() + step)
+    }
+
+    #[test]
+    fn others_may_finish_as_long_as_they_take_little() {
+        let mut linger = Linger::new(Instant::now());
+        let quick = clock(REST / 2);
+        for _ in 0..1000 {
+            linger.woke(&quick);
+            assert_eq!(linger.without, 0);
+        }
+        // Once in a while may take long, but nothing is given to one who computes.
+        let mut times = 0;
+        while linger.without == 0 {
+            linger.woke(clock(Duration::from_millis(3)));
+            times += 1;
+        }
+        assert!((2..=3).contains(&times), "given {times} times");
+        for _ in 0..IN_A_ROW {
+            linger.woke(|| panic!("it gave way"));
+        }
+        linger.woke(&quick);
+        assert_eq!(linger.without, 0);
+    }
+
+    #[test]
+    fn a_busy_worker_gives_no_way_when_it_wakes() {
+        let (mut linger, _) = busy();
+        linger.woke(|| panic!("it gave way"));
     }
 }

@@ -83,7 +83,11 @@ impl<I: Io, R: Role> Worker<I, R> {
             } else {
                 self.deadline()
             };
-            if self.turn(deadline)? {
+            self.wait(deadline)?;
+            if deadline > self.core.now && !self.completions.is_empty() {
+                linger.woke(|| self.core.io.now());
+            }
+            if self.act() {
                 linger.happened(self.core.now);
             } else if linger.goes_on(self.core.now) {
                 linger.give_way(|| self.core.io.now());
@@ -102,10 +106,20 @@ impl<I: Io, R: Role> Worker<I, R> {
 
     /// One turn: what came in until `deadline`, what it means, what goes out. Whether anything came in.
     pub(crate) fn turn(&mut self, deadline: Instant) -> std::io::Result<bool> {
-        let mut completions = std::mem::take(&mut self.completions);
-        self.core.io.wait(Some(deadline), &mut completions)?;
-        self.core.now = self.core.io.now();
+        self.wait(deadline)?;
+        Ok(self.act())
+    }
+
+    fn wait(&mut self, deadline: Instant) -> std::io::Result<()> {
+        self.core.io.wait(Some(deadline), &mut self.completions)?;
         self.core.hurried = false;
+        Ok(())
+    }
+
+    /// What came in, what it means, what goes out.
+    fn act(&mut self) -> bool {
+        self.core.now = self.core.io.now();
+        let mut completions = std::mem::take(&mut self.completions);
         let any = !completions.is_empty();
         for completion in completions.drain(..) {
             self.complete_guarded(completion);
@@ -118,7 +132,7 @@ impl<I: Io, R: Role> Worker<I, R> {
         self.settle();
         // Everything that became ready leaves together: full datagrams, one submit.
         self.unsent = self.core.quic.flush(self.core.now, &mut self.core.io);
-        Ok(any)
+        any
     }
 
     /// When it has something to do, whatever comes.
