@@ -42,8 +42,8 @@ pub(crate) struct Flow<D> {
     /// Read from the socket, not yet taken by the stream.
     pending: VecDeque<Bytes>,
     to_socket: ToSocket,
-    /// What was read before the far end said Opened, and its answer; `None` once it said so.
-    replay: Option<Replay>,
+    /// What was read before the far end said Opened, and its answer; `None` once it said so. Boxed, for most of a flow's life is without.
+    replay: Option<Box<Replay>>,
     socket_closed_first: Option<bool>,
     /// A receive is armed.
     receiving: bool,
@@ -173,7 +173,7 @@ impl<I: Io, D> Core<I, D> {
             session,
             stream,
             ToSocket::Unopened,
-            Some(Replay::default()),
+            Some(Box::default()),
         );
         if let Some(flow) = self.flows.get_mut(key) {
             flow.pending.push_back(open);
@@ -260,7 +260,7 @@ impl<I: Io, D> Core<I, D> {
         session: SessionId,
         stream: StreamId,
         to_socket: ToSocket,
-        replay: Option<Replay>,
+        replay: Option<Box<Replay>>,
     ) -> FlowKey {
         let key = self.flows.insert(Flow {
             data,

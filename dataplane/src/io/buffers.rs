@@ -60,6 +60,11 @@ impl TransmitBuffers {
         }
     }
 
+    /// Whether somebody waits for a buffer, and none has come back.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted
+    }
+
     /// Whether somebody waits for a buffer that has come back.
     pub(super) fn has_freed(&self) -> bool {
         self.freed

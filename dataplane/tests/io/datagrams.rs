@@ -1,6 +1,7 @@
 //! Datagrams keep their size, order, marks and addresses; buffers run out and come back.
 
 use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Instant;
 
 use underpass_dataplane::io::{Completion, DATAGRAMS_SIZE, EcnCodepoint, Io, Transmit};
 
@@ -12,7 +13,8 @@ on_every_backend! {
     large_datagrams_pass,
     many_datagrams_arrive_in_order,
     datagrams_are_received_without_a_copy,
-    transmit_buffers_run_out_and_come_back;
+    transmit_buffers_run_out_and_come_back,
+    a_buffer_that_is_wanted_comes_back_without_a_sign_from_elsewhere;
     local_v6:
     the_largest_datagram_of_ipv6_passes;
 }
@@ -161,4 +163,20 @@ fn transmit_buffers_run_out_and_come_back(mut worker: Driver<impl Io>) {
         .collect();
     assert_eq!(again.len(), count);
     assert_eq!(worker.io.counters().datagram_send_errors, 0);
+}
+
+fn a_buffer_that_is_wanted_comes_back_without_a_sign_from_elsewhere(mut worker: Driver<impl Io>) {
+    let silent = UdpSocket::bind(local()).unwrap();
+    let to = plain(silent.local_addr().unwrap());
+    let mut buffers: Vec<_> = std::iter::from_fn(|| worker.io.datagram_buffer()).collect();
+    for mut buffer in buffers.drain(..) {
+        buffer.data.extend_from_slice(&[1; 1200]);
+        worker.io.send_datagrams(buffer, &to);
+    }
+    let began = Instant::now();
+    worker.until("word that a buffer is free", |completion| {
+        matches!(completion, Completion::BufferFree).then_some(())
+    });
+    assert!(began.elapsed() < PATIENCE / 10);
+    assert!(worker.io.datagram_buffer().is_some());
 }

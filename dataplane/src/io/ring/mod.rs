@@ -269,7 +269,8 @@ impl Io for Ring {
             self.datagrams.arm(&mut self.queue);
             let in_hand = completions.len() > before
                 || !self.starved.is_empty()
-                || self.datagrams.transmits.has_freed();
+                || self.datagrams.transmits.has_freed()
+                || (self.datagrams.transmits.is_wanted() && self.queue.has_quiet());
             let sleeps = !in_hand && self.set_alarm(deadline);
             self.queue.enter((!sleeps).then_some(Duration::ZERO))?;
             self.collect(completions);

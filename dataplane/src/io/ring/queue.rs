@@ -155,6 +155,11 @@ impl Queue {
         self.under_way
     }
 
+    /// Whether a quiet operation may have ended that was not told.
+    pub(super) fn has_quiet(&self) -> bool {
+        !self.quiet.is_empty()
+    }
+
     /// Queues an operation.
     ///
     /// # Safety
