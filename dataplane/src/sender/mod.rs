@@ -7,9 +7,11 @@ mod role;
 #[cfg(test)]
 pub(crate) mod simulated;
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -28,6 +30,9 @@ use crate::{Settings, drain};
 
 /// Between two attempts to open a binding that could not be opened.
 const BIND_EVERY: Duration = Duration::from_secs(1);
+
+/// How long an address that is in use at the start is tried again. Ten times what a killed process was seen to hold it for (50 ms, under load).
+const TAKEN_FOR: Duration = Duration::from_millis(500);
 
 /// A hybrid connection and where applications find it on this machine.
 #[derive(Clone, Debug)]
@@ -70,8 +75,8 @@ pub enum Heard {
     },
 }
 
-/// Runs a sender until it was asked to end and has drained. Retries for ever but for [`Error::NotAuthorised`]; a binding that cannot be opened at
-/// the start is [`Error::Bind`], a later one is told and tried again each second.
+/// Runs a sender until it was asked to end and has drained. Retries for ever but for [`Error::NotAuthorised`]; a binding that cannot be opened
+/// within half a second of the start is [`Error::Bind`], a later one is told and tried again each second.
 ///
 /// A configuration that comes by `updates` takes the place of the one before: keys that changed are proven on the live sessions, bindings are opened
 /// and closed, and no flow is cut.
@@ -99,10 +104,7 @@ pub fn run(
         known: Vec::new(),
         heard: Box::new(heard),
     };
-    keeper.bind();
-    if let Some(error) = keeper.bind_error() {
-        return Err(error);
-    }
+    keeper.bind_at_start()?;
     let mut workers = start(&plan, &ground)?;
     workers.supervise(&mut keeper, &settings, &requests, updates)
 }
@@ -222,6 +224,23 @@ impl Keeper {
         let steps = self.bindings.apply(wanted, self.workers);
         self.steps.extend(steps);
         self.next_bind = Instant::now() + BIND_EVERY;
+    }
+
+    /// Opens all, or none is of use. A process that was killed may hold its addresses for a moment: the kernel ends its io_uring behind its back.
+    fn bind_at_start(&mut self) -> Result<(), Error> {
+        let give_up = Instant::now() + TAKEN_FOR;
+        loop {
+            self.bind();
+            match self.bind_error() {
+                None => return Ok(()),
+                Some(Error::Bind { source, .. })
+                    if source.kind() == ErrorKind::AddrInUse && Instant::now() < give_up =>
+                {
+                    thread::sleep(TAKEN_FOR / 50);
+                }
+                Some(error) => return Err(error),
+            }
+        }
     }
 
     fn bind_error(&self) -> Option<Error> {
