@@ -225,17 +225,14 @@ impl Io for Poll {
             return;
         };
         stream.sending = Some(Chunks::new(chunks));
-        stream.quiet = false;
         self.enqueue(socket);
     }
 
     fn send_quietly(&mut self, socket: SocketId, chunks: Vec<Bytes>) {
-        let Some(stream) = self.stream(socket) else {
-            return;
-        };
-        stream.sending = Some(Chunks::new(chunks));
-        stream.quiet = true;
-        self.enqueue(socket);
+        if let Some(stream) = self.stream(socket) {
+            stream.quiet = true;
+            self.send(socket, chunks);
+        }
     }
 
     fn shutdown(&mut self, socket: SocketId) {

@@ -82,44 +82,21 @@ impl Stream {
         counters: &mut Counters,
         completions: &mut Vec<Completion>,
     ) -> bool {
+        let mut quiet = completions.len();
         if self.connecting {
             self.finish_connect(id, counters, completions);
-            return true;
+            return completions.len() > quiet;
         }
-        let quiet = self.run_send(id, counters, completions);
-        let before = completions.len();
-        self.run_others(id, buffer, counters, completions);
-        !quiet || completions.len() > before
-    }
-
-    /// Tells whether nobody waits for what came of it.
-    fn run_send(
-        &mut self,
-        id: SocketId,
-        counters: &mut Counters,
-        completions: &mut Vec<Completion>,
-    ) -> bool {
         if self.sending.is_some() && (self.writable || self.failed.is_some()) {
             counters.system_calls += 1;
             if let Some(result) = self.write() {
                 self.sending = None;
-                let quiet = self.quiet && result.is_ok();
+                quiet += usize::from(self.quiet && result.is_ok());
                 completions.push(Completion::Sent { socket: id, result });
-                return quiet;
             }
-            // No room for all of it: it was worth waiting for.
+            // Where there was no room for all of it, its end is told as soon as it has come.
             self.quiet = false;
         }
-        true
-    }
-
-    fn run_others(
-        &mut self,
-        id: SocketId,
-        buffer: &mut ReceiveBuffer,
-        counters: &mut Counters,
-        completions: &mut Vec<Completion>,
-    ) {
         if self.receiving && (self.readable || self.failed.is_some()) {
             counters.system_calls += 1;
             if let Some(result) = self.read(buffer, counters) {
@@ -136,6 +113,7 @@ impl Stream {
                 error: io::Error::from_raw_os_error(error),
             });
         }
+        completions.len() > quiet
     }
 
     fn finish_connect(

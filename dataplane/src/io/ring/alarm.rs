@@ -1,6 +1,5 @@
-//! The one timer of a ring. It stays armed from one wait to the next and is moved only where something is due well before it: to program a timer of
-//! the processor costs more than the rest of a short wait, above all where the machine is a virtual one, and a deadline that the kernel is given
-//! with each wait is programmed twice, when the wait begins and when it ends.
+//! The one timer of a ring. It stays armed from one wait to the next and is moved only where something is due well before it: a deadline that the
+//! kernel is given with each wait has the processor's timer programmed twice, when the wait begins and when it ends (ARCHITECTURE.md has what that costs).
 
 use std::time::{Duration, Instant};
 

@@ -103,7 +103,7 @@ impl Datagrams {
         let entry = slot.entry(&self.udp, libc::MSG_DONTWAIT);
         let token = Token::of_slot(Kind::DatagramsOut, number);
         // SAFETY: message and payload stay in the slot, which is not used again before the completion.
-        unsafe { queue.push_quiet(token, entry, i32::try_from(len).ok()) };
+        unsafe { queue.push_quiet(token, entry, Some(len)) };
     }
 
     pub(super) fn sent(&mut self, queue: &mut Queue, done: Done, counters: &mut Counters) {

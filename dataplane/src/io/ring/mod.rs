@@ -25,7 +25,6 @@ use io_uring::opcode;
 use io_uring::types::{CancelBuilder, Fd};
 use socket2::{SockAddr, SockRef};
 
-use super::chunks::Chunks;
 use super::table::Table;
 use super::udp::Udp;
 use super::{
@@ -202,22 +201,12 @@ impl Io for Ring {
     }
 
     fn send(&mut self, socket: SocketId, chunks: Vec<Bytes>) {
-        let Some(stream) = open(&mut self.sockets, socket) else {
-            return;
-        };
-        // The kernel reads from the one that is under way.
-        assert!(stream.sending.is_none(), "one send at a time");
-        stream.sending = Some(Chunks::new(chunks));
+        self.keep_to_send(socket, chunks);
         self.go_on_sending(socket);
     }
 
     fn send_quietly(&mut self, socket: SocketId, chunks: Vec<Bytes>) {
-        let Some(stream) = open(&mut self.sockets, socket) else {
-            return;
-        };
-        // The kernel reads from the one that is under way.
-        assert!(stream.sending.is_none(), "one send at a time");
-        stream.sending = Some(Chunks::new(chunks));
+        self.keep_to_send(socket, chunks);
         self.begin_sending_quietly(socket);
     }
 

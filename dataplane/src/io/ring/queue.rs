@@ -171,7 +171,7 @@ impl Queue {
     }
 
     /// Queues an operation that the kernel carries out as it takes it, or refuses, and that ends no wait unless it fails. Where it succeeds,
-    /// `success` is told with what ends a wait next, ahead of that.
+    /// `success`, in bytes, is told with what ends a wait next, ahead of that.
     ///
     /// # Safety
     /// All that the entry points at stays where it is until the operation is told; of one without `success`, until it was submitted.
@@ -179,12 +179,13 @@ impl Queue {
         &mut self,
         token: Token,
         entry: squeue::Entry,
-        success: Option<i32>,
+        success: Option<usize>,
     ) {
         let token = token.quiet();
-        self.quiet.extend(success.map(|result| Done {
+        self.quiet.extend(success.map(|bytes| Done {
             token,
-            result,
+            // What does not fit is more than the kernel takes at once: it fails as what finds no room does.
+            result: i32::try_from(bytes).unwrap_or(i32::MAX),
             buffer: None,
             more: false,
             nonempty: false,
@@ -335,6 +336,22 @@ mod tests {
         io_uring::opcode::Read::new(nowhere, std::ptr::null_mut(), 0).build()
     }
 
+    fn token(number: usize) -> Token {
+        Token::of_slot(Kind::Send, number)
+    }
+
+    /// Holds an operation, a quiet one that succeeds and a quiet one that fails.
+    fn loud_and_quiet() -> io::Result<Queue> {
+        let mut queue = Queue::new()?;
+        // SAFETY: the entries point at nothing.
+        unsafe {
+            queue.push(token(0), nop());
+            queue.push_quiet(token(1), nop(), Some(70));
+            queue.push_quiet(token(2), refused(), Some(70));
+        }
+        Ok(queue)
+    }
+
     fn numbers(done: &[Done]) -> Vec<(u32, i32)> {
         let number = |done: &Done| (done.token.index(), done.result);
         done.iter().map(number).collect()
@@ -342,13 +359,9 @@ mod tests {
 
     #[test]
     fn a_quiet_operation_is_told_once_ahead_of_what_ended_the_wait() -> io::Result<()> {
-        let mut queue = Queue::new()?;
-        let token = |number| Token::of_slot(Kind::Send, number);
+        let mut queue = loud_and_quiet()?;
         // SAFETY: the entries point at nothing.
         unsafe {
-            queue.push(token(0), nop());
-            queue.push_quiet(token(1), nop(), Some(70));
-            queue.push_quiet(token(2), refused(), Some(70));
             queue.push_quiet(token(3), nop(), None);
             queue.push_quiet(token(4), refused(), None);
             queue.push(token(5), nop());
@@ -373,14 +386,7 @@ mod tests {
 
     #[test]
     fn quiet_operations_are_told_when_all_that_failed_are_at_hand() -> io::Result<()> {
-        let mut queue = Queue::new()?;
-        let token = |number| Token::of_slot(Kind::Send, number);
-        // SAFETY: the entries point at nothing.
-        unsafe {
-            queue.push(token(0), nop());
-            queue.push_quiet(token(1), nop(), Some(70));
-            queue.push_quiet(token(2), refused(), Some(70));
-        }
+        let mut queue = loud_and_quiet()?;
         let mut done = Vec::new();
         // Nothing was submitted yet.
         queue.reap(10, &mut done);

@@ -3,6 +3,7 @@
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use bytes::Bytes;
 use io_uring::types::Fd;
 use io_uring::{opcode, squeue};
 use socket2::SockRef;
@@ -52,6 +53,14 @@ impl Ring {
         unsafe { self.queue.push(Token::of_socket(Kind::Receive, id), entry) };
     }
 
+    pub(super) fn keep_to_send(&mut self, id: SocketId, chunks: Vec<Bytes>) {
+        if let Some(stream) = open(&mut self.sockets, id) {
+            // The kernel reads from the one that is under way.
+            assert!(stream.sending.is_none(), "one send at a time");
+            stream.sending = Some(Chunks::new(chunks));
+        }
+    }
+
     pub(super) fn go_on_sending(&mut self, id: SocketId) {
         let Some(stream) = open(&mut self.sockets, id) else {
             return;
@@ -77,7 +86,7 @@ impl Ring {
         stream.under_way += 1;
         let token = Token::of_socket(Kind::Send, id);
         // SAFETY: chunks and message stay in the stream, which stays in its slot, until the completion.
-        unsafe { self.queue.push_quiet(token, entry, i32::try_from(len).ok()) };
+        unsafe { self.queue.push_quiet(token, entry, Some(len)) };
     }
 
     pub(super) fn close_listener(&mut self, id: SocketId) {
