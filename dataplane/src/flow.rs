@@ -282,16 +282,12 @@ impl<I: Io, D> Core<I, D> {
     }
 
     fn deliver_first(&mut self, key: FlowKey, first: Bytes) {
-        let Some(flow) = self.flows.get_mut(key) else {
-            return;
+        let chunks = if first.is_empty() {
+            Vec::new()
+        } else {
+            vec![first]
         };
-        if first.is_empty() {
-            return self.read_stream(key);
-        }
-        flow.to_socket = ToSocket::Sending;
-        if let Some(socket) = flow.socket {
-            self.io.send(socket, vec![first]);
-        }
+        self.read_stream_behind(key, chunks);
     }
 
     /// A receive on the flow's socket ended.
@@ -389,14 +385,18 @@ impl<I: Io, D> Core<I, D> {
     }
 
     fn read_stream(&mut self, key: FlowKey) {
+        self.read_stream_behind(key, Vec::new());
+    }
+
+    /// Writes what the stream has to the socket, behind these chunks (one at most).
+    fn read_stream_behind(&mut self, key: FlowKey, mut chunks: Vec<Bytes>) {
         let Some(flow) = self.flows.get_mut(key) else {
             return;
         };
-        let mut chunks = Vec::new();
         let read = self.quic.read(
             flow.session,
             flow.stream,
-            GATHER_MAX,
+            GATHER_MAX - chunks.len(),
             WRITE_MAX,
             &mut chunks,
         );
@@ -409,10 +409,10 @@ impl<I: Io, D> Core<I, D> {
                     Read::More => ToSocket::Sending,
                     Read::Empty => ToSocket::SendingAll,
                 };
-                if read == Read::Empty {
-                    self.io.send_quietly(socket, chunks);
-                } else {
-                    self.io.send(socket, chunks);
+                match read {
+                    Read::End => self.io.send_last(socket, chunks),
+                    Read::More => self.io.send(socket, chunks),
+                    Read::Empty => self.io.send_quietly(socket, chunks),
                 }
             }
             Ok(Read::End) => self.finish_socket(key),
@@ -444,11 +444,10 @@ impl<I: Io, D> Core<I, D> {
         };
         flow.to_socket = ToSocket::Finished;
         flow.socket_closed_first.get_or_insert(false);
-        if let Some(socket) = flow.socket {
-            self.io.shutdown(socket);
-        }
         if flow.is_done() {
-            self.close_clean(key);
+            self.close_clean(key); // Which sends FIN.
+        } else if let Some(socket) = flow.socket {
+            self.io.shutdown(socket);
         }
     }
 

@@ -66,7 +66,8 @@ pub struct SocketId {
 pub enum Close {
     /// RST: what is queued on either side is discarded. Also the way a killed process ends (SO_LINGER with zero stays set until `Clean`).
     Reset,
-    /// Linger is lifted and the socket closed: the kernel goes on delivering what is queued. Only after FIN has passed in both directions.
+    /// Linger is lifted and the socket closed: FIN is sent if it was not, and the kernel goes on delivering what is queued. Only after the peer's FIN has been
+    /// read; else the kernel answers with RST what comes.
     Clean,
 }
 
@@ -226,6 +227,12 @@ pub trait Io {
     /// The same, for a caller that has nothing to do when it has ended: [`Completion::Sent`] ends no wait by itself, but comes with what ends the next one.
     /// Where the send fails, or the kernel has no room for all of it, it is told at once, as that of [`send`](Self::send).
     fn send_quietly(&mut self, socket: SocketId, chunks: Vec<Bytes>) {
+        self.send(socket, chunks);
+    }
+
+    /// Writes all of `chunks`, as [`send`](Self::send) does, for a caller that has no more to send and calls [`shutdown`](Self::shutdown) or
+    /// [`close`](Self::close) when it has ended: FIN leaves in one packet with the last bytes, which the kernel may keep back until then.
+    fn send_last(&mut self, socket: SocketId, chunks: Vec<Bytes>) {
         self.send(socket, chunks);
     }
 

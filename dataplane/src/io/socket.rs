@@ -191,13 +191,20 @@ fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// A stream, non-blocking from the start where the system knows that.
+#[cfg(target_os = "linux")]
+const STREAM: Type = Type::STREAM.nonblocking();
+#[cfg(not(target_os = "linux"))]
+const STREAM: Type = Type::STREAM;
+
 /// A stream socket of the address's family: non-blocking and not inherited by child processes.
 fn stream_socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),
-        Type::STREAM,
+        STREAM,
         Some(Protocol::TCP),
     )?;
+    #[cfg(not(target_os = "linux"))]
     socket.set_nonblocking(true)?;
     Ok(socket)
 }

@@ -186,7 +186,7 @@ impl Io for Poll {
 
     fn connect(&mut self, to: SocketAddr) -> io::Result<SocketId> {
         let outgoing = socket::outgoing(to)?;
-        self.counters.system_calls += 6;
+        self.counters.system_calls += 11;
         let started = outgoing.connect(&SockAddr::from(to));
         let stream = net::TcpStream::from(OwnedFd::from(outgoing));
         let id = self.insert(stream);
@@ -231,6 +231,13 @@ impl Io for Poll {
     fn send_quietly(&mut self, socket: SocketId, chunks: Vec<Bytes>) {
         if let Some(stream) = self.stream(socket) {
             stream.quiet = true;
+            self.send(socket, chunks);
+        }
+    }
+
+    fn send_last(&mut self, socket: SocketId, chunks: Vec<Bytes>) {
+        if let Some(stream) = self.stream(socket) {
+            stream.last = true;
             self.send(socket, chunks);
         }
     }

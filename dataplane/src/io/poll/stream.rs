@@ -27,6 +27,8 @@ pub(super) struct Stream {
     pub(super) ended: bool,
     pub(super) errored: bool,
     pub(super) sending: Option<Chunks>,
+    /// FIN follows the send: the last packet waits for it.
+    pub(super) last: bool,
     /// Nobody waits for the end of the send.
     pub(super) quiet: bool,
     /// The socket's error, once any operation has taken it from the kernel, which tells it only once.
@@ -49,6 +51,7 @@ impl Stream {
             ended: false,
             errored: false,
             sending: None,
+            last: false,
             quiet: false,
             failed: None,
         }
@@ -154,7 +157,7 @@ impl Stream {
             return Some(Err(error));
         }
         let chunks = self.sending.as_mut()?;
-        match send(&self.stream, chunks.rest()) {
+        match send(&self.stream, chunks.rest(), self.last) {
             Ok(sent) => {
                 chunks.advance(sent);
                 if chunks.is_done() {
@@ -214,21 +217,22 @@ impl Stream {
     }
 }
 
-fn send<S: AsFd>(stream: &S, chunks: &[Bytes]) -> io::Result<usize> {
+/// Writes what the kernel takes; with `last`, FIN follows when all is written.
+fn send<S: AsFd>(stream: &S, chunks: &[Bytes], last: bool) -> io::Result<usize> {
     let socket = SockRef::from(stream);
     #[cfg(target_os = "linux")]
-    const FLAGS: i32 = libc::MSG_NOSIGNAL;
+    let flags = libc::MSG_NOSIGNAL | if last { libc::MSG_MORE } else { 0 };
     #[cfg(not(target_os = "linux"))]
-    const FLAGS: i32 = 0;
+    let (flags, _) = (0, last);
     match chunks {
-        [chunk] => socket.send_with_flags(chunk, FLAGS),
+        [chunk] => socket.send_with_flags(chunk, flags),
         chunks => {
             let mut slices = [IoSlice::new(&[]); GATHER_MAX];
             let count = chunks.len().min(GATHER_MAX);
             for (slice, chunk) in slices.iter_mut().zip(chunks) {
                 *slice = IoSlice::new(chunk);
             }
-            socket.send_vectored_with_flags(&slices[..count], FLAGS)
+            socket.send_vectored_with_flags(&slices[..count], flags)
         }
     }
 }

@@ -161,7 +161,7 @@ impl Io for Ring {
 
     fn connect(&mut self, to: SocketAddr) -> io::Result<SocketId> {
         let outgoing = socket::outgoing(to)?;
-        self.counters.system_calls += 6;
+        self.counters.system_calls += 10;
         let address = Box::new(SockAddr::from(to));
         let entry = opcode::Connect::new(
             Fd(outgoing.as_raw_fd()),
@@ -171,6 +171,8 @@ impl Io for Ring {
         .build();
         let id = self.insert(outgoing.into());
         let stream = open(&mut self.sockets, id).expect("inserted above");
+        // Whom it connects to has said nothing yet, most of the time.
+        stream.drained = true;
         stream.address = Some(address);
         stream.under_way += 1;
         // SAFETY: the address is boxed and kept until the completion.
@@ -208,6 +210,13 @@ impl Io for Ring {
     fn send_quietly(&mut self, socket: SocketId, chunks: Vec<Bytes>) {
         self.keep_to_send(socket, chunks);
         self.begin_sending_quietly(socket);
+    }
+
+    fn send_last(&mut self, socket: SocketId, chunks: Vec<Bytes>) {
+        if let Some(stream) = open(&mut self.sockets, socket) {
+            stream.last = true;
+        }
+        self.send(socket, chunks);
     }
 
     fn shutdown(&mut self, socket: SocketId) {

@@ -33,6 +33,8 @@ pub(super) struct Stream {
     pub(super) failed: Option<i32>,
     pub(super) bytes_received: u64,
     pub(super) sending: Option<Chunks>,
+    /// FIN follows the send: the last packet waits for it.
+    pub(super) last: bool,
     /// The message of the send under way, where it has several chunks.
     gather: Option<Box<Gather>>,
     /// Where it connects to, while it does.
@@ -64,6 +66,7 @@ impl Stream {
             failed: None,
             bytes_received: 0,
             sending: None,
+            last: false,
             gather: None,
             address: None,
         }
@@ -86,6 +89,7 @@ impl Stream {
         gathers: &mut Gathers,
     ) -> Option<squeue::Entry> {
         let fd = Fd(self.fd.as_raw_fd());
+        let flags = flags | if self.last { libc::MSG_MORE } else { 0 };
         Some(match self.sending.as_ref()?.rest() {
             [chunk] => opcode::Send::new(fd, chunk.as_ptr(), chunk.len() as u32)
                 .flags(flags)
