@@ -199,11 +199,7 @@ const STREAM: Type = Type::STREAM;
 
 /// A stream socket of the address's family: non-blocking and not inherited by child processes.
 fn stream_socket(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        STREAM,
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), STREAM, Some(Protocol::TCP))?;
     #[cfg(not(target_os = "linux"))]
     socket.set_nonblocking(true)?;
     Ok(socket)

@@ -26,6 +26,9 @@ on_every_backend! {
     closing_with_reset_under_way_gives_the_peer_a_reset,
     a_closed_socket_lets_go_of_what_it_sent,
     closing_cleanly_delivers_everything,
+    closing_cleanly_sends_fin,
+    what_is_sent_last_arrives_with_fin,
+    what_is_sent_last_waits_for_fin,
     a_closed_socket_is_ignored,
     dropping_a_backend_resets_its_peers;
 }
@@ -239,6 +242,56 @@ fn closing_cleanly_delivers_everything(mut worker: Driver<impl Io>) {
     worker.io.close(socket, Close::Clean);
     worker.turn();
     reader.join().unwrap();
+}
+
+fn closing_cleanly_sends_fin(mut worker: Driver<impl Io>) {
+    let (socket, mut peer) = worker.pair();
+    peer.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(worker.receive(socket).unwrap(), Bytes::new());
+    worker.send_all(socket, b"answer");
+    worker.io.close(socket, Close::Clean);
+    worker.turn();
+    let mut answer = Vec::new();
+    peer.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer, b"answer");
+}
+
+fn what_is_sent_last_arrives_with_fin(mut worker: Driver<impl Io>) {
+    for size in [1, 100_000, 2 * 1024 * 1024] {
+        let (socket, mut peer) = worker.pair();
+        let data = pattern(size);
+        let expected = data.clone();
+        let reader = thread::spawn(move || {
+            let mut received = Vec::new();
+            peer.read_to_end(&mut received).unwrap();
+            assert!(received == expected);
+        });
+        worker.io.send_last(socket, vec![Bytes::from(data)]);
+        assert_eq!(worker.sent(socket).unwrap(), size);
+        worker.io.shutdown(socket);
+        reader.join().unwrap();
+    }
+}
+
+/// FIN and the last bytes make one packet, where the system can: nothing comes before FIN. The kernel keeps bytes back for some 200 ms, so a machine that
+/// stands still may let them go once, not each time.
+fn what_is_sent_last_waits_for_fin(mut worker: Driver<impl Io>) {
+    let kept_back = (0..10).any(|_| {
+        let (socket, mut peer) = worker.pair();
+        peer.set_nonblocking(true).unwrap();
+        worker
+            .io
+            .send_last(socket, vec![Bytes::from_static(b"bye")]);
+        assert_eq!(worker.sent(socket).unwrap(), 3);
+        let early = peer.peek(&mut [0; 4]);
+        worker.io.shutdown(socket);
+        peer.set_nonblocking(false).unwrap();
+        let mut last = Vec::new();
+        peer.read_to_end(&mut last).unwrap();
+        assert_eq!(last, b"bye");
+        early.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    });
+    assert!(kept_back || cfg!(not(target_os = "linux")));
 }
 
 fn a_closed_socket_is_ignored(mut worker: Driver<impl Io>) {
