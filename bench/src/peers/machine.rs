@@ -23,7 +23,7 @@ pub struct Machine {
     pub processor: String,
     /// How many of it may be used.
     pub cores: usize,
-    /// Kernel and its version.
+    /// Kernel, its version, and the congestion control of its TCP: all ways and works take what it takes by itself.
     pub kernel: String,
     /// Programs and their versions.
     pub versions: Vec<String>,
@@ -43,9 +43,10 @@ impl Machine {
             processor: processor.to_owned(),
             cores: cores(),
             kernel: format!(
-                "{} {}",
+                "{} {}, TCP with {}",
                 uname.sysname().to_string_lossy(),
-                uname.release().to_string_lossy()
+                uname.release().to_string_lossy(),
+                congestion_control()
             ),
             versions: versions(underpass, ways),
         }
@@ -75,6 +76,13 @@ pub fn usual_workers() -> usize {
 #[must_use]
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn congestion_control() -> String {
+    fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").map_or_else(
+        |_| "unknown congestion control".into(),
+        |name| name.trim().into(),
+    )
 }
 
 fn versions(underpass: &Path, ways: &[Way]) -> Vec<String> {
