@@ -1,5 +1,6 @@
 //! What a worker owns: its io, its sessions, its flows, and who each socket belongs to.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use quinn_proto::StreamId;
@@ -30,6 +31,8 @@ pub(crate) struct Core<I: Io, D> {
     pub(crate) ended_joins: Vec<(Join<D>, JoinEnd)>,
     /// Flows whose sockets are not being read and not yet watched.
     pub(crate) paused: Vec<FlowKey>,
+    /// Flows since the last tick whose sockets were connected here.
+    pub(crate) young: VecDeque<FlowKey>,
     /// Somebody waits for the end of a quiet send: the next wait is none.
     pub(crate) hurried: bool,
     owners: Vec<(u32, Owner)>,
@@ -61,6 +64,7 @@ impl<I: Io, D> Core<I, D> {
             joins: Joins::default(),
             ended_joins: Vec::new(),
             paused: Vec::new(),
+            young: VecDeque::new(),
             hurried: false,
             owners: Vec::new(),
             panics: 0,

@@ -19,6 +19,9 @@ use crate::quic::{Read, SessionId, WriteError};
 /// Bytes that one flow moves towards its socket at a time, so that many flows share a turn fairly.
 const WRITE_MAX: usize = 256 * 1024;
 
+/// Flows that get what lasting ones need in one turn: some 2 ms of calls.
+const SETTLE_MAX: usize = 1024;
+
 /// A flow of this worker. Never reused for another one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct FlowKey {
@@ -153,6 +156,7 @@ impl<I: Io, D> Core<I, D> {
         if let Some(flow) = self.flows.get_mut(key) {
             flow.pending.push_back(opened);
         }
+        self.young.push_back(key);
         self.write_stream(key);
         self.deliver_first(key, first);
         key
@@ -517,6 +521,19 @@ impl<I: Io, D> Core<I, D> {
             && !std::mem::replace(&mut flow.paused, true)
         {
             self.paused.push(key);
+        }
+    }
+
+    /// Gives the sockets of flows that lived until this call what they need from now on; of a bounded number of flows, the others have their turn next.
+    pub(crate) fn settle_young(&mut self) {
+        let mut settled = 0;
+        while settled < SETTLE_MAX
+            && let Some(key) = self.young.pop_front()
+        {
+            if let Some(socket) = self.flows.get(key).and_then(|flow| flow.socket) {
+                self.io.settle(socket);
+                settled += 1;
+            }
         }
     }
 

@@ -209,11 +209,16 @@ pub trait Io {
     /// Gives up a socket that was accepted and not used since, for another worker to [`adopt`](Self::adopt).
     fn release(&mut self, socket: SocketId) -> Option<Stream>;
 
-    /// Starts a connection, with the same options as an accepted one. One [`Completion::Connected`] follows. No deadline of its own: close it to give up.
+    /// Starts a connection, with those options of an accepted one that it needs from its first byte; [`settle`](Self::settle) sets the others. One
+    /// [`Completion::Connected`] follows. No deadline of its own: close it to give up.
     ///
     /// # Errors
     /// No descriptor or no memory for the socket.
     fn connect(&mut self, to: SocketAddr) -> io::Result<SocketId>;
+
+    /// Gives a connected socket what it needs once it lives on, and an accepted one has from the start: keep-alive, and a bound of what stands unsent. Half of
+    /// the calls that a socket costs set these, and one that is closed after a single request has no use for them.
+    fn settle(&mut self, _: SocketId) {}
 
     /// Arms one receive; one [`Completion::Received`] follows. At most one is armed per socket. Replaces [`watch`](Self::watch).
     fn receive(&mut self, socket: SocketId);

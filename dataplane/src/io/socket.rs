@@ -104,19 +104,24 @@ pub fn listeners(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListene
     (0..count).map(|_| listen(address, true)).collect()
 }
 
-/// A socket for an outgoing connection: non-blocking, with the same options as an accepted one. Not connected yet.
+/// A socket for an outgoing connection: non-blocking, with the options of an accepted one that it needs from its first byte; [`settle`] sets the others. Not connected yet.
 pub(in crate::io) fn outgoing(to: SocketAddr) -> io::Result<Socket> {
     let socket = stream_socket(to)?;
     prepare(&socket)?;
     Ok(socket)
 }
 
-/// Sets what both outer sockets of a flow need: no delay, linger zero (a killed process ends with RST, never with a FIN after lost data), keep-alive,
-/// a bound of what stands unsent, and urgent bytes in their place among the others, from where the kernel would take them out.
-pub(in crate::io) fn prepare(socket: &Socket) -> io::Result<()> {
+/// Sets what both outer sockets of a flow need from their first byte: no delay, linger zero (a killed process ends with RST, never with a FIN after lost data),
+/// and urgent bytes in their place among the others, from where the kernel would take them out.
+fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
-    socket.set_out_of_band_inline(true)?;
+    socket.set_out_of_band_inline(true)
+}
+
+/// Sets what both need once the flow lives on: keep-alive, and a bound of what stands unsent.
+pub(in crate::io) fn settle<S: std::os::fd::AsFd>(socket: &S) -> io::Result<()> {
+    let socket = SockRef::from(socket);
     #[cfg(target_os = "linux")]
     socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
     socket.set_tcp_keepalive(
@@ -134,7 +139,8 @@ pub(in crate::io) fn accepted(stream: &TcpStream) -> io::Result<()> {
     }
     let socket = Socket::from(stream.try_clone()?);
     socket.set_nonblocking(true)?;
-    prepare(&socket)
+    prepare(&socket)?;
+    settle(&socket)
 }
 
 /// Lifts linger, so that closing delivers what is queued.
@@ -186,6 +192,7 @@ fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
         socket.set_reuse_port(true)?;
     }
     prepare(&socket)?;
+    settle(&socket)?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

@@ -212,6 +212,7 @@ impl<I: Io, R: Role> Worker<I, R> {
         }
         if self.core.now >= self.next_tick {
             self.next_tick = self.core.now + TICK;
+            self.core.settle_young();
             self.core.watch_paused();
             self.role.tick(&mut self.core);
         }

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use socket2::SockRef;
 use underpass_dataplane::io::{Close, Completion, Io, READ_SIZE, socket};
 
 use crate::driver::{
@@ -14,6 +15,7 @@ use crate::driver::{
 on_every_backend! {
     local:
     connecting_tells_success_and_refusal,
+    a_connection_that_lasts_has_what_an_accepted_one_has,
     both_ends_in_one_worker,
     closing_a_listener_ends_it,
     a_thousand_sockets_at_once,
@@ -48,6 +50,41 @@ fn connecting_tells_success_and_refusal(mut worker: Driver<impl Io>) {
     let error = worker.connected(socket).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     worker.io.close(socket, Close::Reset);
+}
+
+fn a_connection_that_lasts_has_what_an_accepted_one_has(mut worker: Driver<impl Io>) {
+    let endpoint = socket::listener(local(), false).unwrap();
+    let settled = [false, true].map(|settles| {
+        let socket = worker.io.connect(endpoint.local_addr().unwrap()).unwrap();
+        worker.connected(socket).unwrap();
+        if settles {
+            worker.io.settle(socket);
+        }
+        options(worker.io.release(socket).expect("an unused socket"))
+    });
+    endpoint.set_nonblocking(false).unwrap();
+    let accepted = options(socket::Stream::System(endpoint.accept().unwrap().0));
+    assert_eq!(settled[1], accepted);
+    // From its first byte: no delay, linger zero, urgent bytes in line.
+    assert_eq!(settled[0][..3], accepted[..3]);
+    assert_ne!(settled[0][3], accepted[3], "keep-alive");
+}
+
+fn options(stream: socket::Stream) -> Vec<String> {
+    let stream = stream.system().unwrap();
+    let socket = SockRef::from(&stream);
+    let mut options = vec![
+        format!("no delay {:?}", socket.tcp_nodelay().unwrap()),
+        format!("linger {:?}", socket.linger().unwrap()),
+        format!("in line {:?}", socket.out_of_band_inline().unwrap()),
+        format!("keep-alive {:?}", socket.keepalive().unwrap()),
+        format!("after {:?}", socket.tcp_keepalive_time().unwrap()),
+        format!("every {:?}", socket.tcp_keepalive_interval().unwrap()),
+        format!("times {:?}", socket.tcp_keepalive_retries().unwrap()),
+    ];
+    #[cfg(target_os = "linux")]
+    options.push(format!("unsent {:?}", socket.tcp_notsent_lowat().unwrap()));
+    options
 }
 
 fn both_ends_in_one_worker(mut worker: Driver<impl Io>) {

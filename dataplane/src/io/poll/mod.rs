@@ -186,7 +186,7 @@ impl Io for Poll {
 
     fn connect(&mut self, to: SocketAddr) -> io::Result<SocketId> {
         let outgoing = socket::outgoing(to)?;
-        self.counters.system_calls += 11;
+        self.counters.system_calls += 5;
         let started = outgoing.connect(&SockAddr::from(to));
         let stream = net::TcpStream::from(OwnedFd::from(outgoing));
         let id = self.insert(stream);
@@ -201,6 +201,16 @@ impl Io for Poll {
         }
         self.enqueue(id);
         Ok(id)
+    }
+
+    fn settle(&mut self, socket: SocketId) {
+        let Some(stream) = self.stream(socket) else {
+            return;
+        };
+        if let Err(error) = socket::settle(&stream.stream) {
+            tracing::debug!(%error, "a connection has no keep-alive");
+        }
+        self.counters.system_calls += 5;
     }
 
     fn receive(&mut self, socket: SocketId) {

@@ -161,7 +161,7 @@ impl Io for Ring {
 
     fn connect(&mut self, to: SocketAddr) -> io::Result<SocketId> {
         let outgoing = socket::outgoing(to)?;
-        self.counters.system_calls += 10;
+        self.counters.system_calls += 4;
         let address = Box::new(SockAddr::from(to));
         let entry = opcode::Connect::new(
             Fd(outgoing.as_raw_fd()),
@@ -178,6 +178,16 @@ impl Io for Ring {
         // SAFETY: the address is boxed and kept until the completion.
         unsafe { self.queue.push(Token::of_socket(Kind::Connect, id), entry) };
         Ok(id)
+    }
+
+    fn settle(&mut self, socket: SocketId) {
+        let Some(stream) = open(&mut self.sockets, socket) else {
+            return;
+        };
+        if let Err(error) = socket::settle(&stream.fd) {
+            tracing::debug!(%error, "a connection has no keep-alive");
+        }
+        self.counters.system_calls += 5;
     }
 
     fn receive(&mut self, socket: SocketId) {
