@@ -62,6 +62,8 @@ pub struct Ring {
     sockets: Table<Entry>,
     gathers: Gathers,
     provided: Provided,
+    /// Receives to arm at the turn's end, behind what the turn sends: what was made for the kernel is still in the cache then.
+    receives: Vec<SocketId>,
     /// Receives that found no buffer, in order.
     starved: VecDeque<SocketId>,
     /// Sockets whose watch is to be armed, unless a receive comes before the turn's end.
@@ -103,6 +105,7 @@ impl Ring {
             sockets: Table::new(),
             gathers: Gathers::default(),
             provided,
+            receives: Vec::new(),
             starved: VecDeque::new(),
             watches: Vec::new(),
             hung_up: Vec::new(),
@@ -196,7 +199,8 @@ impl Io for Ring {
         };
         stream.watching = false;
         if !stream.receiving {
-            self.arm_receive(socket);
+            stream.receiving = true;
+            self.receives.push(socket);
         }
     }
 
@@ -271,6 +275,7 @@ impl Io for Ring {
         self.tell_hung_up(completions);
         loop {
             self.arm_watches();
+            self.arm_receives();
             self.resume_listeners();
             self.feed_starved();
             self.arm_wake();
@@ -328,6 +333,14 @@ impl Ring {
             // SAFETY: the entry points at nothing.
             unsafe { self.queue.push(Token::of_socket(Kind::Watch, id), entry) };
         }
+    }
+
+    fn arm_receives(&mut self) {
+        let mut receives = std::mem::take(&mut self.receives);
+        for id in receives.drain(..) {
+            self.arm_receive(id);
+        }
+        self.receives = receives;
     }
 
     fn resume_listeners(&mut self) {
