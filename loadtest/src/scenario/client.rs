@@ -88,9 +88,12 @@ impl Context {
         self.alarm.wait(self.start + at).await
     }
 
+    /// Waits until the run is cut. A cut run has ended, for whoever hears of it first: else a flow that lost its call to the cut begins those
+    /// that have waited, and they count as under way too.
     async fn cut(&self) {
         let mut phase = self.phase.clone();
         let _ = phase.wait_for(|phase| phase.cut).await; // An error means that nobody runs us: cut as well.
+        self.alarm.end();
     }
 }
 
