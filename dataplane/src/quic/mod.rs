@@ -399,10 +399,26 @@ impl Driver {
         }
     }
 
-    /// When [`fire_timers`](Self::fire_timers) has something to do.
+    /// When [`fire_timers`](Self::fire_timers) has something to do. Timers that were put off since they were scheduled are so here, when they are next:
+    /// most are put off more than once, and a turn for one that is not due costs as much as one with work.
     #[must_use]
-    pub fn next_deadline(&self) -> Option<Instant> {
-        self.timers.peek().map(|Reverse((deadline, _))| *deadline)
+    pub fn next_deadline(&mut self) -> Option<Instant> {
+        while let Some(&Reverse((deadline, id))) = self.timers.peek() {
+            let mut session = lookup(&mut self.sessions, id)
+                .filter(|session| session.scheduled == Some(deadline));
+            let due = session
+                .as_mut()
+                .and_then(|session| session.connection.poll_timeout());
+            if due.is_some_and(|due| due <= deadline) {
+                return Some(deadline);
+            }
+            self.timers.pop();
+            if let Some(session) = session {
+                session.scheduled = None;
+                Self::schedule(&mut self.timers, session, id);
+            }
+        }
+        None
     }
 
     /// Fires every timer that is due.

@@ -64,7 +64,7 @@ pub(crate) trait Turn {
     /// The last of all turns.
     fn finish(&mut self) -> std::io::Result<()>;
     /// When it has something to do, whatever comes.
-    fn deadline(&self) -> Instant;
+    fn deadline(&mut self) -> Instant;
     /// Whether it wants no more turns.
     fn is_done(&self) -> bool;
     /// Its machine.
@@ -93,7 +93,7 @@ impl<R: Watchable> Turn for Worker<Sim, Watched<R>> {
         unhurt(&self.core)
     }
 
-    fn deadline(&self) -> Instant {
+    fn deadline(&mut self) -> Instant {
         Worker::deadline(self)
     }
 

@@ -136,7 +136,7 @@ impl<I: Io, R: Role> Worker<I, R> {
     }
 
     /// When it has something to do, whatever comes.
-    pub(crate) fn deadline(&self) -> Instant {
+    pub(crate) fn deadline(&mut self) -> Instant {
         if self.unsent || self.core.hurried || !self.messages.is_empty() {
             return self.core.now;
         }
