@@ -1,13 +1,16 @@
 //! When a worker stays awake, and when it gives way: to wake a thread on a core that sleeps costs more than most of what a worker does.
 //!
-//! After something happened it stays awake for a moment, for the answer to what it just sent is often on its way. Only while much happens, and nobody
-//! else wants the core: signs of life of a thousand idle sessions are not worth a core that never sleeps.
+//! After something happened it stays awake for a moment, for the answer to what it just sent is often on its way. Only while much happens and nobody
+//! else wants the core: signs of life of a thousand idle sessions are not worth a core that never sleeps. And not for one flow that asks and waits for
+//! its answer: there who stays awake has the core that the next of the way would run on, on one that need not be woken.
 //!
-//! While little happens, it lets whoever woke it finish first. That is mostly a thread of the same core that sends and then has next to nothing to do
+//! Otherwise it lets whoever woke it finish first. That is mostly a thread of the same core that sends and then has next to nothing to do
 //! before it sleeps; cut short there, it still wants the core when the worker wakes the next thread of the way, which the kernel then puts on a
 //! core that sleeps. Only as long as it costs little: to whoever goes on computing, a core is not given for nothing.
 
 use std::time::{Duration, Instant};
+
+use crate::io::{Completion, SocketId};
 
 /// How long a worker stays awake after the last thing that happened.
 const LINGER: Duration = Duration::from_micros(50);
@@ -24,6 +27,18 @@ const SILENCE: Duration = Duration::from_millis(1);
 /// Weight of the past in the mean against what just happened.
 const MEMORY: u32 = 32;
 
+/// Several flows talk when the socket that something came of is another one than before this often, of [`ALWAYS`], in the mean.
+const SEVERAL: u32 = ALWAYS / 4;
+
+/// Each time.
+const ALWAYS: u32 = 1 << 16;
+
+/// Bytes of a turn, in the mean, from which on even one flow is one that sends and not one that asks.
+const BULK: usize = 4 * 1024;
+
+/// A turn with more says no more than one with so many.
+const BULK_MAX: usize = 64 * 1024;
+
 /// The most that it may cost to let others finish, in the mean: less than half of what a wake across cores costs.
 const REST: Duration = Duration::from_micros(20);
 
@@ -39,6 +54,14 @@ pub(crate) struct Linger {
     last: Instant,
     /// Time between things that happened, mean.
     apart: Duration,
+    /// The socket that something came of last.
+    heard: Option<SocketId>,
+    /// How often it is another one than before, mean: 0 to [`ALWAYS`].
+    others: u32,
+    /// Bytes of this turn.
+    bytes: usize,
+    /// Bytes of a turn in which something happened, mean.
+    weight: usize,
     wanted: bool,
     /// What others took to finish, mean.
     rest: Duration,
@@ -51,23 +74,50 @@ impl Linger {
         Self {
             last: now,
             apart: SILENCE,
+            heard: None,
+            others: 0,
+            bytes: 0,
+            weight: 0,
             wanted: false,
             rest: REST / 2,
             without: 0,
         }
     }
 
-    /// Something happened.
+    /// What happened in this turn, one thing after the other.
+    pub(crate) fn saw(&mut self, completion: &Completion) {
+        self.bytes += match completion {
+            Completion::Received {
+                result: Ok(bytes), ..
+            } => bytes.len(),
+            Completion::Datagrams(batch) => batch.data.len(),
+            _ => 0,
+        };
+        if let Some(socket) = completion.socket() {
+            let other = self.heard.replace(socket) != Some(socket);
+            let now = if other { ALWAYS } else { 0 };
+            self.others = (self.others * (MEMORY - 1) + now) / MEMORY;
+        }
+    }
+
+    /// Something happened, and that was all of it for this turn.
     pub(crate) fn happened(&mut self, now: Instant) {
         let apart = now.saturating_duration_since(self.last).min(SILENCE);
         self.apart = (self.apart * (MEMORY - 1) + apart) / MEMORY;
+        let bytes = std::mem::take(&mut self.bytes).min(BULK_MAX);
+        self.weight = (self.weight * (MEMORY as usize - 1) + bytes) / MEMORY as usize;
         self.last = now;
         self.wanted = false;
     }
 
     /// Whether to look again in place of sleeping.
     pub(crate) fn goes_on(&self, now: Instant) -> bool {
-        !self.wanted && self.apart < BUSY && now < self.last + LINGER
+        !self.wanted && self.is_worth_it() && now < self.last + LINGER
+    }
+
+    /// Whether much happens, and not to one flow alone that asks and waits.
+    fn is_worth_it(&self) -> bool {
+        self.apart < BUSY && (self.others > SEVERAL || self.weight > BULK)
     }
 
     /// Nothing happened: lets others have the core. Ends where somebody took it, for then there is better use for it than waiting.
@@ -77,7 +127,7 @@ impl Linger {
 
     /// Something ended the worker's sleep: lets whoever it was finish.
     pub(crate) fn woke(&mut self, clock: impl Fn() -> Instant) {
-        if self.apart < BUSY {
+        if self.is_worth_it() {
             return;
         }
         if self.without > 0 {
@@ -114,9 +164,27 @@ mod tests {
         })
     }
 
+    fn socket(index: u32) -> SocketId {
+        SocketId {
+            index,
+            generation: 0,
+        }
+    }
+
+    /// Flows `0..flows` talk, one after the other, and say so many bytes each time.
+    fn talk(linger: &mut Linger, flows: u32, bytes: usize) {
+        for n in 0..200 {
+            linger.saw(&Completion::Received {
+                socket: socket(n % flows),
+                result: Ok(vec![0; bytes].into()),
+            });
+        }
+    }
+
     fn busy() -> (Linger, Instant) {
         let start = Instant::now();
         let mut linger = Linger::new(start);
+        talk(&mut linger, 2, 1);
         let now = happen(&mut linger, start, 100, BUSY / 4);
         (linger, now)
     }
@@ -139,6 +207,34 @@ mod tests {
         let (mut linger, now) = busy();
         let now = happen(&mut linger, now, 100, 2 * BUSY);
         assert!(!linger.goes_on(now), "it was busy, and is no more");
+    }
+
+    #[test]
+    fn a_worker_whose_one_flow_talks_sleeps_at_once_and_lets_others_finish() {
+        let (mut linger, now) = busy();
+        talk(&mut linger, 1, 1);
+        assert!(!linger.goes_on(now), "however often");
+        let asked = Cell::new(0);
+        linger.woke(|| {
+            asked.set(asked.get() + 1);
+            now
+        });
+        assert_eq!(asked.get(), 2, "others had the core");
+        talk(&mut linger, 3, 1);
+        assert!(linger.goes_on(now));
+    }
+
+    #[test]
+    fn a_flow_in_bulk_is_stayed_awake_for_though_it_is_alone() {
+        let (mut linger, mut now) = busy();
+        talk(&mut linger, 1, 1);
+        for _ in 0..100 {
+            talk(&mut linger, 1, 2 * BULK / 200 + 1);
+            now = happen(&mut linger, now, 1, BUSY / 4);
+        }
+        assert!(linger.goes_on(now));
+        let now = happen(&mut linger, now, 200, BUSY / 4);
+        assert!(!linger.goes_on(now), "it says nothing any more");
     }
 
     #[test]

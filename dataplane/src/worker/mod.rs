@@ -41,6 +41,7 @@ pub(crate) struct Worker<I: Io, R: Role> {
     completions: Vec<Completion>,
     events: VecDeque<(SessionId, Event)>,
     next_tick: Instant,
+    linger: Linger,
     /// More is ready to be sent than one turn may send.
     unsent: bool,
 }
@@ -64,6 +65,7 @@ impl<I: Io, R: Role> Worker<I, R> {
         });
         let worker = Self {
             next_tick: core.now + TICK,
+            linger: Linger::new(core.now),
             core,
             role,
             workers,
@@ -76,21 +78,20 @@ impl<I: Io, R: Role> Worker<I, R> {
     }
 
     fn run(mut self) -> std::io::Result<()> {
-        let mut linger = Linger::new(self.core.now);
         while !self.role.is_done() {
-            let deadline = if linger.goes_on(self.core.now) {
+            let deadline = if self.linger.goes_on(self.core.now) {
                 self.core.now
             } else {
                 self.deadline()
             };
             self.wait(deadline)?;
             if deadline > self.core.now && !self.completions.is_empty() {
-                linger.woke(|| self.core.io.now());
+                self.linger.woke(|| self.core.io.now());
             }
             if self.act() {
-                linger.happened(self.core.now);
-            } else if linger.goes_on(self.core.now) {
-                linger.give_way(|| self.core.io.now());
+                self.linger.happened(self.core.now);
+            } else if self.linger.goes_on(self.core.now) {
+                self.linger.give_way(|| self.core.io.now());
             }
         }
         self.finish()
@@ -122,6 +123,7 @@ impl<I: Io, R: Role> Worker<I, R> {
         let mut completions = std::mem::take(&mut self.completions);
         let any = !completions.is_empty();
         for completion in completions.drain(..) {
+            self.linger.saw(&completion);
             self.complete_guarded(completion);
         }
         self.completions = completions;
