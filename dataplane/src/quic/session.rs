@@ -25,8 +25,8 @@ pub(super) struct Session {
     pub(super) scheduled: Option<Instant>,
     pub(super) last_heard: Instant,
     pub(super) since: Instant,
-    /// The path's shortest round trip that the send window is fit for.
-    pub(super) fit_for: Duration,
+    /// What the send window is fit for: the path's shortest round trip, and how many flows want as much as they can have.
+    fit_for: (Duration, usize),
     /// Bursts of losses that were looked at.
     congestion_events: u64,
     pub(super) lost: bool,
@@ -65,7 +65,7 @@ impl Session {
             scheduled: None,
             last_heard: now,
             since: now,
-            fit_for: Duration::MAX,
+            fit_for: (Duration::MAX, 0),
             congestion_events: 0,
             lost: false,
             heard: false,
@@ -75,13 +75,13 @@ impl Session {
         }
     }
 
-    /// Fits the send window to the path. Its shortest round trip becomes shorter as more are seen, and is another one on another path.
-    fn fit(&mut self) {
-        let shortest = self.connection.min_rtt();
-        if shortest != self.fit_for {
-            self.fit_for = shortest;
-            self.connection
-                .set_send_window(config::send_window(shortest));
+    /// Fits the send window to the path and to who writes. The shortest round trip becomes shorter as more are seen, and is another one on another path.
+    fn fit(&mut self, now: Instant) {
+        let fit_for = (self.connection.min_rtt(), self.turns.crowd(now));
+        if fit_for != self.fit_for {
+            self.fit_for = fit_for;
+            let window = config::send_window(fit_for.0, fit_for.1);
+            self.connection.set_send_window(window);
         }
     }
 
@@ -100,7 +100,7 @@ impl Session {
     /// Sends its share of a turn.
     pub(super) fn flush(&mut self, now: Instant, segments_max: usize, io: &mut impl Io) -> Flushed {
         self.notice_narrowing(now);
-        self.fit();
+        self.fit(now);
         for _ in 0..SENDS_PER_TURN {
             let Some(mut buffer) = io.datagram_buffer() else {
                 return Flushed::Starved;

@@ -5,6 +5,7 @@
 //! costs as much as there are flows. Here they wait in a line, those with little to say in one of their own, and as many are called as may find room.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use quinn_proto::{Dir, Side, StreamId};
 use rustc_hash::FxHashSet;
@@ -20,6 +21,9 @@ const LITTLE_MAX: usize = 16 * 1024;
 
 /// Of so many that write, one is from the line of those with much to say, whoever else waits.
 const MUCH_EACH: usize = 4;
+
+/// For how long it counts how many waited.
+const CROWD_FOR: Duration = Duration::from_millis(100);
 
 /// How much a stream has to say, and so which line is its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +46,15 @@ pub(super) struct Turns {
     /// How many with little to say have written since the last one with much. What counts is who wrote, not who was called: there may be room for
     /// one at a time.
     little_written: usize,
+    crowd: Crowd,
+}
+
+/// How many with much to say waited at once, at most.
+#[derive(Debug, Default)]
+struct Crowd {
+    now: usize,
+    before: usize,
+    since: Option<Instant>,
 }
 
 /// One line.
@@ -99,6 +112,18 @@ impl Turns {
             &mut self.much
         };
         line.wait(stream, was_called);
+        self.crowd.now = self.crowd.now.max(self.much.streams.len());
+    }
+
+    /// How many with much to say waited at once, at most, lately.
+    pub(super) fn crowd(&mut self, now: Instant) -> usize {
+        let crowd = &mut self.crowd;
+        let since = crowd.since.get_or_insert(now);
+        if now.saturating_duration_since(*since) >= CROWD_FOR {
+            *since = now;
+            crowd.before = std::mem::replace(&mut crowd.now, self.much.streams.len());
+        }
+        crowd.now.max(crowd.before)
     }
 
     fn was_called(&self, stream: StreamId) -> bool {
@@ -219,6 +244,23 @@ mod tests {
         assert_eq!(numbers(&turns.call())[0], 10);
         assert_eq!(numbers(&turns.call()), [18, 19, 0]);
         assert!(turns.call().is_empty());
+    }
+
+    #[test]
+    fn those_with_much_to_say_are_counted_for_a_while() {
+        let mut turns = Turns::default();
+        let start = Instant::now();
+        assert_eq!(turns.crowd(start), 0);
+        turns.found_no_room(stream(0), MUCH);
+        for n in 1..5 {
+            assert!(waits(&mut turns, stream(n), MUCH));
+            assert!(waits(&mut turns, stream(100 + n), LITTLE));
+        }
+        assert!(turns.take_notice(stream(0)));
+        while !turns.call().is_empty() {}
+        assert_eq!(turns.crowd(start), 5, "though none of them waits any more");
+        assert_eq!(turns.crowd(start + CROWD_FOR), 5);
+        assert_eq!(turns.crowd(start + 2 * CROWD_FOR), 0);
     }
 
     #[test]
