@@ -199,7 +199,7 @@ fn in_words(panels: &[Panel<'_>]) -> String {
 
 /// What the figures were taken with, in lines that fit.
 fn notes(report: &Report) -> Vec<String> {
-    let (rounds, seconds, workers) = (report.rounds, report.seconds, report.workers);
+    let (rounds, seconds, workers) = (report.rounds_told(), report.seconds, report.workers);
     let taken = format!(
         "Green: Underpass (ring or poll: io_uring or readiness; 1452 or path: size of datagrams). stock: the same relay made of the quinn crate. Bars: medians of {rounds} interleaved rounds of {seconds} s; lines: smallest to largest. {workers} workers in relay and agent each, everything on one machine."
     );

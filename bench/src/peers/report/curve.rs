@@ -65,7 +65,9 @@ pub(super) fn draw(report: &Report) -> Option<String> {
     let notes = wrapped(
         &format!(
             "Solid: p99; dashes: p50. 100 statements a second, timed from when they were due; {} rounds of {} s, one worker each, everything on one machine. {}",
-            report.rounds, report.seconds, report.machine
+            report.rounds_told(),
+            report.seconds,
+            report.machine
         ),
         WRAP,
     );

@@ -98,7 +98,7 @@ impl Report {
     /// Runs of different works as one report: what takes an hour may be taken in parts. Every ratio and bar stays that of its own run.
     ///
     /// # Errors
-    /// There is none; they were not taken alike, or two of them measured the same work.
+    /// There is none; they were not taken alike but for the number of their rounds, or two of them measured the same work.
     pub fn join(reports: Vec<Report>) -> Result<Report> {
         let mut reports = reports.into_iter();
         let Some(mut whole) = reports.next() else {
@@ -107,17 +107,16 @@ impl Report {
         for report in reports {
             let taken = |report: &Report| {
                 let Report {
-                    rounds,
                     seconds,
                     workers,
                     threads,
                     ..
                 } = report;
-                (*rounds, *seconds, *workers, *threads)
+                (*seconds, *workers, *threads)
             };
             ensure!(
                 taken(&whole) == taken(&report),
-                "the runs differ in rounds, seconds, workers or threads: {:?} and {:?}",
+                "the runs differ in seconds, workers or threads: {:?} and {:?}",
                 taken(&whole),
                 taken(&report)
             );
@@ -140,7 +139,19 @@ impl Report {
         Ok(whole)
     }
 
+    /// How many rounds there were, in words: runs of more and of fewer may be joined.
+    pub(super) fn rounds_told(&self) -> String {
+        let figures = self.lines.iter().flat_map(|line| line.figures.values());
+        let most = figures.map(|taken| taken.rounds.len()).max().unwrap_or(0);
+        if most > self.rounds {
+            format!("{} to {most}", self.rounds)
+        } else {
+            self.rounds.to_string()
+        }
+    }
+
     fn add(&mut self, other: Report) {
+        self.rounds = self.rounds.min(other.rounds);
         let texts = [
             (&mut self.machine.versions, other.machine.versions),
             (&mut self.busy, other.busy),
@@ -314,12 +325,38 @@ mod tests {
     }
 
     #[test]
+    fn runs_of_more_and_of_fewer_rounds_are_one_report_that_says_so() {
+        let few = || of_row(Row::Bulk, 1);
+        let more = || {
+            let mut more = of_row(Row::Bulk8, 3);
+            let lines = more.lines.iter_mut();
+            for taken in lines.flat_map(|line| line.figures.values_mut()) {
+                taken.rounds = vec![1.0, 2.0, 3.0];
+            }
+            more
+        };
+        assert_eq!(few().rounds_told(), "1");
+        assert_eq!(more().rounds_told(), "3");
+        for parts in [[few(), more()], [more(), few()]] {
+            let whole = Report::join(parts.into()).expect("joined");
+            assert_eq!(whole.rounds_told(), "1 to 3");
+            assert!(
+                whole
+                    .to_string()
+                    .contains("\n1 to 3 interleaved rounds of ")
+            );
+        }
+    }
+
+    #[test]
     fn what_does_not_belong_together_is_not_joined() {
         let join = |parts| Report::join(parts).expect_err("refused").to_string();
         let same = join(vec![of_row(Row::Bulk, 1), of_row(Row::Bulk, 1)]);
         assert_eq!(same, "two of the runs measured bulk");
-        let other = join(vec![of_row(Row::Bulk, 1), of_row(Row::Bulk8, 2)]);
-        assert!(other.contains("differ in rounds"), "{other}");
+        let mut longer = of_row(Row::Bulk8, 1);
+        longer.seconds += 1;
+        let other = join(vec![of_row(Row::Bulk, 1), longer]);
+        assert!(other.contains("differ in seconds"), "{other}");
         assert_eq!(join(vec![]), "nothing is to be joined");
     }
 }

@@ -11,7 +11,10 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "{} interleaved rounds of {} s, {} workers in relay and agent each, {} threads in those of `stock`. Figures: median (smallest to largest). Ratios: medians of the rounds' ratios of the first figure; `stock` with datagrams of the same size. Fairness: Jain's index. The rest is of all processes of the tunnel: processor time, peak of memory, context switches, datagrams dropped.",
-            self.rounds, self.seconds, self.workers, self.threads
+            self.rounds_told(),
+            self.seconds,
+            self.workers,
+            self.threads
         )?;
         for trouble in &self.busy {
             writeln!(f, "Not quiet: {trouble}.")?;
