@@ -15,6 +15,7 @@ mod newcomers;
 pub(crate) mod pair;
 mod session;
 mod streams;
+mod timers;
 mod turns;
 pub mod verify;
 
@@ -380,76 +381,6 @@ impl Driver {
         // They have something to say, and are flushed in the next turn.
         let newcomers = self.admit(now, io);
         !starved && (newcomers || !self.dirty.is_empty())
-    }
-
-    fn schedule(
-        timers: &mut BinaryHeap<Reverse<(Instant, SessionId)>>,
-        session: &mut Session,
-        id: SessionId,
-    ) {
-        let Some(deadline) = session.connection.poll_timeout() else {
-            return;
-        };
-        if session
-            .scheduled
-            .is_none_or(|scheduled| deadline < scheduled)
-        {
-            session.scheduled = Some(deadline);
-            timers.push(Reverse((deadline, id)));
-        }
-    }
-
-    /// When [`fire_timers`](Self::fire_timers) has something to do. Timers that were put off since they were scheduled are so here, when they are next:
-    /// most are put off more than once, and a turn for one that is not due costs as much as one with work.
-    #[must_use]
-    pub fn next_deadline(&mut self) -> Option<Instant> {
-        while let Some(&Reverse((deadline, id))) = self.timers.peek() {
-            let mut session = lookup(&mut self.sessions, id)
-                .filter(|session| session.scheduled == Some(deadline));
-            let due = session
-                .as_mut()
-                .and_then(|session| session.connection.poll_timeout());
-            if due.is_some_and(|due| due <= deadline) {
-                return Some(deadline);
-            }
-            self.timers.pop();
-            if let Some(session) = session {
-                session.scheduled = None;
-                Self::schedule(&mut self.timers, session, id);
-            }
-        }
-        None
-    }
-
-    /// Fires every timer that is due.
-    pub fn fire_timers(&mut self, now: Instant) {
-        self.end_unfinished(now);
-        self.end_closing(now);
-        while let Some(&Reverse((deadline, id))) = self.timers.peek() {
-            if deadline > now {
-                return;
-            }
-            self.timers.pop();
-            let Some(session) = lookup(&mut self.sessions, id) else {
-                continue;
-            };
-            if session.scheduled != Some(deadline) {
-                continue; // An earlier one took its place.
-            }
-            session.scheduled = None;
-            if session
-                .connection
-                .poll_timeout()
-                .is_some_and(|due| due <= now)
-            {
-                match guarded(|| session.connection.handle_timeout(now)) {
-                    Some(()) => self.mark(id),
-                    None => self.break_off(id),
-                }
-            } else {
-                Self::schedule(&mut self.timers, session, id);
-            }
-        }
     }
 
     fn mark(&mut self, id: SessionId) {
