@@ -49,8 +49,8 @@ const SEND_WINDOW_FLOWS: usize = 8;
 /// Bytes of each microsecond of a path's round trip: 10 Gbit/s, twice.
 const SEND_WINDOW_PER_US: u64 = 2 * 1250;
 
-/// The send window for a path whose shortest round trip is `rtt`, of which `flows` flows want as much as they can have. More than such a path holds would only stand in a queue before the far end,
-/// and whatever a small flow says stands behind it.
+/// The send window for a path whose shortest round trip is `rtt`, of which `flows` flows want as much as they can have. More than such a path
+/// holds would only stand in a queue before the far end, and whatever a small flow says stands behind it.
 #[must_use]
 pub fn send_window(rtt: Duration, flows: usize) -> u64 {
     let us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);

@@ -29,10 +29,15 @@ impl Driver {
         }
     }
 
-    /// When [`fire_timers`](Self::fire_timers) has something to do. Timers that were put off since they were scheduled are so here, when they are next:
-    /// most are put off more than once, and a turn for one that is not due costs as much as one with work.
+    /// When [`fire_timers`](Self::fire_timers) has something to do.
     #[must_use]
     pub fn next_deadline(&mut self) -> Option<Instant> {
+        self.next_timer().map(|(deadline, _)| deadline)
+    }
+
+    /// The next timer. Those before it that were put off since they were scheduled are so here: most are put off more than once, and a turn for one
+    /// that is not due costs as much as one with work.
+    fn next_timer(&mut self) -> Option<(Instant, SessionId)> {
         while let Some(&Reverse((deadline, id))) = self.timers.peek() {
             let mut session = lookup(&mut self.sessions, id)
                 .filter(|session| session.scheduled == Some(deadline));
@@ -40,7 +45,7 @@ impl Driver {
                 .as_mut()
                 .and_then(|session| session.connection.poll_timeout());
             if due.is_some_and(|due| due <= deadline) {
-                return Some(deadline);
+                return Some((deadline, id));
             }
             self.timers.pop();
             if let Some(session) = session {
@@ -55,30 +60,26 @@ impl Driver {
     pub fn fire_timers(&mut self, now: Instant) {
         self.end_unfinished(now);
         self.end_closing(now);
-        while let Some(&Reverse((deadline, id))) = self.timers.peek() {
-            if deadline > now {
-                return;
-            }
+        // The first look is cheap, and mostly the last.
+        while self.has_timer(now)
+            && let Some((deadline, id)) = self.next_timer()
+            && deadline <= now
+        {
             self.timers.pop();
             let Some(session) = lookup(&mut self.sessions, id) else {
                 continue;
             };
-            if session.scheduled != Some(deadline) {
-                continue; // An earlier one took its place.
-            }
             session.scheduled = None;
-            if session
-                .connection
-                .poll_timeout()
-                .is_some_and(|due| due <= now)
-            {
-                match guarded(|| session.connection.handle_timeout(now)) {
-                    Some(()) => self.mark(id),
-                    None => self.break_off(id),
-                }
-            } else {
-                Self::schedule(&mut self.timers, session, id);
+            match guarded(|| session.connection.handle_timeout(now)) {
+                Some(()) => self.mark(id),
+                None => self.break_off(id),
             }
         }
+    }
+
+    /// Whether one is due, unless it was put off since.
+    fn has_timer(&self, now: Instant) -> bool {
+        let next = self.timers.peek();
+        next.is_some_and(|Reverse((deadline, _))| *deadline <= now)
     }
 }
