@@ -13,6 +13,7 @@ pub mod pages;
 pub mod publish;
 mod quantity;
 pub mod rest;
+mod shell;
 mod signals;
 pub mod store;
 pub mod usage;

@@ -8,6 +8,7 @@ use super::{Exit, Failure};
 use crate::files::agent::AgentFile;
 use crate::files::wording::nearest;
 use crate::files::{Lock, LockError, allow, disk, strings, unreadable};
+use crate::shell;
 
 /// Options of `underpass agent allow`.
 #[derive(clap::Args, Debug)]
@@ -121,7 +122,10 @@ fn tell(
         );
     }
     if !changed.done.is_empty() {
-        eprintln!("a running agent with `--config {file}` goes by it within a second");
+        eprintln!(
+            "a running agent with `--config {}` goes by it within a second",
+            shell::word(config)
+        );
     }
     Ok(())
 }

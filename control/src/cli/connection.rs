@@ -19,6 +19,7 @@ use super::{DirArgs, Failure, installation, print};
 use crate::files::definition::{Definition, LIMIT_MAX};
 use crate::files::disk;
 use crate::files::namespace::Namespace;
+use crate::shell;
 use crate::store::Described;
 
 /// The commands below `underpass connection`.
@@ -197,7 +198,8 @@ fn set(args: &SetArgs) -> Result<(), Failure> {
     eprintln!("changed {} → {endpoint}", described.name);
     if args.host.is_some() || args.port.is_some() {
         eprintln!(
-            "hint: agents dial {endpoint} only if their own allow-list has it: `underpass agent allow {endpoint}` there, or a new string"
+            "hint: agents dial {endpoint} only if their own allow-list has it: `underpass agent allow {} --config agent.toml` there, or a new string",
+            shell::word(endpoint)
         );
     }
     Ok(())
@@ -217,9 +219,9 @@ fn next_steps(dir: &DirArgs, definition: &Definition, namespace: &Namespace) -> 
         bind,
         ..
     } = definition;
-    let dir = dir.dir.display();
+    let (shown, dir) = (dir.dir.display(), shell::word(&dir.dir));
     let mut out = String::new();
-    let _ = writeln!(out, "made {name} → {endpoint} in {dir}");
+    let _ = writeln!(out, "made {name} → {endpoint} in {shown}");
     if let Some(bind) = bind {
         let _ = writeln!(
             out,
@@ -229,7 +231,7 @@ fn next_steps(dir: &DirArgs, definition: &Definition, namespace: &Namespace) -> 
     if !namespace.public_address_given {
         let _ = writeln!(
             out,
-            "  agents will dial {}; if that is not how they reach this machine, set public_address in {dir}/namespace.toml first",
+            "  agents will dial {}; if that is not how they reach this machine, set public_address in {shown}/namespace.toml first",
             namespace.public_address
         );
     }

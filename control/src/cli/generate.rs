@@ -57,7 +57,7 @@ pub(super) fn man(args: &ManArgs) -> Result<(), Failure> {
     clap_mangen::generate_to(Cli::command(), &args.out).map_err(unmade)?;
     eprintln!(
         "wrote a page for each command; `man -l {}` shows the first",
-        args.out.join("underpass.1").display()
+        crate::shell::word(args.out.join("underpass.1"))
     );
     Ok(())
 }

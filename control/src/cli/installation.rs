@@ -4,6 +4,7 @@ use super::Failure;
 use crate::files::namespace::Namespace;
 use crate::files::tls::{self, Identity};
 use crate::files::{Directory, Lock, LockError, Unmade, agent, disk, unreadable};
+use crate::shell;
 
 /// The namespace and the relay's identity; what is missing is made.
 pub(super) fn open(directory: &Directory) -> Result<(Namespace, Identity), Failure> {
@@ -31,7 +32,7 @@ pub(super) fn lock(directory: &Directory, what: &str) -> Result<Lock, Failure> {
         ))
         .hint(format!(
             "one per directory; `underpass status --dir {}` shows what it does",
-            directory.root().display()
+            shell::word(directory.root())
         )),
         LockError::Io(error) => {
             Failure::configuration(format!("cannot lock {}: {error}", path.display()))

@@ -13,7 +13,7 @@ use super::table::table;
 use super::{DataPlaneArgs, DirArgs, Exit, Failure, installation};
 use crate::files::{Directory, Lock};
 use crate::lifeline::{self, Lifeline};
-use crate::{publish, signals};
+use crate::{publish, shell, signals};
 
 /// How often children are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -320,7 +320,7 @@ fn welcome(
     pin: &str,
     status: &Status,
 ) -> String {
-    let dir = args.dir.dir.display();
+    let dir = shell::word(&args.dir.dir);
     let row = |name: &str, value: String| [format!("  {name}"), value];
     let mut rows = vec![
         row(

@@ -13,6 +13,7 @@ use super::definition::name_of;
 use super::disk::{FileSystem, System};
 use super::document::{Document, Section};
 use super::{Directory, Fault, Unmade, disk, edit, unreadable};
+use crate::shell;
 
 /// Keys that a person brings must have this many characters: shorter ones can be guessed.
 pub const KEY_LEN_MIN: usize = 32;
@@ -233,7 +234,7 @@ pub fn secret_text(file: &str, path: &Path) -> Result<Zeroizing<String>, Fault> 
     if mode & 0o077 != 0 {
         let what = format!(
             "others can read it (mode {mode:03o}), so it is not used; run `chmod 600 {}`, and replace its keys if somebody may have read them",
-            path.display()
+            shell::word(path)
         );
         return Err(Fault::whole(file, what));
     }

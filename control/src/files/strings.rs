@@ -6,6 +6,7 @@ use std::path::Path;
 use underpass_proto::{ConnectionString, Rule};
 
 use super::{Fault, disk, unreadable};
+use crate::shell;
 
 /// Reads a file that holds one connection string of a rule, and nothing else.
 ///
@@ -96,7 +97,7 @@ fn check_private(file: &str, path: &Path, stamp: &disk::Stamp) -> Result<(), Fau
         file,
         format!(
             "others can read it (mode {mode:03o}), and it holds a key; run `chmod 600 {}`",
-            path.display()
+            shell::word(path)
         ),
     ))
 }

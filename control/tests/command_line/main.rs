@@ -7,6 +7,7 @@ mod cases;
 mod desk;
 mod reports;
 mod secrets;
+mod typed;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -15,6 +15,7 @@ use super::{DirArgs, Exit, Failure, print};
 use crate::files::wording::{echo, nearest};
 use crate::files::{Directory, keys};
 use crate::publish::{self, DialError};
+use crate::shell;
 
 /// Options of `underpass status`.
 #[derive(clap::Args, Debug)]
@@ -61,7 +62,7 @@ pub(super) fn ask(directory: &Directory) -> Result<Status, Failure> {
 /// Why control gave no answer, and what to do.
 pub(super) fn unanswered(directory: &Directory, error: &DialError) -> Failure {
     let socket = directory.control_socket();
-    let dir = directory.root().display();
+    let dir = shell::word(directory.root());
     let failure = Failure::new(
         Exit::Unreachable,
         format!("cannot ask control at {}: {error}", socket.display()),
