@@ -10,13 +10,13 @@ use quinn_proto::StreamId;
 use rustc_hash::FxHashMap;
 use underpass_proto::limits::DIAL_DEADLINE;
 use underpass_proto::wire::{Open, Probe};
-use underpass_proto::{AllowList, Endpoint, FlowCode};
+use underpass_proto::{AllowList, Endpoint, FlowCode, Host, HycoName};
 
 use super::role::{AgentFlow, EndpointFound, Message};
 use crate::core::{Core, Owner};
 use crate::io::{Close, Io, SocketId};
 use crate::quic::SessionId;
-use crate::resolve::{self, Found, Resolver};
+use crate::resolve::{self, Answer, Asked, Asker, Failure, Found, Resolver};
 use crate::worker::Handle;
 
 /// Connections that may be under way at once on one worker.
@@ -119,12 +119,12 @@ impl Dials {
         dials.filter(|dial| dial.session == session).count()
     }
 
-    /// Begins one.
+    /// Begins one, for this session to this relay.
     pub(crate) fn begin<I: Io>(
         &mut self,
         core: &mut Core<I, AgentFlow>,
         allow: &AllowList,
-        session: SessionId,
+        (relay, session): (&Endpoint, SessionId),
         errand: Errand,
     ) -> Option<Done> {
         self.next += 1;
@@ -142,23 +142,45 @@ impl Dials {
             socket: None,
         };
         let endpoint = dial.endpoint().clone();
+        let asker = Asker {
+            relay: relay.clone(),
+            hyco: Some(dial.hyco().clone()),
+        };
         self.by_number.insert(number, dial);
         self.deadlines.push_back((core.now + DIAL_DEADLINE, number));
-        if let Some(found) = resolve::literal(&endpoint) {
-            return self.found(core, allow, number, &found);
-        }
+        let name = match resolve::name_or_literal(&endpoint) {
+            Ok(name) => name,
+            Err(literal) => return self.candidates(core, allow, number, &[literal]),
+        };
         let handle = self.handle.clone();
-        let asked = self.resolver.ask(endpoint, move |found| {
-            let _ = handle.send(Message::Own(EndpointFound(number, found)));
-        });
-        match asked {
-            Ok(()) => None,
+        let later = move |answer| {
+            let _ = handle.send(Message::Own(EndpointFound(number, answer)));
+        };
+        let give_up = core.now + DIAL_DEADLINE;
+        match self.resolver.ask(core.now, name, &asker, give_up, later) {
+            Ok(Asked::Known(answer)) => self.found(core, allow, number, &answer),
+            Ok(Asked::Later) => None,
             Err(code) => self.fail(core, number, code),
         }
     }
 
-    /// The name of an endpoint was resolved: `found` is empty when it has no address.
+    /// The name of an endpoint was resolved.
     pub(crate) fn found<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        allow: &AllowList,
+        number: u64,
+        answer: &Answer,
+    ) -> Option<Done> {
+        match answer {
+            Ok(found) => self.candidates(core, allow, number, found),
+            Err(Failure::NotFound | Failure::Silent) => {
+                self.fail(core, number, FlowCode::NameNotFound)
+            }
+        }
+    }
+
+    fn candidates<I: Io>(
         &mut self,
         core: &mut Core<I, AgentFlow>,
         allow: &AllowList,
@@ -279,6 +301,12 @@ impl Dials {
             core.disown(socket);
             core.io.close(socket, Close::Reset);
         }
+        if dial.last.is_some()
+            && let Host::Name(name) = &dial.endpoint().host
+        {
+            // It may have moved.
+            self.resolver.forget(core.now, name);
+        }
         Some(Done {
             dial,
             result: Err(code),
@@ -299,6 +327,13 @@ impl Dial {
         match &self.errand {
             Errand::Flow { open, .. } => &open.endpoint,
             Errand::Probe(probe) => &probe.endpoint,
+        }
+    }
+
+    fn hyco(&self) -> &HycoName {
+        match &self.errand {
+            Errand::Flow { open, .. } => &open.hyco,
+            Errand::Probe(probe) => &probe.hyco,
         }
     }
 }

@@ -27,14 +27,14 @@ use crate::link::supervise::Said;
 use crate::link::{self, Heard, words};
 use crate::opening::{Asked, Openings};
 use crate::quic::SessionId;
-use crate::resolve::{Found, Resolver};
+use crate::resolve::{Answer, Resolver};
 use crate::worker::{Role, Start};
 
 /// Flows whose Open has not come whole, on one worker: as many as may be dialled at once.
 const PARTIAL_MAX: usize = 10_000;
 
-/// Addresses of the endpoint that the dial of this number waits for.
-pub(crate) struct EndpointFound(pub(crate) u64, pub(crate) Vec<Found>);
+/// Addresses of the endpoint that the dial of this number waits for, or why there are none.
+pub(crate) struct EndpointFound(pub(crate) u64, pub(crate) Answer);
 
 /// What a worker of an agent is told.
 pub(crate) type Message = link::Message<Plan, EndpointFound>;
@@ -173,7 +173,16 @@ impl Agent {
             open,
             first,
         };
-        let done = self.dials.begin(core, &self.plan.allow, session, errand);
+        self.dial(core, session, errand);
+    }
+
+    fn dial<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId, errand: Errand) {
+        let Some(relay) = self.links.relay_of(session) else {
+            return; // The session is gone, and its streams with it.
+        };
+        let done = self
+            .dials
+            .begin(core, &self.plan.allow, (relay, session), errand);
         self.dialled(core, done);
     }
 
@@ -201,8 +210,7 @@ impl Agent {
             FlowCode::Overloaded
         } else {
             let errand = Errand::Probe(probe);
-            let done = self.dials.begin(core, &self.plan.allow, session, errand);
-            return self.dialled(core, done);
+            return self.dial(core, session, errand);
         };
         let said = Probed {
             hyco: probe.hyco,
@@ -299,8 +307,8 @@ impl Role for Agent {
                 self.links.found(number, addresses);
                 self.keep_links(core);
             }
-            Message::Own(EndpointFound(number, found)) => {
-                let done = self.dials.found(core, &self.plan.allow, number, &found);
+            Message::Own(EndpointFound(number, answer)) => {
+                let done = self.dials.found(core, &self.plan.allow, number, &answer);
                 self.dialled(core, done);
             }
             Message::Drain(until) => {

@@ -16,8 +16,11 @@ use super::{Heard, Link, Message};
 use crate::core::Core;
 use crate::io::Io;
 use crate::quic::{Driver, SessionId};
-use crate::resolve::{self, Found, Resolver};
+use crate::resolve::{self, Answer, Asked, Asker, Resolver};
 use crate::worker::Start;
+
+/// A relay's name that found no free thread for this long counts as not found.
+const RESOLVE_MAX: Duration = Duration::from_secs(10);
 
 /// Brings the addresses of the relay of the link of this number to the worker.
 type Bring = Arc<dyn Fn(u64, Vec<SocketAddr>) + Send + Sync>;
@@ -94,6 +97,13 @@ impl Links {
     /// The link of a session.
     fn of(&mut self, session: SessionId) -> Option<&mut Link> {
         self.links.iter_mut().find(|link| link.has(session))
+    }
+
+    /// The relay that this session is to.
+    #[must_use]
+    pub(crate) fn relay_of(&self, session: SessionId) -> Option<&Endpoint> {
+        let link = self.links.iter().find(|link| link.has(session));
+        link.map(|link| &link.relay.endpoint)
     }
 
     /// Makes sure that there is a link to this worker of the relay where the hybrid connection is asked for. False: the relay has no such worker.
@@ -256,7 +266,7 @@ impl Links {
                 continue;
             }
             if link.wants_address() {
-                resolve(link, &self.resolver, &self.bring);
+                resolve(link, &self.resolver, &self.bring, now);
             }
             if !link.resolving {
                 link.dial(quic, now, &mut self.rng);
@@ -272,19 +282,28 @@ impl Links {
     }
 }
 
-fn resolve(link: &mut Link, resolver: &Resolver, bring: &Bring) {
+fn resolve(link: &mut Link, resolver: &Resolver, bring: &Bring, now: Instant) {
     let endpoint = link.relay.endpoint.clone();
     let port = endpoint.port.get();
-    let addresses = move |found: Vec<Found>| -> Vec<SocketAddr> {
-        let address = |found: Found| SocketAddr::new(found.ip, port);
-        found.into_iter().map(address).collect()
+    let name = match resolve::name_or_literal(&endpoint) {
+        Ok(name) => name,
+        Err(literal) => return link.found(vec![SocketAddr::new(literal.ip, port)]),
     };
-    if let Some(found) = resolve::literal(&endpoint) {
-        return link.found(addresses(found));
-    }
+    let addresses = move |answer: Answer| -> Vec<SocketAddr> {
+        let found = answer.iter().flat_map(|found| found.iter());
+        found.map(|found| SocketAddr::new(found.ip, port)).collect()
+    };
+    let asker = Asker {
+        relay: endpoint.clone(),
+        hyco: None,
+    };
     let (number, bring) = (link.number, Arc::clone(bring));
-    let asked = resolver.ask(endpoint, move |found| bring(number, addresses(found)));
-    link.resolving = asked.is_ok();
+    let later = move |answer| bring(number, addresses(answer));
+    match resolver.ask(now, name, &asker, now + RESOLVE_MAX, later) {
+        Ok(Asked::Known(answer)) => link.found(addresses(answer)),
+        Ok(Asked::Later) => link.resolving = true,
+        Err(_) => {} // Asked for again before the next attempt.
+    }
 }
 
 #[cfg(test)]

@@ -168,7 +168,7 @@ impl Ground {
             family,
             count: u8::try_from(count).unwrap_or(u8::MAX),
             mtu_max: settings.mtu_max,
-            resolver: Resolver::start().map_err(|error| Error::Worker(error.to_string()))?,
+            resolver: Resolver::of_system(),
         }))
     }
 
@@ -248,7 +248,7 @@ fn first_address(
 ) -> Result<Option<IpAddr>, Error> {
     let mut said = false;
     loop {
-        let found = |relay: &Arc<Relay>| resolve::resolve(&relay.endpoint).first().copied();
+        let found = |relay: &Arc<Relay>| resolve::now(&relay.endpoint).ok()?.first().copied();
         if let Some(found) = relays.iter().find_map(found) {
             return Ok(Some(found.ip));
         }

@@ -1,0 +1,93 @@
+//! The system's own resolver (nsswitch.conf: hosts file, DNS, mDNS), and what the hosts file says. Blocks.
+
+use std::io;
+use std::net::{IpAddr, ToSocketAddrs};
+
+use underpass_proto::HostName;
+
+use super::{Answer, Failure, Found};
+
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 8;
+
+/// What the C libraries say when no name server answered (EAI_AGAIN): glibc and musl. Rust passes on the text alone.
+const SILENT: [&str; 2] = ["Temporary failure in name resolution", "Try again"];
+
+/// Resolves by the system: blocks.
+pub(super) fn look_up(name: &HostName) -> Answer {
+    // Any port will do: none is looked up.
+    let addresses = (name.as_str(), 1_u16)
+        .to_socket_addrs()
+        .map_err(|error| failure(&error))?;
+    let mut ips: Vec<IpAddr> = Vec::new();
+    for address in addresses {
+        let ip = address.ip().to_canonical();
+        if !ips.contains(&ip) && ips.len() < ADDRESSES_MAX {
+            ips.push(ip);
+        }
+    }
+    if ips.is_empty() {
+        return Err(Failure::NotFound);
+    }
+    // The file matters only for loopback, and is read only then.
+    let hosts = ips
+        .iter()
+        .any(IpAddr::is_loopback)
+        .then(|| std::fs::read_to_string("/etc/hosts").unwrap_or_default());
+    let in_hosts = |ip: IpAddr| {
+        hosts
+            .as_deref()
+            .is_some_and(|hosts| hosts_file_says(hosts, name.as_str(), ip))
+    };
+    let found = |ip: IpAddr| Found {
+        ip,
+        from_hosts_file: ip.is_loopback() && in_hosts(ip),
+    };
+    Ok(ips.into_iter().map(found).collect())
+}
+
+fn failure(error: &io::Error) -> Failure {
+    let text = error.to_string();
+    if SILENT.iter().any(|silent| text.contains(silent)) {
+        Failure::Silent
+    } else {
+        Failure::NotFound
+    }
+}
+
+/// Whether a hosts file (hosts(5)) gives `ip` for `name`.
+fn hosts_file_says(hosts: &str, name: &str, ip: IpAddr) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    hosts.lines().any(|line| {
+        let mut words = line
+            .split('#')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace();
+        let same_ip = words
+            .next()
+            .and_then(|word| word.parse::<IpAddr>().ok())
+            .is_some_and(|it| it.to_canonical() == ip);
+        same_ip && words.any(|word| word.eq_ignore_ascii_case(name))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOSTS: &str = "127.0.0.1 localhost\n# 127.0.0.1 commented\n127.0.1.1\tdb.corp db # the database\n::1 six\n";
+
+    #[test]
+    fn the_hosts_file_is_read_as_the_system_reads_it() {
+        let says =
+            |name: &str, ip: &str| hosts_file_says(HOSTS, name, ip.parse().expect("an address"));
+        assert!(says("localhost", "127.0.0.1"));
+        assert!(says("DB.corp.", "127.0.1.1"));
+        assert!(says("db", "127.0.1.1"));
+        assert!(says("six", "::1"));
+        assert!(!says("db", "127.0.0.1"));
+        assert!(!says("commented", "127.0.0.1"));
+        assert!(!says("database", "127.0.1.1"));
+    }
+}

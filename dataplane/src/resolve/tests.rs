@@ -1,0 +1,133 @@
+//! Threads, with a resolver that answers as a test wants: at once, when it is let go, or never.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::*;
+
+/// What must happen happens by then.
+const MOMENT: Duration = Duration::from_secs(10);
+
+/// Names below `.dead` are answered when this is dropped; all others at once.
+struct Scene {
+    resolver: Resolver,
+    _let_go: Sender<()>,
+    looked_up: Arc<AtomicUsize>,
+    answered: Sender<Answered>,
+    answers: Receiver<Answered>,
+}
+
+/// Which question, and how.
+type Answered = (u32, Answer);
+
+#[test]
+fn silent_names_of_one_relay_hold_up_neither_another_relays_names_nor_relays_themselves() {
+    let scene = Scene::open();
+    for number in 0..200 {
+        let hyco = format!("silent-{}", number % 50);
+        scene.ask("a", Some(&hyco), &format!("s{number}.dead"), number);
+    }
+    scene.ask("a", None, "a.dead", 1_000);
+    scene.ask("b", Some("payroll-sql"), "db.corp", 1_001);
+    scene.ask("b", None, "b.example", 1_002);
+    let mut answered = [scene.answer(), scene.answer()];
+    answered.sort_unstable();
+    assert_eq!(answered, [1_001, 1_002]);
+}
+
+#[test]
+fn a_burst_for_one_name_asks_the_system_once() {
+    let scene = Scene::open();
+    for number in 0..100 {
+        scene.ask("a", Some("payroll-sql"), "db.corp", number);
+    }
+    let mut answered: Vec<_> = (0..100).map(|_| scene.answer()).collect();
+    answered.sort_unstable();
+    assert_eq!(answered, (0..100).collect::<Vec<_>>());
+    assert_eq!(scene.looked_up.load(Ordering::SeqCst), 1);
+    scene.resolver.forget(Instant::now(), &name("db.corp"));
+    scene.ask("a", Some("payroll-sql"), "db.corp", 100);
+    assert_eq!(scene.answer(), 100);
+    assert_eq!(scene.looked_up.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn names_of_several_hybrid_connections_are_resolved_at_once() {
+    let scene = Scene::open();
+    for number in 0..20 {
+        let hyco = format!("hyco-{number}");
+        scene.ask("a", Some(&hyco), &format!("s{number}.dead"), number);
+    }
+    let until = Instant::now() + MOMENT;
+    while scene.looked_up.load(Ordering::SeqCst) < 20 {
+        assert!(Instant::now() < until, "twenty are under way at once");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn the_system_knows_localhost_and_no_name_below_invalid() {
+    let found = system::look_up(&name("localhost")).expect("localhost is found");
+    assert!(found.iter().all(|found| found.ip.is_loopback()));
+    let none = system::look_up(&name("name.invalid"));
+    assert!(none.is_err(), "{none:?}");
+}
+
+impl Scene {
+    fn open() -> Self {
+        let (let_go, gate) = bounded::<()>(0);
+        let looked_up = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&looked_up);
+        let lookup = move |name: &HostName| -> Answer {
+            count.fetch_add(1, Ordering::SeqCst);
+            if name.as_str().ends_with(".dead") {
+                let _ = gate.recv();
+                return Err(Failure::Silent);
+            }
+            Ok(Arc::new([Found {
+                ip: "10.1.2.3".parse().expect("an address"),
+                from_hosts_file: false,
+            }]))
+        };
+        let (answered, answers) = bounded(2_048);
+        Self {
+            resolver: Resolver::by(Arc::new(lookup)),
+            _let_go: let_go,
+            looked_up,
+            answered,
+            answers,
+        }
+    }
+
+    fn ask(&self, relay: &str, hyco: Option<&str>, host: &str, number: u32) {
+        let asker = Asker {
+            relay: format!("{relay}.example:4433")
+                .parse()
+                .expect("an endpoint"),
+            hyco: hyco.map(|hyco| hyco.parse().expect("a name")),
+        };
+        let now = Instant::now();
+        let send = self.answered.clone();
+        let waits = move |answer| {
+            let _ = send.send((number, answer));
+        };
+        let asked = self
+            .resolver
+            .ask(now, &name(host), &asker, now + MOMENT, waits);
+        if let Asked::Known(answer) = asked.expect("there is a place") {
+            let _ = self.answered.send((number, answer));
+        }
+    }
+
+    /// Who is answered next.
+    fn answer(&self) -> u32 {
+        let (number, answer) = self.answers.recv_timeout(MOMENT).expect("an answer");
+        assert!(answer.is_ok(), "{number}: {answer:?}");
+        number
+    }
+}
+
+fn name(text: &str) -> HostName {
+    text.parse().expect("a name")
+}
