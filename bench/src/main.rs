@@ -210,9 +210,10 @@ struct LossArgs {
 fn main() -> ExitCode {
     raise_file_limit();
     let done = match Cli::parse().command {
-        Command::Peers(args) if args.install => {
-            tools::install(|step| eprintln!("{step}")).map(|()| ExitCode::SUCCESS)
-        }
+        Command::Peers(args) if args.install => tools::install(|step| {
+            underpass_loadtest::note!("{step}");
+        })
+        .map(|()| ExitCode::SUCCESS),
         Command::Peers(args) => measure(&args),
         Command::Growth(args) => grow(args),
         Command::Loss(args) => lose(args),
@@ -241,7 +242,7 @@ fn main() -> ExitCode {
         }
     };
     done.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        underpass_loadtest::note!("error: {error:#}");
         ExitCode::FAILURE
     })
 }
@@ -252,7 +253,9 @@ fn measure(args: &PeersArgs) -> anyhow::Result<ExitCode> {
         check_writable(path)?;
     }
     let report = if args.join.is_empty() {
-        peers::run(peers_settings(args)?, |step| eprintln!("{step}"))?
+        peers::run(peers_settings(args)?, |step| {
+            underpass_loadtest::note!("{step}");
+        })?
     } else {
         peers::Report::join(read_reports(&args.join)?)?
     };
@@ -341,7 +344,9 @@ fn grow(args: GrowthArgs) -> anyhow::Result<ExitCode> {
         underpass,
         bench,
     };
-    let report = growth::run(&settings, |step| eprintln!("{step}"))?;
+    let report = growth::run(&settings, |step| {
+        underpass_loadtest::note!("{step}");
+    })?;
     print(&report)?;
     if let Some(path) = &args.json {
         write_json(path, &report)?;
@@ -379,7 +384,9 @@ fn lose(args: LossArgs) -> anyhow::Result<ExitCode> {
         length: Duration::from_secs(args.seconds.into()),
         peers: peers::Settings::usual(underpass, bench),
     };
-    let report = loss::measure(&settings, |step| eprintln!("{step}"))?;
+    let report = loss::measure(&settings, |step| {
+        underpass_loadtest::note!("{step}");
+    })?;
     print(&report)?;
     if let Some(path) = &args.json {
         write_json(path, &report)?;
@@ -402,7 +409,7 @@ fn binaries(underpass: Option<PathBuf>) -> anyhow::Result<(PathBuf, PathBuf)> {
     for binary in [&bench, &underpass] {
         let profile = machine::profile(binary);
         if profile != "release" {
-            eprintln!(
+            underpass_loadtest::note!(
                 "warning: {} is a build of profile {profile}: figures that are published come from --release",
                 binary.display()
             );

@@ -9,6 +9,7 @@ pub mod copying;
 pub mod demo;
 pub mod files;
 pub mod lifeline;
+mod output;
 pub mod pages;
 pub mod publish;
 mod quantity;

@@ -4,6 +4,7 @@
 //! does hits both; medians are printed. The other side of each row is the same for both backends. Processor time and system calls are the worker's own.
 
 #![expect(
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a measurement ends where something fails"
 )]

@@ -33,6 +33,20 @@ pub mod stand;
 pub mod units;
 mod wire;
 
+/// Writes one line to stderr. Where that is not possible it is lost, and what is measured goes on.
+#[macro_export]
+macro_rules! note {
+    ($($text:tt)*) => {
+        $crate::write_note(::std::format_args!($($text)*))
+    };
+}
+
+/// What [`note!`] expands to.
+pub fn write_note(text: std::fmt::Arguments<'_>) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 pub use endpoint::Endpoint;
 pub use flow::Ending;
 pub use limits::{permit_sockets, raise_file_limit};

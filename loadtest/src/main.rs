@@ -63,7 +63,7 @@ fn main() -> ExitCode {
         Command::Part => cli::processes::part(),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        underpass_loadtest::note!("error: {error:#}");
         ExitCode::from(2)
     })
 }

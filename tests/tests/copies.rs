@@ -48,7 +48,7 @@ on_every_backend! {
             text.trim().parse::<f64>().unwrap() / BULK as f64
         };
         let (sender, receiver) = (copies(relay), copies(agent));
-        println!("copies of a byte: relay {sender:.3}, agent {receiver:.3}");
+        underpass_loadtest::note!("copies of a byte: relay {sender:.3}, agent {receiver:.3}");
         assert!(sender >= 1.0, "the counter counts: {sender}");
         assert!(sender <= SENDER_MOST, "the relay, which sends: {sender}");
         assert!(receiver <= RECEIVER_MOST, "the agent, which receives: {receiver}");

@@ -26,7 +26,7 @@ const SAID: u64 = 500;
 on_every_backend! {
     fn what_was_said_and_ended_before_a_refusal_is_said_and_ended_elsewhere(io) {
         if let Some(why) = no_own_hosts_file() {
-            return eprintln!("skipped: {why}");
+            return underpass_loadtest::note!("skipped: {why}");
         }
         let _turn = turn::shared();
         let service = Service::start(b'a').unwrap();

@@ -31,7 +31,7 @@ fn keeps_the_meaning(setup: Setup, options: &Options) {
         processes: Some(&tunnel),
     };
     let report = fidelity::run(&tested, options).unwrap();
-    println!("{report}");
+    underpass_loadtest::note!("{report}");
     assert!(report.passed(), "{report}");
 }
 

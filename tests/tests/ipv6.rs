@@ -15,7 +15,7 @@ on_every_backend! {
     fn relay_agent_sender_application_and_endpoint_meet_over_ipv6(io) {
         let here = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
         if let Err(why) = UdpSocket::bind(here) {
-            return eprintln!("skipped: this machine has no IPv6: {why}");
+            return underpass_loadtest::note!("skipped: this machine has no IPv6: {why}");
         }
         let _turn = turn::shared();
         let service = Service::start_at(here, b'6').unwrap();

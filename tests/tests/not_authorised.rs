@@ -67,7 +67,7 @@ on_every_backend! {
             session.has_no_flow().await;
             took.map(median)
         });
-        println!("medians: wrong key, wrong rule, unknown name {medians:?}");
+        underpass_loadtest::note!("medians: wrong key, wrong rule, unknown name {medians:?}");
         medians.sort();
         assert!(medians[2] - medians[0] < APART, "{medians:?}");
         let log = scene.installation.relay().as_ref().unwrap().stderr();

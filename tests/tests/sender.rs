@@ -116,7 +116,7 @@ fn keeps_the_meaning(relay_and_sender: Setup, agent: Setup, options: &Options) {
         processes: Some(&tunnel),
     };
     let report = fidelity::run(&tested, options).unwrap();
-    println!("{report}");
+    underpass_loadtest::note!("{report}");
     assert!(report.passed(), "{report}");
     let skipped = report
         .rows

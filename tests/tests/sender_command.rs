@@ -28,7 +28,7 @@ const HOSTS: &str = "127.0.0.1 localhost sql01.corp\n# the last line has no end"
 #[test]
 fn applications_keep_host_name_and_port() {
     if let Some(why) = no_own_hosts_file() {
-        println!("skipped: applications_keep_host_name_and_port: {why}");
+        underpass_loadtest::note!("skipped: applications_keep_host_name_and_port: {why}");
         return;
     }
     let _turn = turn::shared();

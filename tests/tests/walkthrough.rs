@@ -29,7 +29,7 @@ const SQL: Ipv4Addr = Ipv4Addr::new(10, 71, 2, 2);
 #[test]
 fn the_readme_carries_sql_between_three_networks_under_its_own_name() {
     if let Some(why) = Machine::unavailable() {
-        println!(
+        underpass_loadtest::note!(
             "skipped: the_readme_carries_sql_between_three_networks_under_its_own_name: {why}"
         );
         return;

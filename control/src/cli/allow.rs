@@ -8,6 +8,7 @@ use super::{Exit, Failure};
 use crate::files::agent::AgentFile;
 use crate::files::wording::nearest;
 use crate::files::{Lock, LockError, allow, disk, strings, unreadable};
+use crate::output::note;
 use crate::shell;
 
 /// Options of `underpass agent allow`.
@@ -76,7 +77,7 @@ fn targets_that_would_go(file: &AgentFile) -> Vec<AllowEntry> {
     }
     let strings = file.connects.iter().filter_map(|connect| {
         strings::load(&connect.string_file, Rule::Listen)
-            .inspect_err(|fault| eprintln!("warning: {fault}; its target is not carried over"))
+            .inspect_err(|fault| note!("warning: {fault}; its target is not carried over"))
             .ok()
     });
     strings
@@ -99,7 +100,7 @@ fn tell(
             }
             (false, false) => "may be dialled",
         };
-        eprintln!("{entry} {what}");
+        note!("{entry} {what}");
     }
     if args.remove && !changed.idle.is_empty() {
         let errors = changed
@@ -114,15 +115,15 @@ fn tell(
         });
     }
     for entry in &changed.idle {
-        eprintln!("{entry} stood in {file} already");
+        note!("{entry} stood in {file} already");
     }
     if args.remove && changed.now.is_empty() {
-        eprintln!(
+        note!(
             "the list is empty now: the targets of the connection strings, and nothing else, may be dialled"
         );
     }
     if !changed.done.is_empty() {
-        eprintln!(
+        note!(
             "a running agent with `--config {}` goes by it within a second",
             shell::word(config)
         );

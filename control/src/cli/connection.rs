@@ -19,6 +19,7 @@ use super::{DirArgs, Failure, installation, print};
 use crate::files::definition::{Definition, LIMIT_MAX};
 use crate::files::disk;
 use crate::files::namespace::Namespace;
+use crate::output::{self, note};
 use crate::shell;
 use crate::store::Described;
 
@@ -178,7 +179,10 @@ fn create(args: CreateArgs) -> Result<(), Failure> {
         bind_line: 0,
     };
     Desk::open(&args.dir)?.create(&definition)?;
-    eprint!("{}", next_steps(&args.dir, &definition, &namespace));
+    output::write(format_args!(
+        "{}",
+        next_steps(&args.dir, &definition, &namespace)
+    ));
     Ok(())
 }
 
@@ -195,9 +199,9 @@ fn set(args: &SetArgs) -> Result<(), Failure> {
     };
     let described = Desk::open(&args.dir)?.change(&args.name, &change)?;
     let endpoint = described.endpoint.as_deref().unwrap_or("-");
-    eprintln!("changed {} → {endpoint}", described.name);
+    note!("changed {} → {endpoint}", described.name);
     if args.host.is_some() || args.port.is_some() {
-        eprintln!(
+        note!(
             "hint: agents dial {endpoint} only if their own allow-list has it: `underpass agent allow {} --config agent.toml` there, or a new string",
             shell::word(endpoint)
         );
@@ -208,7 +212,7 @@ fn set(args: &SetArgs) -> Result<(), Failure> {
 fn delete(args: &DeleteArgs) -> Result<(), Failure> {
     installation::open(&args.dir.directory())?;
     Desk::open(&args.dir)?.delete(&args.name)?;
-    eprintln!("deleted {} and its keys", args.name);
+    note!("deleted {} and its keys", args.name);
     Ok(())
 }
 
@@ -277,7 +281,7 @@ fn string(args: &StringArgs) -> Result<(), Failure> {
         None => print(&line)?,
     }
     if !namespace.public_address_given {
-        eprintln!(
+        note!(
             "hint: the string carries {}; if agents reach this machine otherwise, set public_address in {}",
             namespace.public_address,
             directory.namespace().display()
@@ -293,7 +297,7 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
     }
     if all.is_empty() {
         let folder = args.dir.directory().connections();
-        eprintln!(
+        note!(
             "hint: {} has no hybrid connection; make one with `underpass connection create`, or name another directory with `--dir DIR`",
             folder.display()
         );
@@ -307,7 +311,7 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
         &std::iter::once(head).chain(rows).collect::<Vec<_>>(),
     ))?;
     for fault in all.iter().flat_map(|one| &one.faults) {
-        eprintln!("warning: {fault}");
+        note!("warning: {fault}");
     }
     Ok(())
 }

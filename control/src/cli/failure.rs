@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use crate::files::{Fault, Unmade};
+use crate::output::note;
 use crate::publish;
 use crate::store::{Code, Refusal};
 
@@ -65,10 +66,10 @@ impl Failure {
             ("", "", "")
         };
         for error in &self.errors {
-            eprintln!("{red}error:{plain} {error}");
+            note!("{red}error:{plain} {error}");
         }
         if let Some(hint) = &self.hint {
-            eprintln!("{bold}hint:{plain} {hint}");
+            note!("{bold}hint:{plain} {hint}");
         }
         ExitCode::from(self.exit as u8)
     }

@@ -6,6 +6,7 @@ use clap::{CommandFactory, ValueEnum};
 use clap_complete::Shell;
 
 use super::{Cli, Failure, print};
+use crate::output::note;
 
 /// Options of `underpass completions`.
 #[derive(clap::Args, Debug)]
@@ -55,7 +56,7 @@ pub(super) fn man(args: &ManArgs) -> Result<(), Failure> {
     };
     std::fs::create_dir_all(&args.out).map_err(unmade)?;
     clap_mangen::generate_to(Cli::command(), &args.out).map_err(unmade)?;
-    eprintln!(
+    note!(
         "wrote a page for each command; `man -l {}` shows the first",
         crate::shell::word(args.out.join("underpass.1"))
     );

@@ -6,6 +6,7 @@ use underpass_proto::{HycoName, Rule};
 
 use super::desk::Desk;
 use super::{DirArgs, Failure};
+use crate::output::note;
 use crate::shell;
 
 /// The commands below `underpass key`.
@@ -54,7 +55,7 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
     Desk::open(&args.dir)?.regenerate(&args.name, rule, which)?;
     let RegenerateArgs { name, dir, .. } = &args;
     let dir = shell::word(&dir.dir);
-    eprintln!(
+    note!(
         "made the {which} {} key of {name} anew; what stood on the old one ends within a second\n\
          next:\n  underpass connection string {name} --role {role}{option} --dir {dir} --out {name}.connection",
         rule.right()

@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::demo;
+use crate::{demo, output};
 
 pub use dumps::DumpArgs;
 pub use failure::{Exit, Failure};
@@ -40,11 +40,13 @@ pub use options::{DataPlaneArgs, DirArgs, IoChoice};
 /// Parses the arguments of the process, runs the command, and says how it ended.
 #[must_use]
 pub fn main() -> ExitCode {
-    match run(std::env::args_os().collect()) {
+    let code = match run(std::env::args_os().collect()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Ended::Told(code)) => code,
         Err(Ended::Failure(failure)) => failure.tell(),
-    }
+    };
+    output::flush();
+    code
 }
 
 /// Use a TCP service in another network without opening a port there.
@@ -106,6 +108,20 @@ enum Command {
 }
 
 impl Command {
+    /// Whether it runs until it is told to end, and so may outlive the reader of its output.
+    fn is_lasting(&self) -> bool {
+        matches!(
+            self,
+            Self::Demo(_)
+                | Self::DemoService
+                | Self::Up(_)
+                | Self::Control(_)
+                | Self::Relay(_)
+                | Self::Agent(agent::Command::Run(_))
+                | Self::Sender(_)
+        )
+    }
+
     fn takes_connection_string(&self) -> bool {
         matches!(self, Self::Agent(agent::Command::Run(_)) | Self::Sender(_))
     }
@@ -125,15 +141,21 @@ impl From<Failure> for Ended {
 
 fn run(arguments: Vec<OsString>) -> Result<(), Ended> {
     argv::refuse_secrets(&arguments)?;
-    let cli = Cli::try_parse_from(arguments).map_err(|error| {
-        let _ = error.print();
-        Ended::Told(if error.use_stderr() {
-            ExitCode::from(Exit::Usage as u8)
-        } else {
-            ExitCode::SUCCESS
-        })
-    })?;
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            let _ = error.print();
+            return Err(Ended::Told(ExitCode::from(Exit::Usage as u8)));
+        }
+        // Help and version are what was asked for.
+        Err(text) => return Ok(written(text.print())?),
+    };
     environment::leave_behind(cli.command.takes_connection_string())?;
+    if cli.command.is_lasting() {
+        output::start().map_err(|error| {
+            Failure::new(Exit::Failed, format!("cannot start a thread: {error}"))
+        })?;
+    }
     start_log(&cli.log)?;
     match cli.command {
         Command::Demo(args) => return Err(Ended::Told(demo::run(&args))),
@@ -171,7 +193,9 @@ fn start_log(filter: &str) -> Result<(), Failure> {
         .with_env_filter(filter)
         .with_target(false)
         .with_ansi(failure::colours())
-        .with_writer(io::stderr)
+        .with_writer(output::Log)
+        // It would report them on stderr, and panic where that is what cannot be written.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }
@@ -179,7 +203,11 @@ fn start_log(filter: &str) -> Result<(), Failure> {
 /// Writes data to stdout. Whoever closed it does not want more.
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+fn written(result: io::Result<()>) -> Result<(), Failure> {
+    match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(
             Exit::Failed,
             format!("cannot write to stdout: {error}"),

@@ -13,7 +13,7 @@ use super::table::table;
 use super::{DataPlaneArgs, DirArgs, Exit, Failure, installation};
 use crate::files::{Directory, Lock};
 use crate::lifeline::{self, Lifeline};
-use crate::{publish, shell, signals};
+use crate::{output, publish, shell, signals};
 
 /// How often children are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args, log: &str) -> Result<(), Failure> {
         stopping: false,
     };
     supervisor.run(&signals, |directory, status| {
-        eprint!(
+        output::write(format_args!(
             "{}",
             welcome(
                 args,
@@ -69,7 +69,7 @@ pub(super) fn run(args: &Args, log: &str) -> Result<(), Failure> {
                 &identity.pin.to_string(),
                 status
             )
-        );
+        ));
     })
 }
 

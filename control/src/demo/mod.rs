@@ -22,6 +22,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::output::note;
 use scene::Scene;
 
 pub use spoiler::Way;
@@ -74,7 +75,7 @@ pub fn service_main() -> ExitCode {
     match service::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: the demo's service failed: {error}");
+            note!("error: the demo's service failed: {error}");
             ExitCode::FAILURE
         }
     }

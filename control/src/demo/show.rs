@@ -11,6 +11,7 @@ use underpass_proto::Status;
 use super::measure::{Direction, Figures, Request};
 use super::scene::{NAME, Scene, hyco_of};
 use super::{Args, LINE_EVERY};
+use crate::output::note;
 use crate::quantity::{bytes, millis, rate};
 
 /// Without a terminal, one line in so many updates.
@@ -23,7 +24,7 @@ pub(super) fn starting(args: &Args) {
     } else {
         "starting"
     };
-    eprintln!("underpass demo: control, relay, agent and a web service on this machine; {what} …");
+    note!("underpass demo: control, relay, agent and a web service on this machine; {what} …");
 }
 
 /// Where everything is, and how to do the same between two machines.
@@ -92,7 +93,7 @@ impl Line {
                 bar.set_message(text);
                 bar.tick();
             }
-            None if self.updates.is_multiple_of(QUIET_UPDATES) => eprintln!("{text}"),
+            None if self.updates.is_multiple_of(QUIET_UPDATES) => note!("{text}"),
             None => {}
         }
         self.updates += 1;
@@ -103,7 +104,7 @@ impl Line {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!("ending …");
+        note!("ending …");
     }
 
     fn text(&mut self, status: &Status, now: Instant) -> Option<String> {
@@ -142,7 +143,7 @@ fn style() -> ProgressStyle {
 
 /// What went wrong.
 pub(super) fn failure(error: &anyhow::Error, json: bool) {
-    eprintln!("error: {error:#}");
+    note!("error: {error:#}");
     if json {
         // Whoever closed standard output does not want to know.
         let object = json!({ "ok": false, "error": format!("{error:#}") });

@@ -79,10 +79,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let rows = args.rows.as_ref().map_or(all, |rows| rows.0.clone());
     let told = |row: &faults::RowResult| {
         if settings.talk {
-            eprint!("{row}");
+            let _ = write!(std::io::stderr(), "{row}");
         }
     };
-    eprintln!("seed {}, {} rows", settings.seed, rows.len());
+    underpass_loadtest::note!("seed {}, {} rows", settings.seed, rows.len());
     let outcome = faults::run(&settings, &rows, told);
     if let Some(path) = &args.json {
         write_file(path, &serde_json::to_string_pretty(&outcome)?)?;
@@ -90,7 +90,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.svg {
         match recovery_chart(&outcome.rows) {
             Some(picture) => write_file(path, &picture)?,
-            None => eprintln!("no recovery was timed: {} is not written", path.display()),
+            None => underpass_loadtest::note!(
+                "no recovery was timed: {} is not written",
+                path.display()
+            ),
         }
     }
     write!(stdout, "{outcome}")?;

@@ -29,7 +29,7 @@ pub(crate) struct Args {
 /// Runs it and prints what came of it.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let settings = args.subject.settings(Length::Nightly)?;
-    eprintln!("seed {}, {:?}", settings.seed, args.length);
+    underpass_loadtest::note!("seed {}, {:?}", settings.seed, args.length);
     let soak = faults::soak(&settings, args.length);
     if let Some(path) = &args.json {
         write_file(path, &serde_json::to_string_pretty(&soak)?)?;

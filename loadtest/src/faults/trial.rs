@@ -202,9 +202,11 @@ impl<'a> Trial<'a> {
             what: what.into(),
         };
         if self.settings.talk {
-            eprintln!(
+            crate::note!(
                 "row {:>2} {:>8.3} s  {}",
-                self.result.row, fault.at, fault.what
+                self.result.row,
+                fault.at,
+                fault.what
             );
         }
         self.result.faults += 1;

@@ -177,7 +177,7 @@ impl Drop for Process {
             let _ = self.child.wait();
         }
         if thread::panicking() {
-            eprintln!("{} {:?}", self.log_end(), self.ended);
+            crate::note!("{} {:?}", self.log_end(), self.ended);
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Runs the TCP fidelity suite against any tunnel that forwards one address to another, and prints one row each.
 
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Parser;
+use underpass_loadtest::note;
 use underpass_tests::fidelity::{self, Options, Tunnel};
 
 /// Checks that a tunnel keeps the exact meaning of TCP. Direct TCP: give both the same address.
@@ -57,7 +59,10 @@ fn main() -> ExitCode {
     };
     match fidelity::run(&tunnel, &options) {
         Ok(report) => {
-            println!("{report}");
+            if let Err(error) = writeln!(io::stdout(), "{report}") {
+                note!("error: cannot write to stdout: {error}");
+                return ExitCode::FAILURE;
+            }
             if report.passed() {
                 ExitCode::SUCCESS
             } else {
@@ -65,7 +70,7 @@ fn main() -> ExitCode {
             }
         }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            note!("error: {error:#}");
             ExitCode::from(2)
         }
     }
