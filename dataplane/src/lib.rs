@@ -3,6 +3,7 @@
 //! [`relay`] and [`agent`] are the two processes' brains; neither knows the other. Both are roles of a `worker`, a loop over `io`,
 //! the only part that talks to the operating system, and `quic`, the sessions.
 
+mod addresses;
 pub mod agent;
 mod bindings;
 mod control_stream;

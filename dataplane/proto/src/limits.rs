@@ -26,6 +26,9 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// From dialling an endpoint to giving it up; below the 21 s after which common clients give up themselves.
 pub const DIAL_DEADLINE: Duration = Duration::from_secs(10);
+/// From Open to an agent's answer: what the name's resolution and silent addresses take of it, they do not take from the last attempt's
+/// [`DIAL_DEADLINE`], as far as there is time. A second is left for the way to the relay.
+pub const ANSWER_DEADLINE: Duration = Duration::from_secs(14);
 /// From Open to Opened or a refusal: a dial, a resolution and the way there and back.
 pub const OPEN_DEADLINE: Duration = Duration::from_secs(15);
 /// Silence before a ping.
@@ -48,7 +51,8 @@ pub const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 const _: () = assert!(FLOWS_MAX_DEFAULT <= SESSION_FLOWS_MAX_DEFAULT);
 const _: () = assert!(SESSION_FLOWS_MAX_DEFAULT <= RELAY_FLOWS_MAX_DEFAULT);
-const _: () = assert!(DIAL_DEADLINE.as_millis() < OPEN_DEADLINE.as_millis());
+const _: () = assert!(DIAL_DEADLINE.as_millis() < ANSWER_DEADLINE.as_millis());
+const _: () = assert!(ANSWER_DEADLINE.as_millis() < OPEN_DEADLINE.as_millis());
 // Two seconds after an agent died, no flow is given to it while another is there.
 const _: () = assert!(PING_AFTER.as_millis() + SUSPECT_AFTER.as_millis() < 2_000);
 const _: () = assert!(PING_AFTER.as_millis() + SUSPECT_AFTER.as_millis() < IDLE_MAX.as_millis());

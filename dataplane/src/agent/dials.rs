@@ -1,5 +1,8 @@
 //! Connections to endpoints that are under way: the name is resolved beside the worker, each address is checked against the allow-list, and exactly
-//! what was checked is dialled. A flow and a probe take the same way. Knows no links and moves no byte of a flow.
+//! what was checked is dialled. Where there are several, they are raced (`race`). A flow and a probe take the same way. Knows no links and moves no
+//! byte of a flow.
+
+mod race;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -8,11 +11,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quinn_proto::StreamId;
 use rustc_hash::FxHashMap;
-use underpass_proto::limits::DIAL_DEADLINE;
+use underpass_proto::limits::{ANSWER_DEADLINE, DIAL_DEADLINE};
 use underpass_proto::wire::{Open, Probe};
 use underpass_proto::{AllowList, Endpoint, FlowCode, Host, HycoName};
 
+use self::race::{Attempt, Race};
 use super::role::{AgentFlow, EndpointFound, Message};
+use crate::addresses::{Worked, arranged};
 use crate::core::{Core, Owner};
 use crate::io::{Close, Io, SocketId};
 use crate::quic::SessionId;
@@ -21,6 +26,9 @@ use crate::worker::Handle;
 
 /// Connections that may be under way at once on one worker.
 const DIALS_MAX: usize = 10_000;
+
+/// Sockets that these may have at once: beyond, an address is tried when the one before it failed.
+const SOCKETS_MAX: usize = DIALS_MAX + 2_000;
 
 /// What a connection is wanted for.
 #[derive(Debug)]
@@ -49,10 +57,9 @@ pub(crate) struct Dial {
     pub(crate) since: Instant,
     /// How long the name took to resolve.
     pub(crate) resolve: Duration,
-    /// When the last address was dialled, and which.
+    /// The attempt that the result is of: when it began, and to where.
     pub(crate) last: Option<(Instant, SocketAddr)>,
-    candidates: VecDeque<SocketAddr>,
-    socket: Option<SocketId>,
+    race: Race,
 }
 
 /// A connection attempt that is over.
@@ -70,7 +77,15 @@ pub(crate) struct Dials {
     handle: Handle<Message>,
     by_number: FxHashMap<u64, Dial>,
     number_by_stream: FxHashMap<(SessionId, StreamId), u64>,
+    /// When each has had the time of one attempt from its start.
     deadlines: VecDeque<(Instant, u64)>,
+    /// When those end that began to connect late: their name took long, or their first addresses were silent.
+    late: VecDeque<(Instant, u64)>,
+    /// When the next address is tried beside one that has not answered.
+    steps: VecDeque<(Instant, u64)>,
+    worked: Worked,
+    /// Sockets of all attempts under way.
+    sockets: usize,
     next: u64,
 }
 
@@ -84,6 +99,10 @@ impl Dials {
             by_number: FxHashMap::default(),
             number_by_stream: FxHashMap::default(),
             deadlines: VecDeque::new(),
+            late: VecDeque::new(),
+            steps: VecDeque::new(),
+            worked: Worked::default(),
+            sockets: 0,
             next: 0,
         }
     }
@@ -138,8 +157,7 @@ impl Dials {
             since: core.now,
             resolve: Duration::ZERO,
             last: None,
-            candidates: VecDeque::new(),
-            socket: None,
+            race: Race::default(),
         };
         let endpoint = dial.endpoint().clone();
         let asker = Asker {
@@ -156,8 +174,9 @@ impl Dials {
         let later = move |answer| {
             let _ = handle.send(Message::Own(EndpointFound(number, answer)));
         };
-        let give_up = core.now + DIAL_DEADLINE;
-        match self.resolver.ask(core.now, name, &asker, give_up, later) {
+        let give_up = core.now + ANSWER_DEADLINE;
+        let asked = self.resolver.ask(core.now, name, &asker, give_up, later);
+        match asked {
             Ok(Asked::Known(answer)) => self.found(core, allow, number, &answer),
             Ok(Asked::Later) => None,
             Err(code) => self.fail(core, number, code),
@@ -191,14 +210,18 @@ impl Dials {
         dial.resolve = core.now.saturating_duration_since(dial.since);
         match permitted(allow, dial.endpoint(), found) {
             Ok(addresses) => {
-                dial.candidates = addresses.into();
-                self.dial_next(core, number, FlowCode::EndpointUnreachable)
+                let worked = match addresses.len() {
+                    1 => None, // There is nothing to choose.
+                    _ => self.worked.of(core.now, dial.endpoint()),
+                };
+                dial.race = Race::over(arranged(addresses, worked));
+                self.dial_next(core, number)
             }
             Err(code) => self.fail(core, number, code),
         }
     }
 
-    /// A connection attempt ended.
+    /// A connection attempt ended: the first one that succeeds wins, and a failed one makes way for the next at once.
     pub(crate) fn connected<I: Io>(
         &mut self,
         core: &mut Core<I, AgentFlow>,
@@ -206,52 +229,122 @@ impl Dials {
         socket: SocketId,
         result: std::io::Result<()>,
     ) -> Option<Done> {
+        let dial = self.by_number.get_mut(&number)?;
+        let Attempt { address, since, .. } = dial.race.take(socket)?;
+        self.sockets -= 1;
         if let Err(error) = result {
             core.disown(socket);
             core.io.close(socket, Close::Reset);
-            self.by_number.get_mut(&number)?.socket = None;
-            return self.dial_next(core, number, code_of(&error));
+            dial.race.failed(code_of(&error), since, address);
+            return self.dial_next(core, number);
         }
-        let mut dial = self.take(number)?;
-        let (socket, (_, address)) = (dial.socket.take()?, dial.last?);
+        let mut dial = self.take(core, number)?;
+        dial.last = Some((since, address));
+        if !dial.race.is_first(address) {
+            self.worked
+                .remember(core.now, dial.endpoint(), address.ip());
+        }
         Some(Done {
             dial,
             result: Ok((socket, address)),
         })
     }
 
-    /// Dials exactly the next address that was checked; with none left it failed for what the last one said.
-    fn dial_next<I: Io>(
-        &mut self,
-        core: &mut Core<I, AgentFlow>,
-        number: u64,
-        mut code: FlowCode,
-    ) -> Option<Done> {
+    /// Dials exactly the next address that was checked, beside those under way; with none at all left it failed.
+    fn dial_next<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, number: u64) -> Option<Done> {
         let dial = self.by_number.get_mut(&number)?;
-        while let Some(address) = dial.candidates.pop_front() {
-            dial.last = Some((core.now, address));
+        while let Some(address) = dial.race.next_candidate(core.now) {
             match core.io.connect(address) {
                 Ok(socket) => {
                     core.own(socket, Owner::Role(number));
-                    dial.socket = Some(socket);
+                    self.sockets += 1;
+                    let next_at = dial.race.started(core.now, socket, address);
+                    self.steps.extend(next_at.map(|at| (at, number)));
                     return None;
                 }
-                Err(error) => code = code_of(&error),
+                Err(error) => dial.race.failed(code_of(&error), core.now, address),
             }
         }
-        self.fail(core, number, code)
+        if dial.race.is_running() {
+            return None;
+        }
+        let (code, last) = dial.race.outcome();
+        dial.last = last;
+        self.unreached(core, number, code)
     }
 
-    /// Gives those up that took too long.
+    /// Goes on where an address was silent for a while, and gives those up that took too long. Called at each tick, so all of it is late by
+    /// up to 100 ms.
     pub(crate) fn expire<I: Io>(&mut self, core: &mut Core<I, AgentFlow>) -> Vec<Done> {
         let mut over = Vec::new();
+        while let Some(&(at, number)) = self.steps.front()
+            && at <= core.now
+        {
+            self.steps.pop_front();
+            over.extend(self.step(core, at, number));
+        }
         while let Some(&(deadline, number)) = self.deadlines.front()
             && deadline <= core.now
         {
             self.deadlines.pop_front();
-            over.extend(self.fail(core, number, FlowCode::EndpointTimedOut));
+            let dial = self.by_number.get(&number);
+            if dial.is_some_and(|dial| dial.began_late(core.now)) {
+                let end = deadline + (ANSWER_DEADLINE - DIAL_DEADLINE);
+                self.late.push_back((end, number));
+            } else {
+                over.extend(self.give_up(core, number));
+            }
+        }
+        while let Some(&(end, number)) = self.late.front()
+            && end <= core.now
+        {
+            self.late.pop_front();
+            over.extend(self.give_up(core, number));
         }
         over
+    }
+
+    /// An address was silent for a while: the next one is tried beside it.
+    fn step<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        at: Instant,
+        number: u64,
+    ) -> Option<Done> {
+        let dial = self.by_number.get_mut(&number)?;
+        if !dial.race.is_due(at) {
+            return None;
+        }
+        if self.sockets >= SOCKETS_MAX {
+            self.steps.push_back((dial.race.put_off(core.now), number));
+            return None;
+        }
+        self.dial_next(core, number)
+    }
+
+    fn give_up<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, number: u64) -> Option<Done> {
+        let dial = self.by_number.get_mut(&number)?;
+        if !dial.race.has_begun() {
+            return self.fail(core, number, FlowCode::NameNotFound);
+        }
+        let (code, last) = dial.race.outcome_in_time();
+        dial.last = last;
+        self.unreached(core, number, code)
+    }
+
+    /// No address could be reached: what is known of them may be out of date.
+    fn unreached<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        number: u64,
+        code: FlowCode,
+    ) -> Option<Done> {
+        let endpoint = self.by_number.get(&number)?.endpoint();
+        if let Host::Name(name) = &endpoint.host {
+            self.resolver.forget(core.now, name);
+            self.worked.forget(endpoint);
+        }
+        self.fail(core, number, code)
     }
 
     /// Gives all up.
@@ -296,33 +389,34 @@ impl Dials {
         number: u64,
         code: FlowCode,
     ) -> Option<Done> {
-        let mut dial = self.take(number)?;
-        if let Some(socket) = dial.socket.take() {
-            core.disown(socket);
-            core.io.close(socket, Close::Reset);
-        }
-        if dial.last.is_some()
-            && let Host::Name(name) = &dial.endpoint().host
-        {
-            // It may have moved.
-            self.resolver.forget(core.now, name);
-        }
+        let dial = self.take(core, number)?;
         Some(Done {
             dial,
             result: Err(code),
         })
     }
 
-    fn take(&mut self, number: u64) -> Option<Dial> {
-        let dial = self.by_number.remove(&number)?;
+    /// Takes a dial out, and closes what of it is under way: nothing was sent there.
+    fn take<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, number: u64) -> Option<Dial> {
+        let mut dial = self.by_number.remove(&number)?;
         if let Errand::Flow { stream, .. } = &dial.errand {
             self.number_by_stream.remove(&(dial.session, *stream));
+        }
+        for Attempt { socket, .. } in dial.race.take_all() {
+            self.sockets -= 1;
+            core.disown(socket);
+            core.io.close(socket, Close::Reset);
         }
         Some(dial)
     }
 }
 
 impl Dial {
+    /// Whether its name is being resolved still, or its last attempt has not had its time.
+    fn began_late(&self, now: Instant) -> bool {
+        !self.race.has_begun() || self.race.is_younger_than(now, DIAL_DEADLINE)
+    }
+
     fn endpoint(&self) -> &Endpoint {
         match &self.errand {
             Errand::Flow { open, .. } => &open.endpoint,
@@ -378,35 +472,4 @@ fn permitted(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_without_an_address_is_told_from_one_that_may_not_be_dialled() {
-        let endpoint: Endpoint = "db.corp:1433".parse().expect("an endpoint");
-        let allow: AllowList = ["db.corp:1433".parse().expect("an entry")]
-            .into_iter()
-            .collect();
-        assert_eq!(
-            permitted(&allow, &endpoint, &[]),
-            Err(FlowCode::NameNotFound)
-        );
-        let metadata = Found {
-            ip: "169.254.169.254".parse().expect("an address"),
-            from_hosts_file: false,
-        };
-        assert_eq!(
-            permitted(&allow, &endpoint, &[metadata]),
-            Err(FlowCode::NotAllowed)
-        );
-        let fine = Found {
-            ip: "10.1.2.3".parse().expect("an address"),
-            from_hosts_file: false,
-        };
-        let only = "10.1.2.3:1433".parse().expect("an address");
-        assert_eq!(
-            permitted(&allow, &endpoint, &[metadata, fine]),
-            Ok(vec![only])
-        );
-    }
-}
+mod tests;
