@@ -37,7 +37,7 @@ pub const PING_AFTER: Duration = Duration::from_secs(1);
 pub const SUSPECT_AFTER: Duration = Duration::from_millis(750);
 /// Silence that ends a session.
 pub const IDLE_MAX: Duration = Duration::from_secs(15);
-/// Silence that ends an old session once a new process of the same agent is there.
+/// Silence that ends an old session once a new process of the same agent has proven the same registrations; longer on a path of long round trips.
 pub const REPLACED_AFTER: Duration = Duration::from_millis(500);
 /// How long live flows may go on after the first request to drain, unless `--grace` says otherwise.
 pub const GRACE_DEFAULT: Duration = Duration::from_secs(30);

@@ -45,7 +45,7 @@ pub struct Config {
     pub allow: AllowList,
     /// Extra CA certificates (PEM already decoded to DER) to trust where a string has no pin; empty: the system's roots.
     pub ca: Vec<Vec<u8>>,
-    /// Stable over restarts: hash of machine id, host name and configuration path.
+    /// Stable over restarts of this installation.
     pub agent_id: AgentId,
 }
 

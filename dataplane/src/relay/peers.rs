@@ -1,13 +1,14 @@
-//! The relay's side of its sessions: who said Hello, what each is registered for, and how well it is. Decides who may listen; moves no byte of a flow.
+//! The relay's side of its sessions: what each has proven and is registered for, and how well it is. Decides who may listen; moves no byte of a flow.
 
 mod probes;
 mod registrations;
+mod succession;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod watched;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,15 +18,17 @@ use rand::rngs::StdRng;
 use rustc_hash::FxHashMap;
 use tracing::field::display;
 use tracing::{debug, warn};
-use underpass_proto::limits::{HELLO_DEADLINE, PING_AFTER, REPLACED_AFTER, SUSPECT_AFTER};
+use underpass_proto::limits::{HELLO_DEADLINE, PING_AFTER, SUSPECT_AFTER};
 use underpass_proto::snapshot::{SessionReport, SessionState};
 use underpass_proto::wire::{Hello, Refused, RefusedCode, Register, VERSION, Welcome};
-use underpass_proto::{AgentId, Exporter, Frame, HycoName, Instance, Role, Rule, SessionCode};
+use underpass_proto::{Exporter, Frame, HycoName, Instance, Role, Rule, SessionCode};
 
 pub(crate) use self::probes::Asker;
 use self::probes::Probes;
 pub(crate) use self::registrations::Over;
 use self::registrations::{Registration, leave};
+use self::succession::Contested;
+pub(crate) use self::succession::Granted;
 use super::conduct::{self, Conduct};
 use super::listeners::Moment;
 use super::plan::{Directory, Plan};
@@ -39,6 +42,8 @@ pub(crate) struct Peers {
     worker: u8,
     workers: u8,
     sessions: FxHashMap<SessionId, Peer>,
+    /// Those without a proof yet, the oldest first; some may have proven a key, or be gone, meanwhile.
+    unproven: VecDeque<SessionId>,
     rosters: HashMap<HycoName, Roster>,
     directory: Arc<Directory>,
     probes: Probes,
@@ -57,8 +62,12 @@ struct Peer {
     /// Flows that it may open, beside its control stream: none before it proved a send key.
     flows_allowed: u32,
     conduct: Conduct,
-    /// When a newer process of the same agent said Hello.
-    replaced: Option<Instant>,
+    /// It has proven a key.
+    proven: bool,
+    /// A newer process of the same agent was granted what this one is registered for.
+    contested: Option<Contested>,
+    /// When it last answered after that.
+    answered_contest: Option<Instant>,
     /// It was told as silent, and was not heard since.
     silent: bool,
 }
@@ -95,6 +104,7 @@ impl Peers {
             worker,
             workers,
             sessions: FxHashMap::default(),
+            unproven: VecDeque::new(),
             rosters: HashMap::new(),
             directory,
             probes: Probes::default(),
@@ -117,10 +127,28 @@ impl Peers {
             draining: false,
             flows_allowed: 0,
             conduct: Conduct::new(now),
-            replaced: None,
+            proven: false,
+            contested: None,
+            answered_contest: None,
             silent: false,
         };
         self.sessions.insert(session, peer);
+        self.unproven.push_back(session);
+    }
+
+    /// The oldest session without a proof, where there are `most` of them or more: strangers give way to newcomers, and leave room for peers.
+    pub(crate) fn unproven_beyond(&mut self, most: usize) -> Option<SessionId> {
+        if self.unproven.len() < most {
+            return None;
+        }
+        let sessions = &self.sessions;
+        let is_unproven = |session: &SessionId| {
+            let peer = sessions.get(session);
+            peer.is_some_and(|peer| !peer.proven)
+        };
+        self.unproven.retain(is_unproven);
+        let crowded = self.unproven.len() >= most;
+        crowded.then(|| self.unproven.pop_front())?
     }
 
     /// A session is gone, and all that it was registered for. `why` is for people. How much that was; `None` where its handshake was never done.
@@ -133,18 +161,28 @@ impl Peers {
     ) -> Option<usize> {
         self.probes_lost(now, quic, session);
         let peer = self.sessions.remove(&session)?;
-        for name in peer.registrations.keys() {
+        for (name, registration) in &peer.registrations {
             leave(&mut self.rosters, name, session);
             if let Some(hello) = &peer.hello {
-                self.leave(now, name, hello.instance, why);
+                self.leave(now, name, registration, hello.instance, why);
             }
         }
         Some(peer.registrations.len())
     }
 
-    fn leave(&self, now: Instant, name: &HycoName, instance: Instance, why: &str) {
-        let listeners = &self.directory.listeners;
-        listeners.leave(Moment::at(now), name, instance, self.worker, why);
+    fn leave(
+        &self,
+        now: Instant,
+        name: &HycoName,
+        registration: &Registration,
+        instance: Instance,
+        why: &str,
+    ) {
+        // The book has listeners alone, and a sender may claim the instance of one of them.
+        if registration.register.rule == Rule::Listen {
+            let listeners = &self.directory.listeners;
+            listeners.leave(Moment::at(now), name, instance, self.worker, why);
+        }
     }
 
     /// The first stream of a session is its control stream; the others of a sender are flows, and an agent opens no others.
@@ -217,7 +255,7 @@ impl Peers {
         }
     }
 
-    /// Reads and answers what a peer says. `hello` is told of a process that just said who it is.
+    /// Reads and answers what a peer says. `granted` receives what it was granted newly.
     pub(crate) fn readable(
         &mut self,
         now: Instant,
@@ -225,7 +263,7 @@ impl Peers {
         plan: &Plan,
         session: SessionId,
         stream: StreamId,
-        hello: &mut Option<(AgentId, Instance)>,
+        granted: &mut Option<Granted>,
     ) -> Verdict {
         let Some(peer) = self.sessions.get_mut(&session) else {
             return Verdict::Fine;
@@ -243,8 +281,8 @@ impl Peers {
         };
         for frame in frames {
             let verdict = match frame {
-                Frame::Hello(said) => self.hello(now, quic, plan, session, said, hello),
-                Frame::Register(said) => self.register(now, quic, plan, session, said),
+                Frame::Hello(hello) => self.hello(quic, plan, session, hello),
+                Frame::Register(said) => self.register(now, quic, plan, session, said, granted),
                 Frame::Deregister(said) => self.deregister(now, session, &said.hyco),
                 Frame::Probed(said) => {
                     self.probed(now, quic, session, &said);
@@ -257,17 +295,19 @@ impl Peers {
                 return verdict;
             }
         }
+        if let Some(granted) = granted {
+            self.contest(now, quic, granted);
+        }
         Verdict::Fine
     }
 
+    /// Nothing of it is proven: it changes this session alone.
     fn hello(
         &mut self,
-        now: Instant,
         quic: &mut Driver,
         plan: &Plan,
         session: SessionId,
         hello: Hello,
-        told: &mut Option<(AgentId, Instance)>,
     ) -> Verdict {
         let Some(peer) = self.sessions.get_mut(&session) else {
             return Verdict::Fine;
@@ -278,8 +318,6 @@ impl Peers {
         if hello.version != VERSION {
             return Verdict::Close(SessionCode::Version);
         }
-        *told = Some((hello.agent_id, hello.instance));
-        let (agent_id, instance) = (hello.agent_id, hello.instance);
         peer.hello = Some(hello);
         let welcome = Frame::Welcome(Welcome {
             workers: self.workers,
@@ -287,26 +325,7 @@ impl Peers {
             relay_time_unix_ms: unix_ms(),
             relays: vec![plan.snapshot.public_address.clone()],
         });
-        let said = peer.say(quic, session, &welcome);
-        self.replace(now, quic, agent_id, instance);
-        said
-    }
-
-    /// A process of `agent_id` said Hello: older ones are asked for a sign of life, and not picked until they gave it.
-    pub(crate) fn replace(
-        &mut self,
-        now: Instant,
-        quic: &mut Driver,
-        agent_id: AgentId,
-        instance: Instance,
-    ) {
-        for (session, peer) in &mut self.sessions {
-            let Some(hello) = &peer.hello else { continue };
-            if hello.agent_id == agent_id && hello.instance != instance && peer.replaced.is_none() {
-                peer.replaced = Some(now);
-                quic.ping(*session);
-            }
-        }
+        peer.say(quic, session, &welcome)
     }
 
     /// The session for a new flow. `without` was tried already.
@@ -321,6 +340,7 @@ impl Peers {
         let mut rng = StdRng::from_rng(&mut self.rng);
         let failing = self.directory.listeners.failing(hyco);
         let health = |session| match self.health(quic, now, session) {
+            Health::Ready if self.is_contested(session, hyco) => Health::Suspect,
             Health::Ready if self.is_one_of(session, &failing) => Health::Failing,
             health => health,
         };
@@ -346,6 +366,11 @@ impl Peers {
                 .is_some_and(|instance| instances.contains(&instance))
     }
 
+    fn is_contested(&self, session: SessionId, hyco: &HycoName) -> bool {
+        let peer = self.sessions.get(&session);
+        peer.is_some_and(|peer| peer.is_contested(hyco))
+    }
+
     fn health(&self, quic: &Driver, now: Instant, session: SessionId) -> Health {
         let Some(peer) = self.sessions.get(&session) else {
             return Health::Draining;
@@ -353,7 +378,7 @@ impl Peers {
         let silence = quic.silence(now, session).unwrap_or(Duration::MAX);
         if peer.draining {
             Health::Draining
-        } else if peer.replaced.is_some() || silence > PING_AFTER + SUSPECT_AFTER {
+        } else if silence > PING_AFTER + SUSPECT_AFTER {
             Health::Suspect
         } else {
             Health::Ready
@@ -374,14 +399,12 @@ impl Peers {
             if let Some(code) = peer.overdue(age, || load(session)) {
                 overdue.push((session, code));
             }
-            let Some(replaced) = peer.replaced else {
+            if peer.contested.is_none() {
                 continue;
-            };
-            let waited = now.saturating_duration_since(replaced);
+            }
             let silence = quic.silence(now, session).unwrap_or(Duration::MAX);
-            if silence < waited {
-                peer.replaced = None; // It lives: two processes share one configuration.
-            } else if waited >= REPLACED_AFTER {
+            let rtt = quic.path(session).map_or(Duration::ZERO, |path| path.rtt);
+            if peer.is_replaced(now, silence, rtt) {
                 overdue.push((session, SessionCode::Replaced));
             }
         }
@@ -421,11 +444,11 @@ impl Peers {
         self.sessions.len()
     }
 
-    /// What the report says of each session that said Hello.
+    /// What the report says of each session that has proven a key. Strangers are not listed: they would leave no room for others.
     #[must_use]
     pub(crate) fn report(&self, quic: &Driver, now: Instant) -> Vec<SessionReport> {
         let session = |(&session, peer): (&SessionId, &Peer)| {
-            let hello = peer.hello.as_ref()?;
+            let hello = peer.hello.as_ref().filter(|_| peer.proven)?;
             let path = quic.path(session)?;
             Some(SessionReport {
                 role: hello.role,

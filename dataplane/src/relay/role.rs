@@ -23,15 +23,13 @@ use tracing::{debug, info, warn};
 use underpass_proto::limits::HELLO_DEADLINE;
 use underpass_proto::snapshot::Pressure;
 use underpass_proto::wire::Open;
-use underpass_proto::{
-    AgentId, Endpoint, FlowCode, FlowId, Frame, HycoName, Instance, SessionCode,
-};
+use underpass_proto::{Endpoint, FlowCode, FlowId, Frame, HycoName, Instance, SessionCode};
 
 use self::queue::Waiter;
 pub(crate) use self::tally::{Counts, WorkerReport};
 use self::tally::{ending, joined_ending};
 use super::listeners::Errand;
-use super::peers::{Asker, Opened, Over, Peers, Verdict};
+use super::peers::{Asker, Granted, Opened, Over, Peers, Verdict};
 use super::plan::{Directory, Place, Plan};
 use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
@@ -45,6 +43,9 @@ use crate::worker::{Handle, Role};
 
 /// Flows of senders whose Open has not come whole, on one worker.
 const PARTIAL_MAX: usize = 4096;
+
+/// One of so many sessions may be without a proof. A peer is for two round trips; a stranger would be for as long as it may.
+const UNPROVEN_SHARE: usize = 4;
 
 /// What the supervisor and other workers tell a worker.
 pub(crate) enum Message {
@@ -63,8 +64,8 @@ pub(crate) enum Message {
     },
     /// Datagrams that came to another worker's socket.
     Misdirected(Datagrams),
-    /// A process said Hello on another worker.
-    Hello(AgentId, Instance),
+    /// A process was granted registrations on another worker.
+    Granted(Granted),
     /// All workers of this relay, by index.
     Others(Vec<Handle<Message>>),
     /// Ask a listener to dial its endpoint, now.
@@ -279,10 +280,7 @@ impl Role for Relay {
                 }
             }
             Message::Misdirected(datagrams) => core.quic.receive(core.now, datagrams, &mut core.io),
-            Message::Hello(agent_id, instance) => {
-                self.peers
-                    .replace(core.now, &mut core.quic, agent_id, instance);
-            }
+            Message::Granted(granted) => self.peers.contest(core.now, &mut core.quic, &granted),
             Message::Others(others) => self.others = others,
             Message::Probe(errand, asker) => {
                 self.peers
@@ -332,7 +330,12 @@ impl Role for Relay {
     }
 
     fn session_up<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
-        let full = self.peers.len() >= self.plan.snapshot.limits.sessions_max as usize;
+        let sessions_max = self.plan.snapshot.limits.sessions_max as usize;
+        let unproven_max = (sessions_max / UNPROVEN_SHARE).max(1);
+        if let Some(oldest) = self.peers.unproven_beyond(unproven_max) {
+            self.close(core, oldest, SessionCode::Overloaded);
+        }
+        let full = self.peers.len() >= sessions_max;
         if full || self.directory.means.is_tight() {
             return core.quic.close(core.now, session, SessionCode::Overloaded);
         }
@@ -408,19 +411,24 @@ impl Role for Relay {
         if self.waiting_was_taken_back(core, session, stream) {
             return self.wasted(core, session);
         }
-        let mut hello = None;
+        let mut granted = None;
         let plan = Arc::clone(&self.plan);
-        let verdict =
-            self.peers
-                .readable(core.now, &mut core.quic, &plan, session, stream, &mut hello);
-        if let Some((agent_id, instance)) = hello {
+        let verdict = self.peers.readable(
+            core.now,
+            &mut core.quic,
+            &plan,
+            session,
+            stream,
+            &mut granted,
+        );
+        if let Some(granted) = granted {
             let others = self
                 .others
                 .iter()
                 .enumerate()
                 .filter(|(at, _)| *at != usize::from(core.worker));
             for (_, other) in others {
-                let _ = other.try_send(Message::Hello(agent_id, instance));
+                let _ = other.try_send(Message::Granted(granted.clone()));
             }
         }
         self.heed(core, session, verdict);

@@ -46,7 +46,7 @@ pub enum Role {
     Sender,
 }
 
-/// Stable over restarts: a hash of machine id, host name and configuration path. Hexadecimal in serde and logs.
+/// Stable over restarts of one installation, and not to be guessed. Hexadecimal in serde and logs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AgentId(pub [u8; 16]);
 

@@ -12,7 +12,7 @@ use underpass_proto::{
     Exporter, Frame, HycoName, Instance, Key, Register, Role, Rule, SessionCode, Which,
 };
 
-use super::{Peer, Peers, Verdict, unix_ms};
+use super::{Granted, Peer, Peers, Verdict, unix_ms};
 use crate::quic::{Driver, SessionId};
 use crate::relay::listeners::Who;
 use crate::relay::plan::Plan;
@@ -41,6 +41,7 @@ impl Peers {
         plan: &Plan,
         session: SessionId,
         register: Register,
+        granted: &mut Option<Granted>,
     ) -> Verdict {
         let (Some(peer), Some(path)) = (self.sessions.get_mut(&session), quic.path(session)) else {
             return Verdict::Fine;
@@ -90,6 +91,10 @@ impl Peers {
         }
         let answer = registered(&checked.key, &register, definition, &peer.exporter);
         let which = checked.which;
+        peer.proven = true;
+        if !peer.registrations.contains_key(&name) {
+            Granted::add(granted, peer, register.rule, name.clone());
+        }
         peer.registrations
             .insert(name, Registration { register, which });
         peer.say(quic, session, &answer)
@@ -123,12 +128,12 @@ impl Peers {
         let Some(peer) = self.sessions.get_mut(&session) else {
             return;
         };
-        if peer.registrations.remove(name).is_none() {
+        let Some(registration) = peer.registrations.remove(name) else {
             return;
-        }
+        };
         leave(&mut self.rosters, name, session);
         if let Some(instance) = self.instance(session) {
-            self.leave(now, name, instance, why);
+            self.leave(now, name, &registration, instance, why);
         }
     }
 

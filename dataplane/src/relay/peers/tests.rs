@@ -1,16 +1,17 @@
 //! The relay's sessions beside a peer that is played by hand: what it may do, how fast, and what is made of a session that is gone.
 
 use crossbeam_channel::{TryRecvError, bounded};
-use underpass_proto::limits::OPEN_DEADLINE;
+use underpass_proto::limits::{OPEN_DEADLINE, REPLACED_AFTER};
 use underpass_proto::snapshot::HycoKeys;
 use underpass_proto::wire::Probe;
-use underpass_proto::{Key, KeyPair, Nonce, Which};
+use underpass_proto::{AgentId, Key, KeyPair, Nonce, Which};
 
 use super::conduct::{OPENS_BURST, REFUSED_MAX};
 use super::*;
 use crate::quic::Event;
 use crate::quic::pair::{HERE, Pair};
 use crate::relay::listeners::{Errand, Who};
+use crate::relay::peers::succession::CONTEST_AGAIN_AFTER;
 
 const NAME: &str = "payroll-sql";
 const ENDPOINT: &str = "db01.corp:1433";
@@ -34,9 +35,9 @@ fn what_is_said_of_a_session_that_is_gone_changes_nothing() {
     let read = peers.readable(now, quic, plan, gone, stream, &mut None);
     assert_eq!(read, Verdict::Fine);
     peers.writable(quic, gone);
-    let said = peers.hello(now, quic, plan, gone, hello(Role::Agent, SECOND), &mut None);
+    let said = peers.hello(quic, plan, gone, hello(Role::Agent, SECOND));
     assert_eq!(said, Verdict::Fine);
-    let asked = peers.register(now, quic, plan, gone, register);
+    let asked = peers.register(now, quic, plan, gone, register, &mut None);
     assert_eq!(asked, Verdict::Fine);
     assert_eq!(peers.deregister(now, gone, &name()), Verdict::Fine);
     assert_eq!(peers.draining(gone), Verdict::Fine);
@@ -93,13 +94,103 @@ fn a_sender_that_opens_faster_than_it_may_is_refused_and_then_sent_away() {
 #[test]
 fn an_older_process_of_an_agent_stays_while_it_lives_and_goes_when_it_is_silent() {
     let mut scene = Scene::registered();
-    scene.replace();
-    assert!(scene.is_suspect());
-    scene.until(|scene| scene.overdue().is_empty() && !scene.is_suspect());
-    // Another one says Hello while the first cannot answer any more.
-    scene.replace();
+    scene.contest(&[NAME], Rule::Listen);
+    assert!(scene.is_contested());
+    scene.until(|scene| scene.overdue().is_empty() && !scene.is_contested());
+    // Two processes of one identity do not disturb each other again and again.
+    scene.contest(&[NAME], Rule::Listen);
+    assert!(!scene.is_contested());
+    scene.pair.pass(CONTEST_AGAIN_AFTER);
+    // Another one is granted the same while the first cannot answer any more.
+    scene.contest(&[NAME], Rule::Listen);
     scene.pair.pass(REPLACED_AFTER);
     assert_eq!(scene.overdue(), [(scene.pair.far, SessionCode::Replaced)]);
+}
+
+#[test]
+fn a_session_goes_only_when_all_that_it_has_was_granted_to_a_newer_process() {
+    let mut scene = Scene::registered();
+    scene.contest(&["other-name"], Rule::Listen);
+    scene.contest(&[NAME], Rule::Send);
+    assert!(
+        !scene.is_contested(),
+        "of another name, and of another right"
+    );
+    let register = scene.register(Rule::Listen);
+    let peer = scene.peers.sessions.get_mut(&scene.pair.far);
+    let other = Registration {
+        register,
+        which: Which::Primary,
+    };
+    let second: HycoName = "second-sql".parse().expect("a name");
+    peer.expect("it is there")
+        .registrations
+        .insert(second, other);
+    scene.contest(&[NAME], Rule::Listen);
+    scene.pair.pass(2 * REPLACED_AFTER);
+    assert_eq!(scene.overdue(), []);
+    scene.contest(&["second-sql"], Rule::Listen);
+    assert_eq!(scene.overdue(), [(scene.pair.far, SessionCode::Replaced)]);
+}
+
+#[test]
+fn a_distant_session_has_time_to_answer() {
+    let mut scene = Scene::registered();
+    scene.contest(&[NAME], Rule::Listen);
+    let now = scene.now() + REPLACED_AFTER;
+    let peer = scene.peers.sessions.get_mut(&scene.pair.far);
+    let peer = peer.expect("it is there");
+    let rtt = Duration::from_millis(600);
+    assert!(!peer.is_replaced(now, Duration::from_secs(1), rtt));
+    assert!(peer.is_replaced(now + 4 * rtt, Duration::from_secs(9), rtt));
+}
+
+#[test]
+fn what_a_stranger_claims_before_its_proof_changes_no_other_session() {
+    let mut scene = Scene::registered();
+    let mut forged = scene.register(Rule::Listen);
+    forged.proof.0[0] ^= 1;
+    let (now, stranger) = (scene.now(), scene.stranger());
+    let Scene {
+        pair, peers, plan, ..
+    } = &mut scene;
+    let quic = &mut pair.there.quic;
+    let greeted = peers.hello(quic, plan, stranger, hello(Role::Agent, SECOND));
+    assert_eq!(greeted, Verdict::Fine);
+    let mut granted = None;
+    let refused = peers.register(now, quic, plan, stranger, forged, &mut granted);
+    assert_eq!((refused, granted.is_some()), (Verdict::Fine, false));
+    assert!(!scene.is_contested());
+    scene.pair.pass(2 * REPLACED_AFTER);
+    assert_eq!(scene.overdue(), []);
+    let now = scene.now();
+    let listed = scene.peers.report(&scene.pair.there.quic, now);
+    assert_eq!(listed.len(), 1, "a stranger is not listed");
+}
+
+#[test]
+fn strangers_give_way_to_newcomers_and_those_who_proved_a_key_do_not() {
+    let mut scene = Scene::registered();
+    assert_eq!(scene.peers.unproven_beyond(1), None);
+    let first = scene.stranger();
+    assert_eq!(scene.peers.unproven_beyond(2), None);
+    let second = scene.stranger();
+    assert_eq!(scene.peers.unproven_beyond(2), Some(first));
+    assert_eq!(scene.peers.unproven_beyond(1), Some(second));
+}
+
+#[test]
+fn a_sender_that_claims_the_instance_of_an_agent_takes_it_out_of_no_book() {
+    let mut scene = Scene::registered();
+    let now = scene.now();
+    let far = scene.pair.far;
+    // The same session, as if it were a sender's: what leaves is a right to send.
+    let peer = scene.peers.sessions.get_mut(&far).expect("it is there");
+    let registration = peer.registrations.get_mut(&name()).expect("registered");
+    registration.register.rule = Rule::Send;
+    scene.peers.unregister(now, far, &name(), "deregistered");
+    let view = scene.peers.directory.listeners.view(&name());
+    assert_eq!(view.expect("defined").listeners.len(), 1);
 }
 
 #[test]
@@ -341,16 +432,44 @@ impl Scene {
         panic!("waited in vain; it heard {:?}", self.heard);
     }
 
-    /// Another process of the same agent says Hello.
-    fn replace(&mut self) {
+    /// One more session, of somebody who is not known yet.
+    fn stranger(&mut self) -> SessionId {
+        let session = self.pair.here.dial(&self.pair.trust);
+        let (mut near, mut far) = (false, None);
+        self.pair.carry_until(|pair| {
+            let up = |(_, event): &(SessionId, Event)| matches!(event, Event::Connected);
+            near |= pair
+                .here
+                .events
+                .drain(..)
+                .any(|said| said.0 == session && up(&said));
+            far = far.or(pair.there.events.drain(..).find(up).map(|(id, _)| id));
+            near && far.is_some()
+        });
+        let far = far.expect("it is connected");
         let now = self.now();
-        let quic = &mut self.pair.there.quic;
-        self.peers.replace(now, quic, AGENT, SECOND);
+        self.peers.up(now, &mut self.pair.there.quic, far);
+        far
     }
 
-    fn is_suspect(&self) -> bool {
-        let (quic, now) = (&self.pair.there.quic, self.now());
-        self.peers.health(quic, now, self.pair.far) == Health::Suspect
+    /// Another process of the same agent is granted this.
+    fn contest(&mut self, names: &[&str], rule: Rule) {
+        let now = self.now();
+        let quic = &mut self.pair.there.quic;
+        let granted = Granted {
+            agent_id: AGENT,
+            instance: SECOND,
+            rule,
+            names: names
+                .iter()
+                .map(|name| name.parse().expect("a name"))
+                .collect(),
+        };
+        self.peers.contest(now, quic, &granted);
+    }
+
+    fn is_contested(&self) -> bool {
+        self.peers.is_contested(self.pair.far, &name())
     }
 
     fn overdue(&mut self) -> Vec<(SessionId, SessionCode)> {
