@@ -4,6 +4,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use underpass_proto::snapshot::{HealthState, HycoReport};
@@ -149,6 +150,21 @@ on_every_backend! {
         assert_within(killed, LOST + TOLD);
         let why = hyco.health.why.unwrap();
         assert!(why.contains("session lost"), "{why}");
+    }
+
+    fn a_restarted_agent_is_the_same_installation_and_takes_its_own_place(io) {
+        let scene = Scene::open(io);
+        let before = scene.wait_for_state(HealthState::Ready).agents[0].clone();
+        let kept = scene.agent.config().with_file_name("underpass.identity");
+        assert_eq!(std::fs::metadata(kept).unwrap().permissions().mode() & 0o777, 0o600);
+        scene.agent.process().as_mut().unwrap().kill().unwrap();
+        scene.agent.start().unwrap();
+        let started = Instant::now();
+        let hyco = scene.wait_until("the new process alone", |hyco| {
+            hyco.agents.len() == 1 && hyco.agents[0].instance != before.instance
+        });
+        assert_within(started, TOLD + Duration::from_secs(1));
+        assert_eq!(hyco.agents[0].agent_id, before.agent_id);
     }
 
     fn of_two_agents_the_one_that_reaches_the_endpoint_gets_every_flow(io) {

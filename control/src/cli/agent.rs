@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use underpass_dataplane::agent::{self, Checked, Config, Connect};
-use underpass_proto::{AgentId, ConnectionString, Rule};
+use underpass_proto::{AgentId, ConnectionString, Role, Rule};
 
 use super::allow;
 use super::relay::raise_file_limit;
 use super::reload::{self, Loaded, Loader, RoleFile};
 use super::source::SourceArgs;
 use super::table::table;
-use super::{DataPlaneArgs, Exit, Failure, print};
+use super::{DataPlaneArgs, Exit, Failure, identity, print};
 use crate::files::Fault;
-use crate::files::agent::{AgentFile, ConnectEntry, agent_id};
+use crate::files::agent::{AgentFile, ConnectEntry};
 use crate::files::data_plane::DataPlane;
+use crate::files::identity::configuration_id;
 use crate::quantity::millis;
 use crate::signals;
 
@@ -59,7 +60,10 @@ fn serve(mut args: RunArgs) -> Result<(), Failure> {
     let source = args.from.find(Rule::Listen)?;
     let loader = Loader::<AgentFile>::start(source, args.ca_file.take())?;
     args.data_plane.fill_from(&loader.loaded().file.data_plane);
-    let id = agent_id(&loader.source().identity());
+    let id = match args.check {
+        true => configuration_id(&loader.source().identity()),
+        false => identity::keep(Role::Agent, loader.source()),
+    };
     let config = config(loader.loaded(), id)?;
     let settings = args.data_plane.settings();
     if args.check {

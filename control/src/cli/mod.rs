@@ -11,6 +11,7 @@ mod dumps;
 mod environment;
 mod failure;
 mod generate;
+mod identity;
 mod installation;
 mod key;
 mod options;

@@ -1,10 +1,8 @@
 //! `agent.toml`: what an agent is told on its own machine. Knows no keys: those are in the files that it names.
 
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-use underpass_proto::{AgentId, AllowEntry, AllowList};
+use underpass_proto::{AllowEntry, AllowList};
 
 use super::data_plane::DataPlane;
 use super::document::{Document, Placed, Section};
@@ -90,29 +88,6 @@ impl AgentFile {
                 }),
         )
     }
-}
-
-/// Stable over restarts: the machine, its name, and the configuration that this agent was started with.
-#[must_use]
-pub fn agent_id(configuration: &Path) -> AgentId {
-    let machine = std::fs::read("/etc/machine-id")
-        .or_else(|_| std::fs::read("/proc/sys/kernel/random/boot_id"))
-        .unwrap_or_default();
-    let configuration =
-        std::fs::canonicalize(configuration).unwrap_or_else(|_| configuration.to_owned());
-    let mut hash = Sha256::new().chain_update(b"underpass/1 agent-id\0");
-    for part in [
-        machine.trim_ascii(),
-        host_name().as_bytes(),
-        configuration.as_os_str().as_bytes(),
-    ] {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    let digest = hash.finalize();
-    let mut id = [0; 16];
-    id.copy_from_slice(&digest[..16]);
-    AgentId(id)
 }
 
 /// This machine's name.
@@ -209,11 +184,5 @@ mod tests {
             ),
             "{told:?}"
         );
-    }
-
-    #[test]
-    fn an_agent_keeps_its_id_and_another_configuration_has_another() {
-        assert_eq!(agent_id(Path::new("/a")), agent_id(Path::new("/a")));
-        assert_ne!(agent_id(Path::new("/a")), agent_id(Path::new("/b")));
     }
 }

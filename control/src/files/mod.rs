@@ -13,6 +13,7 @@ pub mod document;
 mod edit;
 mod fault;
 pub mod hosts;
+pub mod identity;
 pub mod keys;
 mod lock;
 pub mod namespace;

@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, bounded, select};
 use rand::RngExt as _;
 use tracing::warn;
 use underpass_dataplane::sender::{self, Checked, Config, Error, Heard};
-use underpass_proto::Rule;
+use underpass_proto::{Role, Rule};
 
 use self::names::{Mode, Names};
 use self::site::Site;
@@ -27,10 +27,10 @@ use super::relay::raise_file_limit;
 use super::reload::{self, Loader, RoleFile};
 use super::source::SourceArgs;
 use super::table::table;
-use super::{DataPlaneArgs, Exit, Failure, print};
+use super::{DataPlaneArgs, Exit, Failure, identity, print};
 use crate::files::Fault;
-use crate::files::agent::agent_id;
 use crate::files::data_plane::DataPlane;
+use crate::files::identity::configuration_id;
 use crate::files::sender::{ConnectEntry, SenderFile, open_to_others};
 use crate::quantity::millis;
 use crate::signals;
@@ -103,7 +103,11 @@ fn serve(mut args: RunArgs) -> Result<(), Failure> {
     let loader = Loader::<SenderFile>::start(source, args.ca_file.take())?;
     check_once_each(loader.loaded().connects.iter().map(|(_, string)| string))?;
     args.data_plane.fill_from(&loader.loaded().file.data_plane);
-    let id = agent_id(&loader.source().identity());
+    let configuration = configuration_id(&loader.source().identity());
+    let id = match args.check {
+        true => configuration,
+        false => identity::keep(Role::Sender, loader.source()),
+    };
     let site = Arc::new(Site::new(id, args.bind, args.data_plane.settings()));
     if args.check {
         return check(&site, &loader);
@@ -111,7 +115,7 @@ fn serve(mut args: RunArgs) -> Result<(), Failure> {
     raise_file_limit();
     let (requests, told) = signals::drain_requests_and_word()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot take signals: {error}")))?;
-    let names = Arc::new(Names::start(args.hosts, args.hosts_file, id)?);
+    let names = Arc::new(Names::start(args.hosts, args.hosts_file, configuration)?);
     let Some((config, loader)) = first(&site, loader, &told)? else {
         return Ok(());
     };
