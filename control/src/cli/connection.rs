@@ -9,6 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use serde::Serialize;
 use underpass_proto::key::Which;
+use underpass_proto::printable::printable_json;
 use underpass_proto::snapshot::HycoLimits;
 use underpass_proto::{Endpoint, Host, HycoName, Rule};
 
@@ -364,7 +365,7 @@ fn binding_of(shown: &Described) -> String {
 
 fn json(value: &impl Serialize) -> String {
     // These types have no maps and no failing parts.
-    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
+    let mut text = printable_json(&serde_json::to_string_pretty(value).unwrap_or_default());
     text.push('\n');
     text
 }

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use crate::files::{Fault, Unmade};
-use crate::output::note;
+use crate::output;
 use crate::publish;
 use crate::store::{Code, Refusal};
 
@@ -66,10 +66,10 @@ impl Failure {
             ("", "", "")
         };
         for error in &self.errors {
-            note!("{red}error:{plain} {error}");
+            output::write_labelled((red, "error:", plain), error);
         }
         if let Some(hint) = &self.hint {
-            note!("{bold}hint:{plain} {hint}");
+            output::write_labelled((bold, "hint:", plain), hint);
         }
         ExitCode::from(self.exit as u8)
     }

@@ -31,6 +31,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use underpass_proto::printable::printable_lines;
 
 use crate::{demo, output};
 
@@ -194,6 +195,7 @@ fn start_log(filter: &str) -> Result<(), Failure> {
         .with_env_filter(filter)
         .with_target(false)
         .with_ansi(failure::colours())
+        .fmt_fields(output::Fields)
         .with_writer(output::Log)
         // It would report them on stderr, and panic where that is what cannot be written.
         .log_internal_errors(false)
@@ -201,8 +203,9 @@ fn start_log(filter: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes data to stdout. Whoever closed it does not want more.
+/// Writes data to stdout. Whoever closed it does not want more. Text of peers in it changes nothing on a terminal.
 fn print(text: &str) -> Result<(), Failure> {
+    let text = printable_lines(text);
     let mut out = io::stdout().lock();
     written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
 }

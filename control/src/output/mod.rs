@@ -2,6 +2,7 @@
 //!
 //! A long-running process writes from a thread of its own, so a reader that has stopped reading or a full disk holds up no traffic.
 
+mod fields;
 mod queue;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -14,7 +15,9 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
+pub(crate) use fields::Fields;
 use queue::Queue;
+use underpass_proto::printable::printable_lines;
 
 /// How long the end of the process waits for a slow reader to take what is queued.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
@@ -41,9 +44,15 @@ pub(crate) fn flush() {
     }
 }
 
-/// Writes a remark to stderr, as it is.
+/// Writes a remark of one or several lines to stderr. What it quotes from elsewhere changes nothing on a terminal.
 pub(crate) fn write(text: Arguments<'_>) {
-    write_bytes(text.to_string().into_bytes());
+    write_bytes(printable_lines(&text.to_string()).into_bytes());
+}
+
+/// Writes one line to stderr that begins with a label in these colours: `("\x1b[1m", "hint:", "\x1b[0m")`.
+pub(crate) fn write_labelled((colour, label, plain): (&str, &str, &str), text: &str) {
+    let text = printable_lines(text);
+    write_bytes(format!("{colour}{label}{plain} {text}\n").into_bytes());
 }
 
 /// Writes one line to stderr: `note!("changed {name}")`.

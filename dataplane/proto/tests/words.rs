@@ -247,6 +247,62 @@ fn a_wrong_field_of_a_frame_is_named() {
 }
 
 #[test]
+fn no_text_field_of_a_frame_takes_a_control_character() {
+    let endpoint: Endpoint = "db01.corp:1433".parse().expect("an endpoint");
+    let application = "192.0.2.1:80".parse().expect("an address");
+    let code = wire::RefusedCode::Overloaded;
+    let frames = [
+        Frame::Refused(Refused { hyco: name(), code }),
+        Frame::Ended(Ended {
+            hyco: name(),
+            code: wire::EndedCode::Removed,
+        }),
+        Frame::Deregister(wire::Deregister { hyco: name() }),
+        Frame::Registered(wire::Registered {
+            hyco: name(),
+            endpoint: endpoint.clone(),
+            relay_proof: Proof([1; 32]),
+        }),
+        Frame::Welcome(Welcome {
+            workers: 1,
+            worker: 0,
+            relay_time_unix_ms: 0,
+            relays: vec![endpoint.clone()],
+        }),
+        Frame::Probe(wire::Probe {
+            hyco: name(),
+            id: 1,
+            endpoint: endpoint.clone(),
+        }),
+        Frame::Open(wire::Open {
+            hyco: name(),
+            flow: FlowId(1),
+            endpoint,
+            application,
+        }),
+    ];
+    let mut tried = 0;
+    for frame in frames {
+        let bytes = frame.to_vec();
+        for text in [name().as_str(), "db01.corp"] {
+            let found = bytes
+                .windows(text.len())
+                .position(|part| part == text.as_bytes());
+            let Some(at) = found else { continue };
+            for nasty in (0..0x20).chain([0x7f, 0x9b, 0xff]) {
+                let mut changed = bytes.clone();
+                changed[at + 1] = nasty;
+                let decoded = Frame::decode(changed[0], &changed[3..]);
+                assert!(decoded.is_err(), "{nasty:#x} in {frame:?}: {decoded:?}");
+                tried += 1;
+            }
+        }
+    }
+    // Five names and four hosts.
+    assert_eq!(tried, 10 * 35);
+}
+
+#[test]
 fn a_feed_that_ends_within_a_message_was_cut() {
     let mut reader = FeedReader::new(1_000);
     assert_eq!(reader.finish(), Ok(()));

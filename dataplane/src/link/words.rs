@@ -1,7 +1,9 @@
 //! What the end of a session means to a person.
 
 use quinn_proto::ConnectionError;
-use underpass_proto::SessionCode;
+use underpass_proto::{PeerText, SessionCode};
+
+use crate::quic::reason;
 
 /// Why a session was lost.
 #[must_use]
@@ -18,9 +20,10 @@ pub(crate) fn words(why: &ConnectionError) -> String {
             }
         }
         ConnectionError::TransportError(error) if error.to_string().contains("certificate") => {
+            let error = PeerText::of(error);
             format!("the relay's certificate is not the pinned or trusted one ({error})")
         }
-        other => other.to_string(),
+        other => reason(other).into_string(),
     }
 }
 

@@ -13,6 +13,7 @@ mod narrowing;
 mod newcomers;
 #[cfg(test)]
 pub(crate) mod pair;
+mod reason;
 mod session;
 mod streams;
 mod timers;
@@ -41,6 +42,7 @@ use self::ends::CLOSING_MAX;
 pub use self::event::Event;
 use self::event::translate;
 pub use self::health::Path;
+pub(crate) use self::reason::reason;
 use self::session::{Flushed, Session};
 pub use self::streams::{Read, WriteError};
 use crate::guard::guarded;

@@ -37,7 +37,7 @@ use crate::io::{Close, Datagrams, Io, SocketId, Stream};
 use crate::join::{Join, JoinEnd, JoinKey, Toward};
 use crate::listening::{Change, Drain, Listening};
 use crate::opening::Openings;
-use crate::quic::{SessionId, config};
+use crate::quic::{SessionId, config, reason};
 use crate::waiting::Waiting;
 use crate::worker::{Handle, Role};
 
@@ -360,9 +360,9 @@ impl Role for Relay {
             self.peers.gone(core.now, &core.quic, session, &left),
             said(why),
         ) {
-            (None, _) => debug!(remote, %why, "a handshake came to nothing"),
+            (None, _) => debug!(remote, why = %reason(why), "a handshake came to nothing"),
             (Some(registrations), None) => {
-                info!(remote, registrations, %why, "session lost");
+                info!(remote, registrations, why = %reason(why), "session lost");
             }
             (Some(registrations), Some(code)) => {
                 info!(remote, registrations, %code, "session ended by its peer");
@@ -532,7 +532,7 @@ fn said(why: &ConnectionError) -> Option<SessionCode> {
 /// Why a listener's session ended, in words for people.
 fn departure(why: &ConnectionError) -> String {
     said(why).map_or_else(
-        || format!("session lost: {why}"),
+        || format!("session lost: {}", reason(why)),
         |code| format!("it ended its session: {code}"),
     )
 }

@@ -5,6 +5,7 @@
 mod bounds;
 mod registrations;
 mod stranger;
+mod texts;
 mod wire;
 
 use std::io::ErrorKind;

@@ -7,6 +7,7 @@ use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
+use underpass_proto::printable::printable_json;
 use underpass_proto::snapshot::{HealthState, HycoReport};
 use underpass_proto::{HycoName, Report, Status};
 
@@ -135,5 +136,5 @@ fn now_unix_ms() -> u64 {
 pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text =
         serde_json::to_string_pretty(value).map_err(|error| Failure::new(Exit::Failed, error))?;
-    print(&format!("{text}\n"))
+    print(&format!("{}\n", printable_json(&text)))
 }
