@@ -18,8 +18,8 @@ use super::options::{binding, port};
 use super::table::table;
 use super::{DirArgs, Failure, installation, print};
 use crate::files::definition::{Definition, LIMIT_MAX};
-use crate::files::disk;
 use crate::files::namespace::Namespace;
+use crate::files::{Caller, disk};
 use crate::output::{self, note};
 use crate::shell;
 use crate::store::Described;
@@ -166,7 +166,7 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
 }
 
 fn create(args: CreateArgs) -> Result<(), Failure> {
-    let (namespace, _) = installation::open(&args.dir.directory())?;
+    let (namespace, _) = installation::open(&args.dir.directory(), Caller::Command)?;
     let definition = Definition {
         name: args.name,
         endpoint: Endpoint {
@@ -188,7 +188,7 @@ fn create(args: CreateArgs) -> Result<(), Failure> {
 }
 
 fn set(args: &SetArgs) -> Result<(), Failure> {
-    installation::open(&args.dir.directory())?;
+    installation::open(&args.dir.directory(), Caller::Command)?;
     let change = Change {
         host: args.host.clone(),
         port: args.port,
@@ -211,7 +211,7 @@ fn set(args: &SetArgs) -> Result<(), Failure> {
 }
 
 fn delete(args: &DeleteArgs) -> Result<(), Failure> {
-    installation::open(&args.dir.directory())?;
+    installation::open(&args.dir.directory(), Caller::Command)?;
     Desk::open(&args.dir)?.delete(&args.name)?;
     note!("deleted {} and its keys", args.name);
     Ok(())
@@ -261,7 +261,7 @@ fn string(args: &StringArgs) -> Result<(), Failure> {
     let desk = Desk::open(&args.dir)?;
     desk.find(&args.name)?; // Before anything is made in a directory that may be the wrong one.
     let directory = args.dir.directory();
-    let (namespace, _) = installation::open(&directory)?;
+    let (namespace, _) = installation::open(&directory, Caller::Command)?;
     let rule = match args.role {
         Role::Application => Rule::Send,
         Role::OnPremises => Rule::Listen,

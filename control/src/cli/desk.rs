@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 
 use super::{DirArgs, Exit, Failure};
 use crate::clock;
-use crate::files::Directory;
 use crate::files::definition::Definition;
+use crate::files::{Caller, Directory};
 use crate::rest::model::{HybridConnection, HybridConnections, Keys, Regenerate};
 use crate::rest::{Actor, Client, ClientError, Wanted, note};
 use crate::store::{Code, Condition, Described, Refusal, Store};
@@ -43,6 +43,7 @@ pub(super) struct Change {
 impl Desk {
     pub(super) fn open(dir: &DirArgs) -> Result<Self, Failure> {
         let directory = dir.directory();
+        directory.check(Caller::Command)?;
         match Client::find(&directory, clock::system()) {
             Ok(Some(client)) => Ok(Self::Api(client)),
             Ok(None) => Ok(Self::Files(Store::new(directory))),

@@ -1,11 +1,14 @@
 //! `underpass completions` and `underpass man`: made from the very definition of the command line, so that they cannot lag behind it.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, ValueEnum};
 use clap_complete::Shell;
 
 use super::{Cli, Failure, print};
+use crate::files::disk;
 use crate::output::note;
 
 /// Options of `underpass completions`.
@@ -46,16 +49,28 @@ pub(super) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
     print(&String::from_utf8_lossy(&script))
 }
 
+/// Aside first: pages are put into their place as all files are, whole and not through links.
+fn write_pages(out: &Path) -> io::Result<()> {
+    let made = tempfile::tempdir()?;
+    clap_mangen::generate_to(Cli::command(), made.path())?;
+    disk::folder(out, disk::FOLDER)?;
+    for page in fs::read_dir(made.path())? {
+        let page = page?;
+        let text = fs::read(page.path())?;
+        disk::replace(&out.join(page.file_name()), &text, disk::OPEN)?;
+    }
+    Ok(())
+}
+
 pub(super) fn man(args: &ManArgs) -> Result<(), Failure> {
-    let unmade = |error: std::io::Error| {
+    let unmade = |error: io::Error| {
         Failure::configuration(format!(
             "cannot write the pages to {}: {error}",
             args.out.display()
         ))
         .hint("`--out` names a folder that this user can write")
     };
-    std::fs::create_dir_all(&args.out).map_err(unmade)?;
-    clap_mangen::generate_to(Cli::command(), &args.out).map_err(unmade)?;
+    write_pages(&args.out).map_err(unmade)?;
     note!(
         "wrote a page for each command; `man -l {}` shows the first",
         crate::shell::word(args.out.join("underpass.1"))

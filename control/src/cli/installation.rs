@@ -3,11 +3,15 @@
 use super::Failure;
 use crate::files::namespace::Namespace;
 use crate::files::tls::{self, Identity};
-use crate::files::{Directory, Lock, LockError, Unmade, agent, disk, unreadable};
+use crate::files::{Caller, Directory, Lock, LockError, Unmade, agent, disk, unreadable};
 use crate::shell;
 
 /// The namespace and the relay's identity; what is missing is made.
-pub(super) fn open(directory: &Directory) -> Result<(Namespace, Identity), Failure> {
+pub(super) fn open(
+    directory: &Directory,
+    caller: Caller,
+) -> Result<(Namespace, Identity), Failure> {
+    directory.check(caller)?;
     directory.prepare()?;
     let path = directory.namespace();
     let file = directory.shown(&path);

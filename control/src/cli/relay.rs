@@ -3,6 +3,7 @@
 use underpass_dataplane::relay;
 
 use super::{DataPlaneArgs, DirArgs, Exit, Failure, installation};
+use crate::files::Caller;
 use crate::signals;
 
 /// Options of `underpass relay`.
@@ -17,6 +18,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     args.data_plane.settle();
     let directory = args.dir.directory();
+    directory.check(Caller::Process)?;
     let _lock = installation::lock(&directory, "relay")?;
     raise_file_limit();
     let requests = signals::drain_requests()

@@ -11,7 +11,7 @@ use underpass_proto::Status;
 
 use super::table::table;
 use super::{DataPlaneArgs, DirArgs, Exit, Failure, installation};
-use crate::files::{Directory, Lock};
+use crate::files::{Caller, Directory, Lock};
 use crate::lifeline::{self, Lifeline};
 use crate::{output, publish, shell, signals};
 
@@ -40,7 +40,7 @@ pub(super) fn run(args: &Args, log: &str) -> Result<(), Failure> {
     args.data_plane.settle();
     let directory = args.dir.directory();
     // What is wrong with the files is said once, here, and not by a child.
-    let (namespace, identity) = installation::open(&directory)?;
+    let (namespace, identity) = installation::open(&directory, Caller::Process)?;
     let _lock = be_alone(&directory)?;
     let signals = signals()?;
     let dir = format!("--dir={}", args.dir.dir.display());

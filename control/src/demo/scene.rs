@@ -18,7 +18,7 @@ use underpass_proto::snapshot::HycoReport;
 
 use super::processes::{self, PROGRAM, Plan, Process};
 use super::{Args, Interrupted, service, spoiler};
-use crate::files::Directory;
+use crate::files::{Directory, disk};
 use crate::publish;
 
 /// Name of the demo's hybrid connection.
@@ -59,8 +59,8 @@ impl Scene {
             .tempdir()
             .context("cannot make a temporary directory")?;
         let (directory, logs) = (root.path().join("site"), root.path().join("logs"));
-        fs::create_dir(&directory)?;
-        fs::create_dir(&logs)?;
+        disk::folder(&directory, disk::FOLDER)?;
+        disk::folder(&logs, disk::FOLDER)?;
         let mut cast = Cast {
             args,
             signals,

@@ -4,25 +4,19 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::{Gid, Mode, Uid, XattrFlags, fchmod, fchown, fgetxattr, fsetxattr};
+use rustix::fs::OFlags;
 use underpass_proto::HostName;
 
-use super::Lock;
+use super::{Lock, disk, trust};
 
 /// The largest hosts file that is touched, bytes: some block a hundred thousand names with it.
 const HOSTS_SIZE_MAX: u64 = 16 * 1024 * 1024;
-
-/// The label of files where SELinux reigns.
-const SELINUX: &str = "security.selinux";
-
-/// The longest label, bytes.
-const SELINUX_MAX: usize = 256;
 
 const BEGIN: &str = "# underpass begin (";
 const END: &str = "# underpass end";
@@ -56,7 +50,7 @@ pub struct Conflict {
 /// The kernel's; the file is as it was then.
 pub fn update(path: &Path, sender: &str, entries: &BTreeSet<Entry>) -> io::Result<Vec<Conflict>> {
     // A link stays one: what it leads to is what is written.
-    let path = &fs::canonicalize(path)?;
+    let path = &trust::follow(path)?;
     // Two senders at once do it one after the other. Where the folder cannot be locked, the file is written all the same.
     let _alone = path.parent().and_then(|folder| Lock::folder(folder).ok());
     let file = File::open(path)?;
@@ -65,7 +59,7 @@ pub fn update(path: &Path, sender: &str, entries: &BTreeSet<Entry>) -> io::Resul
     let found = conflicts(&others, entries);
     let after = with(&others, sender, entries);
     if after != before {
-        replace(path, &file, &after).or_else(|error| match error.kind() {
+        disk::replace(path, &after, disk::OPEN).or_else(|error| match error.kind() {
             // No new file may be made beside it, or put in its place: it is a mount of its own, or the folder is another's.
             io::ErrorKind::PermissionDenied
             | io::ErrorKind::ReadOnlyFilesystem
@@ -169,46 +163,12 @@ fn read(file: &File) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// By a new file with the mode, owner and label of the old one: whoever reads sees the old text or the new one.
-fn replace(path: &Path, old: &File, text: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let metadata = old.metadata()?;
-    let temporary = folder.join(format!(
-        ".hosts.{:016x}.underpass-new",
-        rand::random::<u64>()
-    ));
-    let written =
-        write_new(&temporary, &metadata, old, text).and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = written {
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    File::open(folder)?.sync_all()
-}
-
-fn write_new(path: &Path, like: &fs::Metadata, old: &File, text: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    let own = file.metadata()?;
-    if (own.uid(), own.gid()) != (like.uid(), like.gid()) {
-        let owner = (Uid::from_raw(like.uid()), Gid::from_raw(like.gid()));
-        fchown(&file, Some(owner.0), Some(owner.1))?;
-    }
-    let mut label = [0; SELINUX_MAX];
-    if let Ok(len) = fgetxattr(old, SELINUX, &mut label) {
-        fsetxattr(&file, SELINUX, &label[..len], XattrFlags::empty())?;
-    }
-    fchmod(&file, Mode::from_raw_mode(like.mode() & 0o7777))?;
-    file.write_all(text)?;
-    file.sync_all()
-}
-
 /// The text first, then the length: a reader in between sees no less than what both have in common.
 fn write_in_place(path: &Path, text: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).open(path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(path)?;
     file.write_all(text)?;
     file.set_len(text.len() as u64)?;
     file.sync_all()
@@ -223,6 +183,7 @@ impl fmt::Display for Entry {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;

@@ -229,16 +229,26 @@ pub fn passing_relay_keys(rng: &mut impl Rng) -> RelayKeys {
 /// # Errors
 /// Why not, and the command that mends it.
 pub fn secret_text(file: &str, path: &Path) -> Result<Zeroizing<String>, Fault> {
-    let read = disk::read(path).map_err(|error| unreadable(file, &error))?;
-    let mode = read.stamp.mode & 0o777;
-    if mode & 0o077 != 0 {
-        let what = format!(
-            "others can read it (mode {mode:03o}), so it is not used; run `chmod 600 {}`, and replace its keys if somebody may have read them",
-            shell::word(path)
-        );
-        return Err(Fault::whole(file, what));
+    let unread = |error| unreadable(file, &error);
+    // Before what others can change is refused: one command mends both.
+    if let Some(stamp) = disk::stamp(path).map_err(unread)? {
+        check_private(file, path, &stamp)?;
     }
+    let read = disk::read(path).map_err(unread)?;
+    check_private(file, path, &read.stamp)?;
     Ok(read.text)
+}
+
+fn check_private(file: &str, path: &Path, stamp: &disk::Stamp) -> Result<(), Fault> {
+    let mode = stamp.mode & 0o777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let what = format!(
+        "others can read it (mode {mode:03o}), so it is not used; run `chmod 600 {}`, and replace its keys if somebody may have read them",
+        shell::word(path)
+    );
+    Err(Fault::whole(file, what))
 }
 
 /// Reads the text of a key file.

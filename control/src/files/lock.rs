@@ -1,10 +1,13 @@
 //! One process of a kind per directory: a lock that the kernel gives up with the process, however that ends.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+
+use super::disk;
 
 /// How long a lock is tried for: a process that was just killed lets go of its files a little later.
 const WAIT: Duration = Duration::from_secs(1);
@@ -44,15 +47,11 @@ impl Lock {
     /// See [`LockError`].
     pub fn take_within(path: &Path, wait: Duration) -> Result<Self, LockError> {
         // Not truncated: the file is another's until the lock is had.
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(path)?;
+        let mut file = disk::open_own(path, OFlags::WRONLY)?;
         hold(&file, wait)?;
-        file.set_len(0)?;
-        writeln!(file, "{}", std::process::id())?;
+        // For a person who looks who has it. A full disk does not take it, and the lock holds all the same.
+        let _ = file.set_len(0);
+        let _ = writeln!(file, "{}", std::process::id());
         Ok(Self { _file: file })
     }
 
@@ -61,8 +60,16 @@ impl Lock {
     /// # Errors
     /// See [`LockError`].
     pub fn folder(path: &Path) -> Result<Self, LockError> {
+        Self::folder_within(path, WAIT)
+    }
+
+    /// The same, waiting for as long as is said.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn folder_within(path: &Path, wait: Duration) -> Result<Self, LockError> {
         let file = File::open(path)?;
-        hold(&file, WAIT)?;
+        hold(&file, wait)?;
         Ok(Self { _file: file })
     }
 }

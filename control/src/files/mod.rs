@@ -21,6 +21,7 @@ pub mod quota;
 pub mod sender;
 pub mod strings;
 pub mod tls;
+pub mod trust;
 pub mod wording;
 
 use std::io;
@@ -31,6 +32,7 @@ use underpass_proto::HycoName;
 
 pub use fault::Fault;
 pub use lock::{Lock, LockError};
+pub use trust::Caller;
 
 /// The path limit of a unix socket's address, bytes (`sun_path` less its end).
 pub const SOCKET_PATH_MAX: usize = 107;
@@ -120,6 +122,34 @@ impl Directory {
             .to_string()
     }
 
+    /// Refuses a directory that others than root and this process's user can change: they would decide what it does. Root acts for
+    /// the directory's owner in a command.
+    ///
+    /// # Errors
+    /// Which folder, why, and the command that mends it.
+    pub fn check(&self, caller: Caller) -> Result<(), Fault> {
+        trust::act_for_owner_of(&self.root, caller);
+        for folder in self.folders() {
+            trust::check_folder(&folder).map_err(|error| {
+                let shown = self.root.join(self.shown(&folder)).display().to_string();
+                Fault::whole(shown, unreadable("", &error).what)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// All folders.
+    fn folders(&self) -> [PathBuf; 6] {
+        [
+            self.root.clone(),
+            self.connections(),
+            self.keys(),
+            self.tls(),
+            self.run(),
+            self.usage(),
+        ]
+    }
+
     /// Makes the folders and a `namespace.toml` that says what may be written there. What is there is left alone.
     ///
     /// # Errors
@@ -129,13 +159,17 @@ impl Directory {
         let open_folders = [self.root.clone(), self.connections()];
         let made = open_folders
             .iter()
-            .map(|path| (path, 0o755))
+            .map(|path| (path, disk::FOLDER))
             .chain(secret_folders.iter().map(|path| (path, 0o700)));
         for (path, mode) in made {
             disk::folder(path, mode).map_err(|source| Unmade {
                 path: path.clone(),
                 source,
             })?;
+        }
+        // Nothing is written where all is there: a full or read-only disk is no reason to fail.
+        if self.namespace().exists() {
+            return Ok(());
         }
         match disk::create(
             &self.namespace(),
@@ -152,15 +186,8 @@ impl Directory {
 
     /// Removes what writers left behind that died in the middle, if it is old enough to be nobody's.
     pub fn sweep(&self) {
-        let folders = [
-            self.root.clone(),
-            self.connections(),
-            self.keys(),
-            self.tls(),
-            self.run(),
-            self.usage(),
-        ];
-        for entry in folders
+        for entry in self
+            .folders()
             .iter()
             .filter_map(|folder| std::fs::read_dir(folder).ok())
             .flatten()

@@ -17,7 +17,7 @@ use crate::files::definition::{Definition, name_of};
 use crate::files::namespace::Namespace;
 use crate::files::quota::Quota;
 use crate::files::tls::{self, Identity};
-use crate::files::{Directory, Fault, agent, disk, keys, unreadable};
+use crate::files::{Caller, Directory, Fault, agent, disk, keys, unreadable};
 use crate::usage::Meter;
 
 /// The most definitions of one directory: their snapshot is under the feed's limit of 64 MiB with room to spare.
@@ -70,7 +70,7 @@ impl Source for Folder {
     fn load(&mut self) -> Result<Loaded, Vec<Fault>> {
         let now = Instant::now();
         self.look_again = false;
-        let mut faults = Vec::new();
+        let mut faults = Vec::from_iter(self.directory.check(Caller::Process).err());
         let namespace = self.load_namespace(now, &mut faults)?;
         let identity = self.load_identity(&namespace, now, &mut faults)?;
         let relay_keys = self.load_relay_keys(now, &mut faults);

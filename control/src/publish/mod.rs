@@ -26,7 +26,7 @@ use underpass_proto::Snapshot;
 
 use crate::clock;
 use crate::files::namespace::Namespace;
-use crate::files::{Directory, Fault, Lock, LockError, SOCKET_PATH_MAX, Unmade};
+use crate::files::{Caller, Directory, Fault, Lock, LockError, SOCKET_PATH_MAX, Unmade};
 use crate::rest::{self, Rest};
 use crate::store::Store;
 use crate::usage::{self, Meter};
@@ -101,6 +101,8 @@ pub fn run(directory: &Directory, stop: oneshot::Receiver<()>) -> Result<(), Err
     if socket.as_os_str().as_bytes().len() > SOCKET_PATH_MAX {
         return Err(Error::SocketPath(socket));
     }
+    let untrusted = |fault| Error::Faults(vec![fault]);
+    directory.check(Caller::Process).map_err(untrusted)?;
     directory.prepare()?;
     let _lock = lock(directory)?;
     directory.sweep();

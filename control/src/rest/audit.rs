@@ -1,10 +1,10 @@
 //! Who was shown keys, and who made them anew: a line in the log and one in `run/audit.log`. Never a key.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use rustix::fs::OFlags;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -12,7 +12,7 @@ use tracing::info;
 use underpass_proto::HycoName;
 
 use crate::clock::Clock;
-use crate::files::{Directory, Lock, LockError};
+use crate::files::{Directory, Lock, LockError, disk};
 
 /// A file this large becomes `audit.log.1`, bytes: some 100,000 lines are kept, and twice as many at most.
 const FILE_SIZE_MAX: u64 = 16 * 1024 * 1024;
@@ -82,11 +82,7 @@ pub fn note(
 /// One write: lines of two processes never mix.
 fn append(path: &Path, line: &[u8]) -> io::Result<()> {
     make_room(path)?;
-    let mut file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut file = disk::open_own(path, OFlags::WRONLY | OFlags::APPEND)?;
     file.write_all(line)?;
     file.sync_data()
 }

@@ -8,6 +8,7 @@ use std::thread;
 
 use super::ledger::tests::report;
 use super::*;
+use crate::files::disk::Attributes;
 use crate::files::quota::Edition;
 
 const OCTOBER: u64 = 1_792_800_000;
@@ -197,10 +198,10 @@ struct Slow {
 }
 
 impl FileSystem for Slow {
-    fn write_new(&self, path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
+    fn write_new(&self, path: &Path, text: &[u8], attributes: &Attributes) -> io::Result<()> {
         let _ = self.begun.send(());
         self.waiting.lock().unwrap().recv_timeout(MOMENT).unwrap();
-        System.write_new(path, text, mode)
+        System.write_new(path, text, attributes)
     }
 
     fn sync(&self, path: &Path) -> io::Result<()> {

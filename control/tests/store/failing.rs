@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use underpass::files::disk::{FileSystem, System};
+use underpass::files::disk::{Attributes, FileSystem, System};
 
 /// How it fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,15 +120,15 @@ impl Failing {
 }
 
 impl FileSystem for Failing {
-    fn write_new(&self, path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
+    fn write_new(&self, path: &Path, text: &[u8], attributes: &Attributes) -> io::Result<()> {
         let act = |state: &mut State| {
-            System.write_new(path, text, mode)?;
+            System.write_new(path, text, attributes)?;
             state.unsynced.insert(path.to_owned());
             state.names.push(Name::Made(path.to_owned()));
             Ok(())
         };
         self.step(act, || {
-            drop(System.write_new(path, &text[..text.len() / 2], mode));
+            drop(System.write_new(path, &text[..text.len() / 2], attributes));
         })
     }
 

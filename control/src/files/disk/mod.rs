@@ -1,12 +1,21 @@
 //! Reading and writing of small files: reads are bounded, writes leave the old file or the new one, never neither.
 
+mod attributes;
+mod system;
+
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Gid, Mode, OFlags, Uid, fchown};
 use zeroize::Zeroizing;
+
+pub use attributes::Attributes;
+pub use system::{FileSystem, System};
+use system::{open_folder_of, open_in};
+
+use super::trust;
 
 /// The largest file that is read, bytes: definitions, keys and certificates are far smaller.
 pub const FILE_SIZE_MAX: u64 = 64 * 1024;
@@ -16,6 +25,9 @@ pub const SECRET: u32 = 0o600;
 
 /// Mode of files that anyone may read, less the process's mask.
 pub const OPEN: u32 = 0o644;
+
+/// Mode of folders that anyone may read, less the process's mask.
+pub const FOLDER: u32 = 0o755;
 
 /// What tells one state of a file from another without reading it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,21 +65,13 @@ pub fn stamp(path: &Path) -> io::Result<Option<Stamp>> {
     }
 }
 
-/// Reads a small text file.
+/// Reads a small text file that nobody else can change.
 ///
 /// # Errors
-/// The kernel's; `InvalidData` where it is no plain file, over [`FILE_SIZE_MAX`], or not UTF-8.
+/// The kernel's; `InvalidData` where others can change it (see [`trust`]), where it is no plain file, over [`FILE_SIZE_MAX`], or not UTF-8.
 pub fn read(path: &Path) -> io::Result<Text> {
-    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-    // Without waiting: a pipe in the place of a file would hold the reader until somebody writes.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
-        .open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(invalid("is not a plain file".into()));
-    }
+    trust::check_file(path)?;
+    let (file, metadata) = open_plain(path)?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(
         metadata.len().min(FILE_SIZE_MAX) as usize + 1,
     ));
@@ -89,80 +93,6 @@ pub fn read(path: &Path) -> io::Result<Text> {
     })
 }
 
-/// The steps by which files are written: the seam where a test lets a disk fill up, break or vanish in the middle.
-pub trait FileSystem: Send + Sync {
-    /// Writes a new file, whole; it need not be on disk yet.
-    ///
-    /// # Errors
-    /// The kernel's; the file may be there in part.
-    fn write_new(&self, path: &Path, text: &[u8], mode: u32) -> io::Result<()>;
-
-    /// Brings a file's content to the disk.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn sync(&self, path: &Path) -> io::Result<()>;
-
-    /// Gives a file a second name, unless that is taken.
-    ///
-    /// # Errors
-    /// The kernel's; `AlreadyExists` where it is taken.
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
-
-    /// Gives a file another name, in place of the file that has it.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-
-    /// Removes a file.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn remove(&self, path: &Path) -> io::Result<()>;
-
-    /// Brings the names in a folder to the disk.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn sync_folder(&self, path: &Path) -> io::Result<()>;
-}
-
-/// The system's own.
-#[derive(Clone, Copy, Debug)]
-pub struct System;
-
-impl FileSystem for System {
-    fn write_new(&self, path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(path)?;
-        file.write_all(text)
-    }
-
-    fn sync(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::hard_link(from, to)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
-    }
-
-    fn sync_folder(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
-    }
-}
-
 /// Writes a new file, or leaves alone the one that is there.
 ///
 /// # Errors
@@ -176,16 +106,19 @@ pub fn create(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
 /// # Errors
 /// See [`create`].
 pub fn create_on(system: &dyn FileSystem, path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
+    let path = &in_followed_folder(path)?;
+    let attributes = Attributes::new_in(parent(path), mode)?;
     // A hard link never replaces: of two writers at once, one wins and the other learns it.
-    place(system, path, text, mode, |from, to| {
+    place(system, path, text, &attributes, |from, to| {
         system.link(from, to).and_then(|()| system.remove(from))
     })
 }
 
-/// Writes a file in place of the one that is there.
+/// Writes a file in place of the one that is there, which stays what it was: owner, group, mode, extended attributes, and the
+/// symbolic link that led to it. `mode` is for a new one; others lose their rights to a file that gets the mode of secrets.
 ///
 /// # Errors
-/// The kernel's. After any error the old file stands whole, or the new one.
+/// The kernel's; `PermissionDenied` where owner and group cannot be kept. After any error the old file stands whole, or the new one.
 pub fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     replace_on(&System, path, text, mode)
 }
@@ -195,7 +128,53 @@ pub fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
 /// # Errors
 /// See [`replace`].
 pub fn replace_on(system: &dyn FileSystem, path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
-    place(system, path, text, mode, |from, to| system.rename(from, to))
+    let path = &trust::follow(path)?;
+    let attributes = match open_plain(path) {
+        Ok((old, metadata)) => Attributes::kept(&old, &metadata, mode)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Attributes::new_in(parent(path), mode)?
+        }
+        Err(error) => return Err(error),
+    };
+    place(system, path, text, &attributes, |from, to| {
+        system.rename(from, to)
+    })
+}
+
+/// Gives a file of a folder another name in that folder.
+///
+/// # Errors
+/// The kernel's.
+pub fn rename_on(system: &dyn FileSystem, path: &Path, name: &str) -> io::Result<()> {
+    let path = &in_followed_folder(path)?;
+    system.rename(path, &path.with_file_name(name))?;
+    system.sync_folder(parent(path))
+}
+
+/// Opens a file that this program alone writes, like a lock or a log: made where it is missing, never through a link.
+///
+/// # Errors
+/// The kernel's; `InvalidData` where there is something else, or a file of another user.
+pub fn open_own(path: &Path, flags: OFlags) -> io::Result<File> {
+    let path = &in_followed_folder(path)?;
+    let (folder, name) = open_folder_of(path)?;
+    let flags = flags | OFlags::CREATE;
+    let file = open_in(&folder, name, flags, Mode::RUSR | Mode::WUSR).map_err(|error| {
+        if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
+            trust::is_a_link(path)
+        } else {
+            error
+        }
+    })?;
+    let metadata = file.metadata()?;
+    trust::check_written(path, &metadata)?;
+    // Made by root just now, or by an earlier version: its owner could not open it.
+    if let Some((uid, gid)) = trust::owner_in(&fs::metadata(parent(path))?)
+        && metadata.uid() != uid
+    {
+        fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    }
+    Ok(file)
 }
 
 /// Removes a file, for good. Whether there was one.
@@ -203,6 +182,7 @@ pub fn replace_on(system: &dyn FileSystem, path: &Path, text: &[u8], mode: u32) 
 /// # Errors
 /// The kernel's, but for a missing file.
 pub fn remove_on(system: &dyn FileSystem, path: &Path) -> io::Result<bool> {
+    let path = &in_followed_folder(path)?;
     match system.remove(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         removed => removed
@@ -211,7 +191,7 @@ pub fn remove_on(system: &dyn FileSystem, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Makes a folder with a mode, and its parents; one that is there is left alone.
+/// Makes a folder with a mode, and its parents, which others cannot write; one that is there is left alone.
 ///
 /// # Errors
 /// The kernel's.
@@ -219,16 +199,27 @@ pub fn folder(path: &Path, mode: u32) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    if let Some(parent) = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        fs::create_dir_all(parent)?;
-    }
+    let above = parent(path);
+    folder(above, FOLDER)?;
     match fs::DirBuilder::new().mode(mode).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        other => other,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {
+            return Ok(());
+        }
+        made => made?,
     }
+    match trust::owner_in(&fs::metadata(above)?) {
+        Some((uid, gid)) => std::os::unix::fs::lchown(path, Some(uid), Some(gid)),
+        None => Ok(()),
+    }
+}
+
+/// Whether an error says that there is no room.
+#[must_use]
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// Whether a name in a folder is one of the temporary files of [`create`] and [`replace`].
@@ -243,12 +234,12 @@ fn place(
     system: &dyn FileSystem,
     path: &Path,
     text: &[u8],
-    mode: u32,
+    attributes: &Attributes,
     publish: impl FnOnce(&Path, &Path) -> io::Result<()>,
 ) -> io::Result<()> {
     let temporary = temporary(path)?;
     let written = system
-        .write_new(&temporary, text, mode)
+        .write_new(&temporary, text, attributes)
         .and_then(|()| system.sync(&temporary))
         .and_then(|()| publish(&temporary, path));
     if let Err(error) = written {
@@ -266,6 +257,29 @@ fn temporary(path: &Path) -> io::Result<PathBuf> {
         .to_string_lossy();
     let unique: u64 = rand::random();
     Ok(parent(path).join(format!(".{name}.{unique:016x}{TEMPORARY}")))
+}
+
+/// A file that replaces nothing, or goes: its folder may be led to by links, and itself is none.
+fn in_followed_folder(path: &Path) -> io::Result<PathBuf> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(trust::follow(parent(path))?.join(name))
+}
+
+/// Opens a file to read it, if it is one; without waiting, as a pipe would hold the reader until somebody writes.
+fn open_plain(path: &Path) -> io::Result<(File, fs::Metadata)> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(invalid("is not a plain file".into()));
+    }
+    Ok((file, metadata))
+}
+
+fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 fn parent(path: &Path) -> &Path {
@@ -289,6 +303,8 @@ impl Stamp {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -306,14 +322,62 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_file_is_the_new_one_with_its_mode() {
+    fn a_replaced_file_keeps_its_mode_and_a_secret_one_loses_its_readers() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.toml");
         create(&path, b"one", OPEN).unwrap();
-        replace(&path, b"two", SECRET).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        replace(&path, b"two", OPEN).unwrap();
         assert_eq!(read(&path).unwrap().text.as_str(), "two");
-        assert_eq!(stamp(&path).unwrap().unwrap().mode & 0o777, 0o600);
+        assert_eq!(stamp(&path).unwrap().unwrap().mode & 0o7777, 0o640);
+        replace(&path, b"three", SECRET).unwrap();
+        assert_eq!(stamp(&path).unwrap().unwrap().mode & 0o7777, 0o600);
         assert_eq!(names(folder.path()), ["a.toml"]);
+    }
+
+    #[test]
+    fn a_replaced_file_keeps_its_extended_attributes_and_the_link_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.toml");
+        let link = folder.path().join("link.toml");
+        create(&path, b"one", OPEN).unwrap();
+        std::os::unix::fs::symlink("a.toml", &link).unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        let has_them = rustix::fs::setxattr(&path, "user.origin", b"ann", flags).is_ok();
+        replace(&link, b"two", OPEN).unwrap();
+        assert_eq!(fs::read_link(&link).unwrap(), Path::new("a.toml"));
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        if has_them {
+            let mut value = [0; 8];
+            let len = rustix::fs::getxattr(&path, "user.origin", &mut value[..]).unwrap();
+            assert_eq!(&value[..len], b"ann");
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_file_of_our_own_is_not_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let victim = folder.path().join("victim");
+        fs::write(&victim, "kept").unwrap();
+        let lock = folder.path().join("edit.lock");
+        std::os::unix::fs::symlink(&victim, &lock).unwrap();
+        let error = open_own(&lock, OFlags::WRONLY).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "{0} is a symbolic link, and is not written through; run `rm {0}`",
+                lock.display()
+            )
+        );
+        fs::remove_file(&lock).unwrap();
+        fs::hard_link(&victim, &lock).unwrap();
+        let error = open_own(&lock, OFlags::WRONLY).unwrap_err();
+        assert!(
+            error.to_string().contains("is not a plain file of its own"),
+            "{error}"
+        );
+        assert_eq!(fs::read(&victim).unwrap(), b"kept");
     }
 
     #[test]
