@@ -91,6 +91,11 @@ impl<T> Cached<T> {
         }
     }
 
+    /// Whether a file was never there, or is gone for good.
+    pub(crate) fn is_gone(&mut self, path: &Path, now: Instant) -> bool {
+        matches!(disk::stamp(path), Ok(None)) && self.miss(now) == Presence::Gone
+    }
+
     /// The last good content.
     pub(crate) fn good(&self) -> Option<&T> {
         self.good.as_ref()

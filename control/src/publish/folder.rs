@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use underpass_proto::snapshot::RelayKeys;
 use underpass_proto::{Generation, HybridConnection, HycoKeys, HycoName, Snapshot};
@@ -18,10 +18,14 @@ use crate::files::namespace::Namespace;
 use crate::files::quota::Quota;
 use crate::files::tls::{self, Identity};
 use crate::files::{Caller, Directory, Fault, agent, disk, keys, unreadable};
+use crate::store::{Code, Store};
 use crate::usage::Meter;
 
 /// The most definitions of one directory: their snapshot is under the feed's limit of 64 MiB with room to spare.
 const DEFINITIONS_MAX: usize = 20_000;
+
+/// How long missing keys wait for somebody who edits: they are looked for again soon.
+const KEYS_WAIT: Duration = Duration::from_millis(200);
 
 /// The files of a directory, as far as they are known.
 pub struct Folder {
@@ -35,6 +39,7 @@ pub struct Folder {
     keys: BTreeMap<PathBuf, Cached<HycoKeys>>,
     standing: Standing,
     stood: Stood,
+    store: Store,
     meter: Arc<Meter>,
     look_again: bool,
 }
@@ -52,6 +57,7 @@ impl Folder {
         Self {
             watch: FolderWatch::new(folders),
             stood: Stood::open(&directory),
+            store: Store::new(directory.clone()),
             meter,
             directory,
             namespace: Cached::new(),
@@ -187,6 +193,7 @@ impl Folder {
             .values()
             .map(|(_, definition)| definition.clone())
             .collect();
+        self.make_missing_keys(&definitions, &key_files, now, faults);
         let mut hycos = Vec::with_capacity(definitions.len());
         for definition in definitions {
             let keys = self.load_keys(&definition.name, &key_files, now, faults);
@@ -270,6 +277,42 @@ impl Folder {
         by_name
     }
 
+    /// Makes the keys of definitions that have none, all under one lock.
+    fn make_missing_keys(
+        &mut self,
+        definitions: &[Definition],
+        files: &BTreeMap<HycoName, Vec<PathBuf>>,
+        now: Instant,
+        faults: &mut Vec<Fault>,
+    ) {
+        let mut missing = Vec::new();
+        for Definition { name, .. } in definitions {
+            let path = match files.get(name).map(Vec::as_slice) {
+                None | Some([]) => self.directory.key_file(name),
+                Some([path]) => path.clone(),
+                Some(_) => continue,
+            };
+            let cached = self.keys.entry(path.clone()).or_insert_with(Cached::new);
+            if cached.is_gone(&path, now) {
+                missing.push(name.clone());
+            }
+        }
+        if missing.is_empty() {
+            return;
+        }
+        match self.store.make_missing_keys(&missing, KEYS_WAIT) {
+            Ok(()) => {}
+            Err(refusal) if refusal.code == Code::Busy => self.look_again = true,
+            Err(refusal) => {
+                let faulty = missing.iter().map(|name| {
+                    let file = self.directory.shown(&self.directory.key_file(name));
+                    Fault::whole(file, refusal.to_string()).of(name)
+                });
+                faults.extend(faulty);
+            }
+        }
+    }
+
     fn load_keys(
         &mut self,
         name: &HycoName,
@@ -288,14 +331,11 @@ impl Folder {
         };
         let file = self.directory.shown(&path);
         let cached = self.keys.entry(path.clone()).or_insert_with(Cached::new);
-        let mut presence = cached.look(&[&path], now, || keys::load(&file, &path));
+        let presence = cached.look(&[&path], now, || keys::load(&file, &path));
         if presence == Presence::Gone {
+            // Not made, and so said already; or gone since, as in a deletion.
             *cached = Cached::new();
-            if let Err(error) = keys::make(&path, &mut rand::rng()) {
-                faults.push(Fault::whole(&file, error.to_string()).of(name));
-                return HycoKeys::default();
-            }
-            presence = cached.look(&[&path], now, || keys::load(&file, &path));
+            return HycoKeys::default();
         }
         self.look_again |= presence == Presence::Vanished;
         faults.extend(cached.faults().iter().cloned().map(|fault| fault.of(name)));

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
-use tracing::info;
+use tracing::{info, warn};
 use underpass_proto::Snapshot;
 
 use crate::clock;
@@ -106,6 +106,10 @@ pub fn run(directory: &Directory, stop: oneshot::Receiver<()>) -> Result<(), Err
     directory.prepare()?;
     let _lock = lock(directory)?;
     directory.sweep();
+    let store = Store::new(directory.clone());
+    if let Err(refusal) = store.finish_deletions() {
+        warn!("a deletion that was cut short cannot be finished: {refusal}");
+    }
     let start = publisher::next_start(directory)?;
     let meter = Meter::open(directory, clock::system());
     let mut source = Folder::open(directory.clone(), Arc::clone(&meter));
@@ -127,11 +131,7 @@ pub fn run(directory: &Directory, stop: oneshot::Receiver<()>) -> Result<(), Err
     };
     let published = publisher::start(source, first, start).map_err(unopened)?;
     let live = Arc::new(Live::new(published, Arc::clone(&meter)));
-    let rest = Rest::new(
-        Store::new(directory.clone()),
-        Arc::clone(&live),
-        clock::system(),
-    );
+    let rest = Rest::new(store, Arc::clone(&live), clock::system());
     runtime.block_on(async {
         tokio::select! {
             () = feed::serve(listener, live) => {}

@@ -2,20 +2,23 @@
 //!
 //! Whoever changes something holds `run/edit.lock` from the check to the write, so any number of processes may edit at once, and a
 //! condition on an ETag holds. Files that a person writes by hand need no lock: each write replaces one file whole.
-//! A crash between the two files of a hybrid connection leaves something sound: keys without a definition, which the next creation takes
-//! and the next deletion removes.
+//! A crash between the two files of a hybrid connection leaves something sound: see `deletion.rs`, and keys without a definition that
+//! nobody was ever given. Nothing is written by reading, but missing keys, under the lock.
 
+mod deletion;
 mod described;
 mod etag;
 mod issuer;
 mod refusal;
 mod stored;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tracing::warn;
 use underpass_proto::key::Which;
 use underpass_proto::{ConnectionString, HycoKeys, HycoName, Rule};
 
@@ -153,23 +156,22 @@ impl Store {
         let _turn = self.my_turn()?;
         let paths = self.definition_files()?;
         let key_file = keys::find(&self.directory, name)?;
-        match of_name(&paths, name) {
+        let definition = of_name(&paths, name);
+        match definition {
             Some(path) => {
                 let stored = Stored::read(&self.directory, path.clone());
                 condition.check(&self.directory, name, &stored)?;
-                // The definition first: without its keys, control would make it new ones.
-                self.remove(path)?;
             }
             None if key_file.exists() && *condition == Condition::Any => {}
             None => return Err(Refusal::unknown(&self.directory, name, &paths)),
         }
-        self.remove(&key_file)
+        self.remove_both(definition, &key_file)
     }
 
-    /// The keys of a hybrid connection; made where they are missing.
+    /// The keys of a hybrid connection, as they are.
     ///
     /// # Errors
-    /// There is no such hybrid connection, or its key file cannot be used.
+    /// There is no such hybrid connection, or its key file is missing or cannot be used.
     pub fn keys(&self, name: &HycoName) -> Result<HycoKeys, Refusal> {
         self.find(name)?;
         self.load_keys(name)
@@ -182,7 +184,10 @@ impl Store {
     pub fn regenerate(&self, name: &HycoName, rule: Rule, which: Which) -> Result<(), Refusal> {
         let _turn = self.my_turn()?;
         self.find(name)?;
-        let path = self.key_file(name)?;
+        let path = keys::find(&self.directory, name)?;
+        if !path.exists() {
+            self.make_keys(&path)?;
+        }
         let file = self.directory.shown(&path);
         let text = keys::secret_text(&file, &path)?;
         let text = keys::regenerated(&file, &text, rule, which, &mut rand::rng())?;
@@ -212,6 +217,9 @@ impl Store {
     pub fn issuer(&self, name: &HycoName) -> Result<Issuer, Refusal> {
         let definition = self.find(name)?.good()?.clone();
         let namespace = self.namespace()?;
+        if !keys::find(&self.directory, name)?.exists() {
+            self.make_missing_keys(std::slice::from_ref(name), EDIT_WAIT)?;
+        }
         Ok(Issuer {
             identity: tls::load_or_make(&self.directory, &namespace.public_address)?,
             keys: self.load_keys(name)?,
@@ -244,8 +252,13 @@ impl Store {
         let text = definition.text();
         check(definition, &text)?;
         self.check_binding(definition, others)?;
+        let key_file = keys::find(&self.directory, &definition.name)?;
+        if key_file.exists() {
+            let file = self.directory.shown(&key_file);
+            warn!(hyco = %definition.name, "{file} was there before: whoever has its keys can use the new hybrid connection; `underpass key regenerate` makes others");
+        }
         // Keys first: a definition is never seen without them.
-        self.make_keys(&keys::find(&self.directory, &definition.name)?)?;
+        self.make_keys(&key_file)?;
         disk::create_on(&*self.system, &path, text.as_bytes(), disk::OPEN).map_err(|error| {
             match error.kind() {
                 io::ErrorKind::AlreadyExists => {
@@ -289,16 +302,26 @@ impl Store {
     }
 
     fn load_keys(&self, name: &HycoName) -> Result<HycoKeys, Refusal> {
-        let path = self.key_file(name)?;
+        let path = keys::find(&self.directory, name)?;
         Ok(keys::load(&self.directory.shown(&path), &path)?)
     }
 
-    fn key_file(&self, name: &HycoName) -> Result<PathBuf, Refusal> {
-        let path = keys::find(&self.directory, name)?;
-        if !path.exists() {
-            self.make_keys(&path)?;
+    /// Makes the keys of definitions that a person put there without any. Under the lock: a deletion takes the keys before the
+    /// definition, and nothing may make them again between the two.
+    ///
+    /// # Errors
+    /// The disk did not take it, or another edits for longer than `wait`.
+    pub fn make_missing_keys(&self, names: &[HycoName], wait: Duration) -> Result<(), Refusal> {
+        let _turn = self.my_turn_within(wait)?;
+        let definitions = self.definition_files()?;
+        let here: BTreeSet<HycoName> = definitions
+            .iter()
+            .filter_map(|path| name_of("", path).ok())
+            .collect();
+        for name in names.iter().filter(|name| here.contains(name)) {
+            self.make_keys(&keys::find(&self.directory, name)?)?;
         }
-        Ok(path)
+        Ok(())
     }
 
     fn make_keys(&self, path: &Path) -> Result<(), Refusal> {
@@ -319,16 +342,29 @@ impl Store {
     }
 
     fn my_turn(&self) -> Result<Turn<'_>, Refusal> {
+        self.my_turn_within(EDIT_WAIT)
+    }
+
+    fn my_turn_within(&self, wait: Duration) -> Result<Turn<'_>, Refusal> {
         let own = self.own_turn.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.directory.run().join("edit.lock");
-        let lock = Lock::take_within(&path, EDIT_WAIT).map_err(|error| match error {
-            LockError::Held => Refusal::busy(&path, EDIT_WAIT),
+        let lock = match Lock::take_within(&path, wait) {
+            // No room for the file: then nobody can make it, and all lock its folder.
+            Err(LockError::Io(error)) if disk::is_full(&error) => {
+                Lock::folder_within(&self.directory.run(), wait)
+            }
+            taken => taken,
+        };
+        let lock = lock.map_err(|error| match error {
+            LockError::Held => Refusal::busy(&path, wait),
             LockError::Io(error) => Refusal::storage(&path, &error),
         })?;
-        Ok(Turn {
+        let turn = Turn {
             _lock: lock,
             _own: own,
-        })
+        };
+        self.finish_deletions_in_turn()?;
+        Ok(turn)
     }
 }
 

@@ -440,6 +440,7 @@ async fn a_disk_that_does_not_take_it_is_507_at_each_step() {
                 .ask("PUT", PAYROLL, r#"{"host": "sql01", "port": 1433}"#, &[])
                 .await;
             if put.status.as_u16() == 201 {
+                assert!(!failing.has_failed(), "{way:?} at {step}");
                 break;
             }
             let problem = put.is_problem(507, "storage");

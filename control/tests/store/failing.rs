@@ -62,6 +62,12 @@ impl Failing {
         }
     }
 
+    /// Whether it came to the step at which it fails.
+    pub(crate) fn has_failed(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.step > self.fail_at
+    }
+
     /// What is on the disk when the machine is up again.
     pub(crate) fn reboot(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,9 +7,10 @@ mod failing;
 
 use std::fs;
 use std::sync::Barrier;
+use std::time::Duration;
 
-use underpass::files::Directory;
 use underpass::files::definition::Definition;
+use underpass::files::{Directory, Lock};
 use underpass::store::{Code, Condition, Described, Put, Store};
 use underpass_proto::key::Which;
 use underpass_proto::{HycoName, Rule};
@@ -70,6 +71,41 @@ fn a_definition_is_made_with_keys_listed_changed_in_place_and_deleted() {
     assert_eq!(
         place.store.find(&name("payroll-sql")).unwrap_err().code,
         Code::UnknownName
+    );
+}
+
+#[test]
+fn keys_are_made_by_an_order_and_not_by_a_look() {
+    let place = Place::new();
+    fs::write(
+        place.path("connections/payroll-sql.toml"),
+        "host = \"sql01\"\nport = 1433\n",
+    )
+    .unwrap();
+    let names = [name("payroll-sql"), name("archive-sql")];
+    let refusal = place.store.keys(&names[0]).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "keys/payroll-sql.toml: is not there; check the path"
+    );
+    assert_eq!(fs::read_dir(place.path("keys")).unwrap().count(), 0);
+
+    // Somebody edits: nothing is made beside that.
+    let lock = Lock::take(&place.path("run/edit.lock")).unwrap();
+    let refusal = place
+        .store
+        .make_missing_keys(&names, Duration::ZERO)
+        .unwrap_err();
+    assert_eq!(refusal.code, Code::Busy);
+    drop(lock);
+    place
+        .store
+        .make_missing_keys(&names, Duration::ZERO)
+        .unwrap();
+    assert!(place.store.keys(&names[0]).is_ok());
+    assert!(
+        !place.path("keys/archive-sql.toml").exists(),
+        "not without a definition"
     );
 }
 
