@@ -1,16 +1,18 @@
 //! Files of other users, as root meets them: nobody's but root's and one's own are gone by, and what is written stays its owner's.
 //!
-//! Other users need root; without, these tests say so and pass.
+//! Other users and mounts need root; without, there is nothing to try.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
-use rustix::process::getuid;
+use rustix::process::{Pid, Signal, getuid, kill_process};
 use tempfile::TempDir;
 
 /// The user of a service, and a group that it is not in.
@@ -70,6 +72,9 @@ fn what_root_changes_stays_the_service_users() {
     );
 }
 
+/// What is spoiled, how, what is run then, and what is said.
+type Spoiled<'a> = (&'a str, &'a dyn Fn(&Path), &'a str, &'a str);
+
 #[test]
 fn what_others_can_change_is_refused_with_the_command_that_mends_it() {
     let Some(place) = Place::new() else { return };
@@ -89,7 +94,7 @@ fn what_others_can_change_is_refused_with_the_command_that_mends_it() {
         move |path: &Path| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap()
     };
     let foreign = |path: &Path| chown(path, Some(SERVICE), None).unwrap();
-    let cases: [(&str, &dyn Fn(&Path), &str, &str); 10] = [
+    let cases: [Spoiled; 10] = [
         (
             "",
             &mode(0o777),
@@ -264,6 +269,78 @@ fn folders_are_made_with_their_own_modes_under_any_mask() {
     }
 }
 
+#[test]
+fn what_is_there_is_read_and_deleted_on_a_full_disk_and_read_on_one_that_is_read_only() {
+    let Some(place) = Place::new() else { return };
+    let string = "connection string payroll-sql --role on-premises";
+    let script = Script::on_a_small_disk(&place)
+        .does("connection create payroll-sql --host sql01 --port 1433")
+        .does("connection create archive-sql --host sql02 --port 1433")
+        .sh("mount -o remount,ro DIR")
+        .does(string)
+        .does("connection list")
+        .does("connection show payroll-sql")
+        .sh("mount -o remount,rw DIR")
+        .fill()
+        .does(string)
+        .does("connection list")
+        .does("connection show payroll-sql")
+        .sh("! PROGRAM connection set payroll-sql --host sql03 --dir DIR 2>/dev/null")
+        .does("connection delete payroll-sql")
+        .sh("test -z \"$(ls DIR/connections | grep payroll)\" -a -z \"$(ls -A DIR/keys | grep payroll)\"");
+    let output = script.run();
+    let told = shown(&output);
+    assert!(output.status.success(), "{told}");
+    let strings = told
+        .lines()
+        .filter(|line| line.starts_with("Endpoint=hc://"));
+    assert_eq!(strings.count(), 2, "{told}");
+    assert_eq!(
+        told.matches("warning: the reading of the keys is not recorded: ")
+            .count(),
+        2,
+        "{told}"
+    );
+}
+
+#[test]
+fn up_starts_on_a_full_disk() {
+    let Some(place) = Place::new() else { return };
+    let listen = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let namespace = format!(
+        "listen = \\\"{}\\\"\\n[control]\\nlisten = \\\"127.0.0.1:0\\\"\\n",
+        listen.local_addr().unwrap()
+    );
+    drop(listen);
+    let script = Script::on_a_small_disk(&place)
+        .sh(&format!("printf \"{namespace}\" > DIR/namespace.toml"))
+        .does("connection create payroll-sql --host sql01 --port 1433")
+        .fill()
+        .sh("exec PROGRAM up --dir DIR");
+    let mut child = script
+        .command()
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut told = Vec::new();
+    for line in lines.map_while(Result::ok) {
+        told.push(line);
+        if told.last().unwrap() == "Underpass is ready." {
+            break;
+        }
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let ended = child.wait().unwrap();
+    assert_eq!(
+        told.last().map(String::as_str),
+        Some("Underpass is ready."),
+        "{told:?}"
+    );
+    assert!(ended.success(), "{told:?}");
+}
+
 /// Runs the command that a refusal names.
 fn mend(told: &str) {
     let (_, rest) = told
@@ -287,9 +364,9 @@ struct Place {
 }
 
 impl Place {
+    /// `None` for other users than root, who cannot be two.
     fn new() -> Option<Self> {
         if !getuid().is_root() {
-            eprintln!("needs root: nothing was tried");
             return None;
         }
         let open = Permissions::from_mode(0o755);
@@ -350,5 +427,44 @@ impl Place {
         let output = self.run(uid, line);
         assert!(output.status.success(), "{line}: {}", shown(&output));
         shown(&output)
+    }
+}
+
+/// What is done where the directory is a disk of its own.
+struct Script<'a> {
+    place: &'a Place,
+    text: String,
+}
+
+impl<'a> Script<'a> {
+    fn on_a_small_disk(place: &'a Place) -> Self {
+        let text = "set -e\nmount --make-rprivate /\n".to_owned();
+        Self { place, text }.sh("mount -t tmpfs -o size=256k,mode=755 none DIR")
+    }
+
+    fn sh(mut self, line: &str) -> Self {
+        let dir = self.place.dir.to_str().unwrap();
+        let program = self.place.program.to_str().unwrap();
+        self.text += &line.replace("DIR", dir).replace("PROGRAM", program);
+        self.text.push('\n');
+        self
+    }
+
+    fn does(self, line: &str) -> Self {
+        self.sh(&format!("PROGRAM {line} --dir DIR"))
+    }
+
+    fn fill(self) -> Self {
+        self.sh("! head -c 1m /dev/zero > DIR/filling 2>/dev/null")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &self.text]);
+        command
+    }
+
+    fn run(&self) -> Output {
+        self.command().output().unwrap()
     }
 }

@@ -13,6 +13,7 @@ use super::{DirArgs, Exit, Failure};
 use crate::clock;
 use crate::files::definition::Definition;
 use crate::files::{Caller, Directory};
+use crate::output::note;
 use crate::rest::model::{HybridConnection, HybridConnections, Keys, Regenerate};
 use crate::rest::{Actor, Client, ClientError, Wanted, note};
 use crate::store::{Code, Condition, Described, Refusal, Store};
@@ -116,11 +117,24 @@ impl Desk {
         match self {
             Self::Files(store) => {
                 store.find(name)?;
-                audit(store, "listKeys", name, rule, which)?;
+                match audit(store, "listKeys", name, rule, which) {
+                    // Who can read the files could take the keys unseen: a disk that takes no line is no reason to fail.
+                    Err(refusal) if refusal.code == Code::Storage => warn_unrecorded(&refusal),
+                    audited => audited?,
+                }
                 Ok(store.connection_string(name, rule, which)?.emit())
             }
             Self::Api(client) => {
-                let keys: Keys = client.post(&format!("{}/listKeys", path(name)))?;
+                let listed = client.post::<Keys>(&format!("{}/listKeys", path(name)));
+                let keys = match listed {
+                    // Control tells no keys that it cannot record; this process may read them.
+                    Err(ClientError::Problem(problem)) if problem.code == STORAGE => {
+                        warn_unrecorded(&problem.detail);
+                        let store = Store::new(client.directory().clone());
+                        return Ok(store.connection_string(name, rule, which)?.emit());
+                    }
+                    listed => listed?,
+                };
                 let string = keys.string(rule.into(), which.into());
                 let string = string.ok_or_else(|| Refusal::no_key(name, rule, which))?;
                 Ok(Zeroizing::new(string.to_owned()))
@@ -150,6 +164,9 @@ impl Desk {
         }
     }
 }
+
+/// The problem of a disk that takes nothing, as the API names it: [`Code::Storage`].
+const STORAGE: &str = "storage";
 
 const ASK_HINT: &str = "this command must run as the user that control runs as, or as root, and be of the same version";
 
@@ -201,7 +218,7 @@ fn audit(
     name: &HycoName,
     rule: Rule,
     which: Which,
-) -> Result<(), Failure> {
+) -> Result<(), Refusal> {
     let directory = store.directory();
     let uid = rustix::process::getuid().as_raw();
     let actor = Actor {
@@ -217,7 +234,11 @@ fn audit(
         name,
         Some(&key),
     )
-    .map_err(|error| Refusal::storage(&directory.run().join("audit.log"), &error).into())
+    .map_err(|error| Refusal::storage(&directory.run().join("audit.log"), &error))
+}
+
+fn warn_unrecorded(why: &dyn std::fmt::Display) {
+    note!("warning: the reading of the keys is not recorded: {why}");
 }
 
 fn unreachable(directory: &Directory, error: &dyn std::fmt::Display) -> Failure {

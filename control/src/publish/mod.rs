@@ -110,7 +110,7 @@ pub fn run(directory: &Directory, stop: oneshot::Receiver<()>) -> Result<(), Err
     if let Err(refusal) = store.finish_deletions() {
         warn!("a deletion that was cut short cannot be finished: {refusal}");
     }
-    let start = publisher::next_start(directory)?;
+    let start = publisher::next_start(directory);
     let meter = Meter::open(directory, clock::system());
     let mut source = Folder::open(directory.clone(), Arc::clone(&meter));
     let first = source.load().map_err(Error::Faults)?;

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::{Loaded, Source};
 use crate::files::namespace::Namespace;
-use crate::files::{Directory, Fault, Unmade, disk};
+use crate::files::{Directory, Fault, disk};
 
 /// The most faults that a status carries: a person mends a few at a time.
 pub(super) const FAULTS_MAX: usize = 1_000;
@@ -40,7 +40,7 @@ impl Published {
 }
 
 /// When this control started, nanoseconds since 1970; later than every start before it on this directory, whatever the clock says.
-pub(super) fn next_start(directory: &Directory) -> Result<u64, Unmade> {
+pub(super) fn next_start(directory: &Directory) -> u64 {
     let path = directory.run().join("start");
     let last = disk::read(&path)
         .ok()
@@ -49,9 +49,11 @@ pub(super) fn next_start(directory: &Directory) -> Result<u64, Unmade> {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(0));
     let start = last.map_or(now, |last| now.max(last.saturating_add(1)));
-    disk::replace(&path, format!("{start}\n").as_bytes(), disk::SECRET)
-        .map_err(|source| Unmade { path, source })?;
-    Ok(start)
+    // On a full disk the file keeps an older start, and a later one is still later if the clock goes forward.
+    if let Err(error) = disk::replace(&path, format!("{start}\n").as_bytes(), disk::SECRET) {
+        warn!(%error, "cannot write {}", path.display());
+    }
+    start
 }
 
 /// Publishes the first load, then goes on by itself for as long as somebody listens.

@@ -79,6 +79,12 @@ impl Client {
         }
     }
 
+    /// The directory.
+    #[must_use]
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
     /// The socket.
     #[must_use]
     pub fn socket(&self) -> &std::path::Path {
