@@ -59,7 +59,7 @@ enum Hosts {
     Name(HostName),
     /// Every name that ends in a dot and this one.
     Under(HostName),
-    /// Every address in this network, and every name that resolves into it.
+    /// Every address in this network, and where it is more than one address, every name that resolves into it.
     Net(IpNet),
 }
 
@@ -194,6 +194,8 @@ impl Hosts {
     /// Whether an address of this host may be permitted by this entry.
     fn concerns(&self, host: &Host) -> bool {
         match (self, host) {
+            // One address means itself: resolving any name to see whether it leads there would tell who asks what names there are.
+            (Self::Net(net), Host::Name(_)) => net.prefix_len() < net.max_prefix_len(),
             (Self::Net(_), _) => true,
             (Self::Name(name), Host::Name(host)) => name.matches(host),
             (Self::Under(parent), Host::Name(host)) => is_under(host, parent),

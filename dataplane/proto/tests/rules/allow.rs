@@ -22,6 +22,9 @@ fn the_allow_list_knows_names_wildcards_networks_and_ports() {
         ("10.0.0.0/8:443", "10.200.3.4:443", true),
         ("10.0.0.0/8:443", "11.0.0.1:443", false),
         ("10.0.0.0/8:443", "anything.example:443", true), // Its address is checked after.
+        ("10.1.2.3:443", "anything.example:443", false),  // Not even resolved.
+        ("10.1.2.3/32:443", "anything.example:443", false),
+        ("[2001:db8::1]:443", "anything.example:443", false),
         ("10.0.0.0/8:443", "[::ffff:10.1.2.3]:443", true),
         ("[fd00::/8]:443", "[fd12::1]:443", true),
         ("[2001:db8::1]:443", "[2001:db8::1]:443", true),
@@ -75,7 +78,9 @@ fn after_resolution_the_address_itself_must_be_permitted() {
         ("0.0.0.0/0:80", "db01", "127.0.0.1", true, false),
         ("127.0.0.0/8:80", "db01", "127.0.0.53", false, true),
         ("127.0.0.0/8:80", "db01", "::1", false, false),
-        ("[::1]:80", "db01", "::1", false, true),
+        ("[::1]:80", "[::1]", "::1", false, true),
+        ("[::1]:80", "db01", "::1", false, false),
+        ("10.0.0.5:80", "db01", "10.0.0.5", false, false),
         ("[::/0]:80", "db01", "::1", false, false),
         ("localhost:80", "localhost", "127.0.0.1", false, true),
         ("localhost:80", "localhost", "::1", false, true),
