@@ -25,6 +25,12 @@ pub(super) fn of(name: &str) -> Option<&'static str> {
         FlowCode::NameNotFound => {
             "the agent's machine cannot resolve the name: mend its DNS or its /etc/hosts, or mend the definition's host"
         }
+        FlowCode::NameServerSilent => {
+            "the agent's machine gets no answer from its name servers: try `getent ahosts HOST` there, and mend its DNS (/etc/resolv.conf)"
+        }
+        FlowCode::NoSourcePort => {
+            "each connection to one address and port takes a source port of the agent's machine: widen `net.ipv4.ip_local_port_range` there, give the endpoint's name or another agent more addresses, or let applications keep their connections instead of opening new ones"
+        }
         FlowCode::NotAllowed => {
             "the agent may not dial that: run `underpass agent allow HOST:PORT --config agent.toml` on its machine"
         }
@@ -57,6 +63,8 @@ mod tests {
             "timed_out",
             "unreachable",
             "name_not_found",
+            "name_server_silent",
+            "no_source_port",
             "not_allowed",
             "no_listener",
         ] {

@@ -66,6 +66,10 @@ pub enum FlowCode {
     Overloaded = 28,
     /// The data of this month is used up, and the namespace enforces that.
     OverQuota = 29,
+    /// The agent's machine has no source port left for the endpoint.
+    NoSourcePort = 30,
+    /// No name server answered for the endpoint's name.
+    NameServerSilent = 31,
 }
 
 /// Who a failure is laid to.
@@ -150,7 +154,7 @@ impl fmt::Display for SessionCode {
 
 impl FlowCode {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Reset,
         Self::Timeout,
         Self::Aborted,
@@ -168,7 +172,15 @@ impl FlowCode {
         Self::SessionLost,
         Self::Overloaded,
         Self::OverQuota,
+        Self::NoSourcePort,
+        Self::NameServerSilent,
     ];
+
+    /// The highest number that is known to a relay that announces none.
+    pub const MAX_UNANNOUNCED: u8 = 29;
+
+    /// The highest number that is known here.
+    pub const MAX: u8 = 31;
 
     /// The code of a number on the wire.
     #[must_use]
@@ -184,10 +196,21 @@ impl FlowCode {
         self as u32
     }
 
+    /// This code where the other side knows those up to `max`; else the one of its version that comes nearest.
+    #[must_use]
+    pub fn known_up_to(self, max: u8) -> Self {
+        match self {
+            known if known.to_u32() <= u32::from(max) => known,
+            Self::NoSourcePort => Self::EndpointUnreachable,
+            Self::NameServerSilent => Self::NameNotFound,
+            other => other,
+        }
+    }
+
     /// Whether this is an explicit word before anything reached an endpoint, so that the flow may be tried elsewhere.
     #[must_use]
     pub fn is_refusal(self) -> bool {
-        matches!(self as u32, 16..=24 | 28)
+        matches!(self as u32, 16..=24 | 28 | 30..=31)
     }
 
     /// Who failed, when `sent_by` (agent, relay or sender) says this code.
@@ -200,7 +223,9 @@ impl FlowCode {
             | Self::EndpointTimedOut
             | Self::EndpointUnreachable
             | Self::NameNotFound => Side::Endpoint,
-            Self::NotAllowed | Self::NoListener => Side::Agent,
+            Self::NotAllowed | Self::NoListener | Self::NoSourcePort | Self::NameServerSilent => {
+                Side::Agent
+            }
             Self::RegistrationEnded | Self::OverQuota => Side::Relay,
             Self::SessionLost => Side::Network,
             // Who complains about the protocol is not who broke it.
@@ -240,6 +265,14 @@ impl FlowCode {
             Self::SessionLost => ("session_lost", "the session was lost"),
             Self::Overloaded => ("overloaded", "overloaded"),
             Self::OverQuota => ("over_quota", "the data of this month is used up"),
+            Self::NoSourcePort => (
+                "no_source_port",
+                "the agent's machine has no source port left for the endpoint",
+            ),
+            Self::NameServerSilent => (
+                "name_server_silent",
+                "no name server answered for the endpoint's name",
+            ),
         }
     }
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use underpass_proto::key::KeyPair;
 use underpass_proto::wire::{
-    Deregister, Elsewhere, Ended, EndedCode, FRAME_MAX, Hello, Open, Opened, Probe, Probed,
+    Codes, Deregister, Elsewhere, Ended, EndedCode, FRAME_MAX, Hello, Open, Opened, Probe, Probed,
     RELAYS_MAX, Refused, RefusedCode, Registered, Welcome,
 };
 use underpass_proto::*;
@@ -147,6 +147,7 @@ fn frame() -> impl Strategy<Value = Frame> {
                     dialled,
                 })
             }),
+        any::<u8>().prop_map(|flow_max| Frame::Codes(Codes { flow_max })),
         (name(), any::<u64>(), endpoint(), address()).prop_map(
             |(hyco, flow, endpoint, application)| Frame::Open(Open {
                 hyco,

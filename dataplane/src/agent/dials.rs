@@ -19,7 +19,7 @@ use self::race::{Attempt, Race};
 use super::role::{AgentFlow, EndpointFound, Message};
 use crate::addresses::{Worked, arranged};
 use crate::core::{Core, Owner};
-use crate::io::{Close, Io, SocketId};
+use crate::io::{self, Close, Io, SocketId};
 use crate::quic::SessionId;
 use crate::resolve::{self, Answer, Asked, Asker, Failure, Found, Resolver};
 use crate::worker::Handle;
@@ -193,9 +193,8 @@ impl Dials {
     ) -> Option<Done> {
         match answer {
             Ok(found) => self.candidates(core, allow, number, found),
-            Err(Failure::NotFound | Failure::Silent) => {
-                self.fail(core, number, FlowCode::NameNotFound)
-            }
+            Err(Failure::NotFound) => self.fail(core, number, FlowCode::NameNotFound),
+            Err(Failure::Silent) => self.fail(core, number, FlowCode::NameServerSilent),
         }
     }
 
@@ -235,7 +234,7 @@ impl Dials {
         if let Err(error) = result {
             core.disown(socket);
             core.io.close(socket, Close::Reset);
-            dial.race.failed(code_of(&error), since, address);
+            dial.race.failed(code_of(&error, address), since, address);
             return self.dial_next(core, number);
         }
         let mut dial = self.take(core, number)?;
@@ -262,7 +261,9 @@ impl Dials {
                     self.steps.extend(next_at.map(|at| (at, number)));
                     return None;
                 }
-                Err(error) => dial.race.failed(code_of(&error), core.now, address),
+                Err(error) => dial
+                    .race
+                    .failed(code_of(&error, address), core.now, address),
             }
         }
         if dial.race.is_running() {
@@ -325,7 +326,7 @@ impl Dials {
     fn give_up<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, number: u64) -> Option<Done> {
         let dial = self.by_number.get_mut(&number)?;
         if !dial.race.has_begun() {
-            return self.fail(core, number, FlowCode::NameNotFound);
+            return self.fail(core, number, FlowCode::NameServerSilent);
         }
         let (code, last) = dial.race.outcome_in_time();
         dial.last = last;
@@ -432,17 +433,17 @@ impl Dial {
     }
 }
 
-/// What a failed connection attempt means.
-fn code_of(error: &std::io::Error) -> FlowCode {
+/// What a failed connection attempt to this address means.
+fn code_of(error: &std::io::Error, to: SocketAddr) -> FlowCode {
     use std::io::ErrorKind as Kind;
     match error.kind() {
         Kind::ConnectionRefused | Kind::ConnectionReset => FlowCode::EndpointRefused,
         Kind::TimedOut => FlowCode::EndpointTimedOut,
-        Kind::HostUnreachable
-        | Kind::NetworkUnreachable
-        | Kind::AddrNotAvailable
-        | Kind::PermissionDenied => FlowCode::EndpointUnreachable,
-        _ => FlowCode::Overloaded, // No descriptor, no memory, no port.
+        // Linux reports both by one number: all ports are in use, or there is no address to connect from.
+        Kind::AddrNotAvailable if io::socket::has_source_address(to) => FlowCode::NoSourcePort,
+        _ if io::is_exhaustion(error) => FlowCode::Overloaded,
+        // Among them: no route, no interface, no IPv6 at all, a local firewall's refusal.
+        _ => FlowCode::EndpointUnreachable,
     }
 }
 

@@ -247,7 +247,9 @@ impl Agent {
                 core.start_opened(data, socket, session, stream, Bytes::from(opened), first);
             }
             (Errand::Flow { stream, open, .. }, Err(code)) => {
-                refuse(core, session, stream, &open, code);
+                log_refusal(&open, code);
+                let known = self.links.known_code(session, code);
+                core.quic.abort(session, stream, known);
             }
             (Errand::Probe(ref probe), ref result) => {
                 if let Ok((socket, _)) = *result {
@@ -270,9 +272,11 @@ impl Agent {
         &mut self,
         core: &mut Core<I, AgentFlow>,
         session: SessionId,
-        said: Probed,
+        mut said: Probed,
     ) {
         debug!(hyco = %said.hyco, failed = ?said.failed, dialled = ?said.dialled, dial_us = said.dial_us, "probed");
+        let failed = said.failed;
+        said.failed = failed.map(|code| self.links.known_code(session, code));
         self.links
             .say(&mut core.quic, session, &Frame::Probed(said));
     }
@@ -475,12 +479,16 @@ fn refuse<I: Io>(
     open: &Open,
     code: FlowCode,
 ) {
+    log_refusal(open, code);
+    core.quic.abort(session, stream, code);
+}
+
+fn log_refusal(open: &Open, code: FlowCode) {
     let ending = Ending::said(code, Side::Agent);
     info!(
-        hyco = %open.hyco, flow = open.flow.0, endpoint = %open.endpoint, application = %open.application, %ending,
+        hyco = %open.hyco, flow = open.flow.0, endpoint = %open.endpoint, application = %open.application, %ending, why = %code,
         "flow refused"
     );
-    core.quic.abort(session, stream, code);
 }
 
 /// What a probe's dial found.

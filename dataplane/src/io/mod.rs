@@ -303,8 +303,8 @@ pub enum Choice {
     Poll,
 }
 
-/// Whether an accept failed for want of descriptors or memory, so that the next one would fail, too.
-fn is_exhaustion(error: &io::Error) -> bool {
+/// Whether an accept or a connect failed for want of descriptors or memory, so that the next one would fail, too.
+pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)

@@ -2,7 +2,7 @@
 //! Knows no backend; refuses to share a port with a stranger.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
@@ -175,6 +175,19 @@ pub(in crate::io) fn fin_came<S: std::os::fd::AsFd>(socket: &S, bytes_read: u64)
     result == 0
         && len as usize == info.len()
         && received.is_ok_and(|received| received > bytes_read)
+}
+
+/// Whether this machine has an address to connect from, whatever ports are in use. IPv4 reports the want of one as no route; asked after a failure only.
+pub(crate) fn has_source_address(to: SocketAddr) -> bool {
+    if to.is_ipv4() {
+        return true;
+    }
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    // Connecting a datagram socket chooses its source address and sends nothing.
+    match UdpSocket::bind(any) {
+        Ok(socket) => socket.connect(to).is_ok(),
+        Err(_) => false,
+    }
 }
 
 /// Binds once without SO_REUSEPORT and lets go, so that a port that somebody uses is noticed; tells the address that was free.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use quinn_proto::StreamId;
 use rand::rngs::StdRng;
-use underpass_proto::{Endpoint, Frame, HycoName, SessionCode};
+use underpass_proto::{Endpoint, FlowCode, Frame, HycoName, SessionCode};
 
 use super::supervise::Said;
 use super::wants::{Identity, Relay};
@@ -104,6 +104,16 @@ impl Links {
     pub(crate) fn relay_of(&self, session: SessionId) -> Option<&Endpoint> {
         let link = self.links.iter().find(|link| link.has(session));
         link.map(|link| &link.relay.endpoint)
+    }
+
+    /// This code, or the one that comes nearest where the relay of this session does not know it.
+    #[must_use]
+    pub(crate) fn known_code(&self, session: SessionId, code: FlowCode) -> FlowCode {
+        let max = self
+            .links
+            .iter()
+            .find_map(|link| link.flow_code_max(session));
+        code.known_up_to(max.unwrap_or(FlowCode::MAX_UNANNOUNCED))
     }
 
     /// Makes sure that there is a link to this worker of the relay where the hybrid connection is asked for. False: the relay has no such worker.

@@ -335,6 +335,7 @@ impl Link {
                 Frame::Refused(said) => heard.extend(session.refused(&relay, said, now)),
                 Frame::Ended(said) => heard.extend(session.ended(&relay, said, now)),
                 Frame::Draining => session.draining = true,
+                Frame::Codes(codes) => session.flow_code_max = codes.flow_max,
                 Frame::Probe(probe) => heard.push(Heard::Probe(probe)),
                 _ => heard.push(Heard::Broken(
                     SessionCode::Protocol,
@@ -447,6 +448,12 @@ impl Link {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.say(quic, id, frame);
         }
+    }
+
+    /// The highest flow code that the relay knows, if this session is one of this link.
+    #[must_use]
+    pub(crate) fn flow_code_max(&self, id: SessionId) -> Option<u8> {
+        self.sessions.get(&id).map(|session| session.flow_code_max)
     }
 
     /// What this hybrid connection leads to, where both proofs hold on this session.

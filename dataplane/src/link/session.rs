@@ -9,7 +9,7 @@ use underpass_proto::limits::{PING_AFTER, SUSPECT_AFTER};
 use underpass_proto::proof::{relay_proof, verify};
 use underpass_proto::wire::{Deregister, Ended, Refused, Registered};
 use underpass_proto::{
-    Endpoint, Exporter, Frame, HycoName, Key, Nonce, Register, Rule, SessionCode,
+    Endpoint, Exporter, FlowCode, Frame, HycoName, Key, Nonce, Register, Rule, SessionCode,
 };
 
 use super::Heard;
@@ -26,6 +26,8 @@ pub(super) struct Session {
     pub(super) state: State,
     /// The relay drains.
     pub(super) draining: bool,
+    /// The highest flow code that the relay knows.
+    pub(super) flow_code_max: u8,
     /// When this side said that it wants no more flows on it.
     pub(super) retired: Option<Instant>,
     /// In the order of their names, in which they are asked for again and given back.
@@ -64,6 +66,7 @@ impl Session {
             since: now,
             state: State::Dialling,
             draining: false,
+            flow_code_max: FlowCode::MAX_UNANNOUNCED,
             retired: None,
             registrations: BTreeMap::new(),
         }

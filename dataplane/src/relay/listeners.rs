@@ -457,6 +457,8 @@ fn says_of_endpoint(code: FlowCode) -> bool {
             | FlowCode::EndpointUnreachable
             | FlowCode::NameNotFound
             | FlowCode::NotAllowed
+            | FlowCode::NoSourcePort
+            | FlowCode::NameServerSilent
     )
 }
 

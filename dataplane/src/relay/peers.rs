@@ -20,8 +20,8 @@ use tracing::field::display;
 use tracing::{debug, warn};
 use underpass_proto::limits::{HELLO_DEADLINE, PING_AFTER, SUSPECT_AFTER};
 use underpass_proto::snapshot::{SessionReport, SessionState};
-use underpass_proto::wire::{Hello, Refused, RefusedCode, Register, VERSION, Welcome};
-use underpass_proto::{Exporter, Frame, HycoName, Instance, Role, Rule, SessionCode};
+use underpass_proto::wire::{Codes, Hello, Refused, RefusedCode, Register, VERSION, Welcome};
+use underpass_proto::{Exporter, FlowCode, Frame, HycoName, Instance, Role, Rule, SessionCode};
 
 pub(crate) use self::probes::Asker;
 use self::probes::Probes;
@@ -325,7 +325,13 @@ impl Peers {
             relay_time_unix_ms: unix_ms(),
             relays: vec![plan.snapshot.public_address.clone()],
         });
-        peer.say(quic, session, &welcome)
+        let codes = Frame::Codes(Codes {
+            flow_max: FlowCode::MAX,
+        });
+        match peer.say(quic, session, &welcome) {
+            Verdict::Fine => peer.say(quic, session, &codes),
+            verdict => verdict,
+        }
     }
 
     /// The session for a new flow. `without` was tried already.

@@ -152,10 +152,16 @@ impl Session {
     }
 }
 
-/// Reads one frame of this type, header and body.
+/// Reads one frame of this type, header and body. Skips frames of types that this peer does not know.
 pub(crate) async fn read_frame(stream: &mut RecvStream, wanted: u8) -> Body {
     let what = format!("a frame of type {wanted:#04x}");
-    let (kind, body) = read_any(stream, &what).await;
+    let (kind, body) = loop {
+        let (kind, body) = read_any(stream, &what).await;
+        if kind < wire::OPEN && kind > wire::PROBED {
+            continue;
+        }
+        break (kind, body);
+    };
     assert_eq!(kind, wanted, "another type of frame came: {body:02x?}");
     body
 }

@@ -7,9 +7,9 @@ use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use super::{
-    AgentId, Deregister, Elsewhere, Ended, EndedCode, FRAME_MAX, FlowId, Frame, Hello, Instance,
-    Open, Opened, Probe, Probed, RELAYS_MAX, Refused, RefusedCode, Register, Registered, Role,
-    VERSION, Welcome,
+    AgentId, Codes, Deregister, Elsewhere, Ended, EndedCode, FRAME_MAX, FlowId, Frame, Hello,
+    Instance, Open, Opened, Probe, Probed, RELAYS_MAX, Refused, RefusedCode, Register, Registered,
+    Role, VERSION, Welcome,
 };
 use crate::code::FlowCode;
 use crate::endpoint::{Endpoint, Host};
@@ -28,6 +28,7 @@ mod kind {
     pub(super) const DRAINING: u8 = 0x08;
     pub(super) const PROBE: u8 = 0x09;
     pub(super) const PROBED: u8 = 0x0a;
+    pub(super) const CODES: u8 = 0x0c;
     pub(super) const OPEN: u8 = 0x10;
     pub(super) const OPENED: u8 = 0x11;
     pub(super) const ELSEWHERE: u8 = 0x12;
@@ -103,6 +104,7 @@ impl Frame {
             kind::DRAINING => ("Draining", |_| Ok(Self::Draining)),
             kind::PROBE => ("Probe", probe),
             kind::PROBED => ("Probed", probed),
+            kind::CODES => ("Codes", codes),
             kind::OPEN => ("Open", open),
             kind::OPENED => ("Opened", opened),
             kind::ELSEWHERE => ("Elsewhere", elsewhere),
@@ -133,6 +135,7 @@ impl Frame {
             Self::Draining => kind::DRAINING,
             Self::Probe(_) => kind::PROBE,
             Self::Probed(_) => kind::PROBED,
+            Self::Codes(_) => kind::CODES,
             Self::Open(_) => kind::OPEN,
             Self::Opened(_) => kind::OPENED,
             Self::Elsewhere(_) => kind::ELSEWHERE,
@@ -178,6 +181,7 @@ impl Frame {
                 put_endpoint(&probe.endpoint, out);
             }
             Self::Probed(probed) => put_probed(probed, out),
+            Self::Codes(codes) => out.push(codes.flow_max),
             Self::Open(open) => {
                 put_text(open.hyco.as_str(), out);
                 out.extend(open.flow.0.to_be_bytes());
@@ -356,10 +360,8 @@ fn probed(fields: &mut Fields<'_>) -> Result<Frame, FrameError> {
     let id = fields.u64()?;
     let failed = match fields.u8()? {
         0 => None,
-        code => match FlowCode::from_u64(code.into()) {
-            Some(code) => Some(code),
-            None => return fields.bad("failed"),
-        },
+        // A code of a later version says only that it failed.
+        code => Some(FlowCode::from_u64(code.into()).unwrap_or(FlowCode::Aborted)),
     };
     Ok(Frame::Probed(Probed {
         hyco,
@@ -368,6 +370,12 @@ fn probed(fields: &mut Fields<'_>) -> Result<Frame, FrameError> {
         resolve_us: fields.u32()?,
         dial_us: fields.u32()?,
         dialled: fields.maybe_address("dialled")?,
+    }))
+}
+
+fn codes(fields: &mut Fields<'_>) -> Result<Frame, FrameError> {
+    Ok(Frame::Codes(Codes {
+        flow_max: fields.u8()?,
     }))
 }
 

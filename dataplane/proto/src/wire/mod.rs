@@ -86,6 +86,8 @@ pub enum Frame {
     Probe(Probe),
     /// The agent's answer to it.
     Probed(Probed),
+    /// Relay to peer, behind Welcome: which codes it knows.
+    Codes(Codes),
     /// First on a flow stream, from the side that opened it; the application's bytes follow at once.
     Open(Open),
     /// The answer on a flow stream: the endpoint is connected; its bytes follow.
@@ -231,6 +233,13 @@ pub struct Probed {
     pub dial_us: u32,
     /// The address that was dialled last; `None`: none was.
     pub dialled: Option<SocketAddr>,
+}
+
+/// Body of [`Frame::Codes`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Codes {
+    /// The highest number of a [`FlowCode`] that the relay knows.
+    pub flow_max: u8,
 }
 
 /// Body of [`Frame::Open`].

@@ -4,6 +4,27 @@ use underpass_proto::wire::{FRAME_MAX, Hello};
 use underpass_proto::*;
 
 #[test]
+fn a_code_of_a_later_version_is_said_as_one_that_the_other_side_knows() {
+    let before = FlowCode::MAX_UNANNOUNCED;
+    assert_eq!(
+        FlowCode::NoSourcePort.known_up_to(before),
+        FlowCode::EndpointUnreachable
+    );
+    assert_eq!(
+        FlowCode::NameServerSilent.known_up_to(before),
+        FlowCode::NameNotFound
+    );
+    for code in FlowCode::ALL {
+        assert_eq!(code.known_up_to(FlowCode::MAX), code);
+        let known = code.known_up_to(before);
+        assert!(known.to_u32() <= u32::from(before), "{code:?}");
+        assert_eq!(known.is_refusal(), code.is_refusal(), "{code:?}");
+    }
+    let highest = FlowCode::ALL.map(FlowCode::to_u32).into_iter().max();
+    assert_eq!(highest, Some(FlowCode::MAX.into()));
+}
+
+#[test]
 fn codes_keep_their_numbers_and_name_who_failed() {
     for code in FlowCode::ALL {
         assert_eq!(FlowCode::from_u64(u64::from(code.to_u32())), Some(code));
@@ -28,7 +49,7 @@ fn codes_keep_their_numbers_and_name_who_failed() {
         .filter(|code| code.is_refusal())
         .map(FlowCode::to_u32)
         .collect();
-    assert_eq!(refusals, [16, 17, 18, 19, 20, 21, 22, 23, 24, 28]);
+    assert_eq!(refusals, [16, 17, 18, 19, 20, 21, 22, 23, 24, 28, 30, 31]);
 }
 
 #[test]

@@ -47,6 +47,36 @@ fn a_name_without_an_address_is_told_from_one_that_may_not_be_dialled() {
     let mut scene = Scene::open();
     let done = scene.fail_to_resolve(Failure::NotFound);
     assert_eq!(done.result, Err(FlowCode::NameNotFound));
+    let done = scene.fail_to_resolve(Failure::Silent);
+    assert_eq!(done.result, Err(FlowCode::NameServerSilent));
+}
+
+#[test]
+fn a_failed_attempt_is_reported_by_its_true_cause() {
+    let (v4, v6): (SocketAddr, SocketAddr) = (
+        "127.0.0.1:1433".parse().expect("an address"),
+        // For documentation (RFC 3849): no machine has a way there from a source address of its own but by a default route.
+        "[2001:db8::1]:1433".parse().expect("an address"),
+    );
+    let code = |errno| code_of(&Error::from_raw_os_error(errno), v4);
+    for (errno, expected) in [
+        (libc::ECONNREFUSED, FlowCode::EndpointRefused),
+        (libc::ETIMEDOUT, FlowCode::EndpointTimedOut),
+        (libc::EADDRNOTAVAIL, FlowCode::NoSourcePort),
+        (libc::EHOSTUNREACH, FlowCode::EndpointUnreachable),
+        (libc::ENETUNREACH, FlowCode::EndpointUnreachable),
+        (libc::ENETDOWN, FlowCode::EndpointUnreachable),
+        (libc::EAFNOSUPPORT, FlowCode::EndpointUnreachable),
+        (libc::EACCES, FlowCode::EndpointUnreachable),
+        (libc::EMFILE, FlowCode::Overloaded),
+        (libc::ENOBUFS, FlowCode::Overloaded),
+    ] {
+        assert_eq!(code(errno), expected, "errno {errno}");
+    }
+    if !io::socket::has_source_address(v6) {
+        let none = Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+        assert_eq!(code_of(&none, v6), FlowCode::EndpointUnreachable);
+    }
 }
 
 #[test]

@@ -199,7 +199,7 @@ fn a_session_without_its_first_stream_is_told_nothing() {
     scene.peers.say_draining(&mut scene.pair.there.quic);
     scene.greet(Role::Agent);
     assert!(
-        matches!(scene.heard[..], [Frame::Welcome(_)]),
+        matches!(scene.heard[..], [Frame::Welcome(_), Frame::Codes(_)]),
         "{:?}",
         scene.heard
     );
