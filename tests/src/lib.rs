@@ -7,6 +7,7 @@ pub mod feed_between;
 pub mod fidelity;
 pub mod forwarder;
 pub mod load;
+pub mod name_server;
 pub mod promise;
 pub mod rest;
 pub mod sender;

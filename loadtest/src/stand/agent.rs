@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::deadline::{MOMENT, wait_for};
 use super::installation::{Installation, Setup, write_secret};
-use super::network::with_hosts;
+use super::network::with_files;
 use super::process::{Process, lock};
 
 /// An agent. Dropped, it is killed and its folder goes.
@@ -53,11 +53,18 @@ impl Agent {
     /// # Errors
     /// When it cannot be started.
     pub fn start(&self) -> Result<()> {
-        let mut command = match &self.setup.hosts {
-            Some(hosts) => self
-                .setup
-                .prepared(with_hosts(hosts, self.setup.program()?)),
-            None => self.setup.data_plane()?,
+        let setup = &self.setup;
+        let places = [
+            ("/etc/hosts", setup.hosts.as_deref()),
+            ("/etc/resolv.conf", setup.resolv_conf.as_deref()),
+        ];
+        let files: Vec<_> = places
+            .into_iter()
+            .filter_map(|(place, file)| Some((place, file?)))
+            .collect();
+        let mut command = match files[..] {
+            [] => setup.data_plane()?,
+            [..] => setup.prepared(with_files(&files, setup.program()?)),
         };
         command
             .args(["agent", "run", "--config"])

@@ -113,14 +113,23 @@ pub fn no_own_hosts_file() -> Option<String> {
 /// A command that sees `hosts` as /etc/hosts, in a mount namespace of its own. It becomes the program: no process is between.
 #[must_use]
 pub fn with_hosts(hosts: &Path, program: impl AsRef<OsStr>) -> Command {
+    with_files(&[("/etc/hosts", hosts)], program)
+}
+
+/// The same with other files, each in the place of one of this machine's.
+#[must_use]
+pub fn with_files(files: &[(&str, &Path)], program: impl AsRef<OsStr>) -> Command {
+    let mount = |(place, _): &(&str, &Path)| format!("mount --bind \"$1\" {place} && shift && ");
+    let script: String = files.iter().map(mount).collect();
     let mut command = Command::new("unshare");
     if !rustix::process::getuid().is_root() {
         command.arg("--map-root-user");
     }
     command
         .args(["--mount", "sh", "-c"])
-        .arg("mount --bind \"$0\" /etc/hosts && exec \"$@\"")
-        .arg(hosts)
+        .arg(script + "exec \"$@\"")
+        .arg("sh")
+        .args(files.iter().map(|(_, file)| file))
         .arg(program);
     command
 }

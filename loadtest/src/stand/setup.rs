@@ -48,6 +48,8 @@ pub struct Setup {
     pub probe: bool,
     /// What agents see as /etc/hosts; `None`: this machine's.
     pub hosts: Option<PathBuf>,
+    /// What agents see as /etc/resolv.conf; `None`: this machine's.
+    pub resolv_conf: Option<PathBuf>,
     /// The program; `None`: as [`binary`] finds it.
     pub program: Option<PathBuf>,
     /// A command that becomes relay or agent, for instance `prlimit --nofile=256`.
@@ -71,6 +73,7 @@ impl Setup {
             environment: Vec::new(),
             probe: true,
             hosts: None,
+            resolv_conf: None,
             program: None,
             through: Vec::new(),
             public: None,
