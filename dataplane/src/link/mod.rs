@@ -7,7 +7,7 @@ pub(crate) mod supervise;
 pub(crate) mod wants;
 mod words;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use underpass_proto::{Endpoint, Frame, HycoName, Role, SessionCode};
 use self::session::{Session, State};
 use self::wants::{Identity, Relay};
 pub(crate) use self::words::words;
+use crate::addresses::{ATTEMPT_EVERY, arranged};
 use crate::control_stream::ControlStream;
 use crate::quic::{Driver, SessionId, cid, config};
 
@@ -28,7 +29,7 @@ use crate::quic::{Driver, SessionId, cid, config};
 /// which it has heard, and a second attempt would only be more of what it is busy with.
 const RENEW_AFTER: Duration = Duration::from_secs(1);
 
-/// Attempts under way at once: as many as are begun while one is given time for an answer.
+/// Attempts under way at once: as many as are begun while one is given time for an answer. A relay with more addresses has one for each.
 const ATTEMPTS_MAX: usize = 3;
 
 /// An attempt that got no answer for this long is given up; also how long an answer may be the last one before another attempt is made.
@@ -68,7 +69,10 @@ pub(crate) struct Link {
     pub(crate) relay_worker: u8,
     identity: Identity,
     sessions: FxHashMap<SessionId, Session>,
+    /// In the order in which they are tried. The resolver gives eight at most.
     addresses: Vec<SocketAddr>,
+    /// The address of the last session that was welcomed.
+    worked: Option<IpAddr>,
     /// A resolution is under way.
     pub(crate) resolving: bool,
     /// A resolution ended, with or without an address, and no attempt was made since.
@@ -126,6 +130,7 @@ impl Link {
             identity,
             sessions: FxHashMap::default(),
             addresses: Vec::new(),
+            worked: None,
             resolving: false,
             resolved: false,
             next_address: 0,
@@ -161,7 +166,7 @@ impl Link {
         self.resolving = false;
         self.resolved = true;
         if !addresses.is_empty() {
-            self.addresses = addresses;
+            self.addresses = arranged(addresses, self.worked);
         }
     }
 
@@ -190,7 +195,7 @@ impl Link {
             count += 1;
             answered |= quic.is_answering(now, id, UNANSWERED_MAX);
         }
-        count < ATTEMPTS_MAX && !answered
+        count < ATTEMPTS_MAX.max(self.addresses.len()) && !answered
     }
 
     /// Whether the relay's name is to be resolved before the next attempt: at first, and after attempts without an answer.
@@ -203,7 +208,15 @@ impl Link {
 
     /// Dials.
     pub(crate) fn dial(&mut self, quic: &mut Driver, now: Instant, rng: &mut impl Rng) {
-        self.next_attempt = now + self.pause(now, rng);
+        if self.attempts == 0 {
+            self.next_address = 0; // What worked last is first again.
+        }
+        // The first time round, each address is tried beside those before it.
+        let is_racing = self.next_address + 1 < self.addresses.len();
+        self.next_attempt = match is_racing {
+            true => now + ATTEMPT_EVERY,
+            false => now + self.pause(now, rng),
+        };
         self.attempts += 1;
         self.resolved = false;
         self.relay_worker %= self.relay.workers();
@@ -328,6 +341,8 @@ impl Link {
             match frame {
                 Frame::Welcome(welcome) => {
                     session.welcome(quic, &relay, id, welcome.workers, rng);
+                    self.worked = quic.path(id).map(|path| path.remote.ip());
+                    self.addresses = arranged(std::mem::take(&mut self.addresses), self.worked);
                     self.attempts = 0;
                     self.told = None;
                 }

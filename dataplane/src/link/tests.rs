@@ -47,6 +47,33 @@ fn a_registration_stands_from_both_proofs_on_and_what_the_relay_says_of_it_later
 }
 
 #[test]
+fn the_addresses_of_a_relay_are_raced_and_what_worked_last_is_first() {
+    let silent: SocketAddr = "127.0.0.9:2".parse().expect("an address");
+    let mut scene = Scene::new();
+    scene.link.found(vec![silent, THERE]);
+    scene.dial_now();
+    let wants = |scene: &Scene, after| {
+        let quic = &scene.pair.here.quic;
+        scene.link.wants_session(quic, scene.now + after)
+    };
+    assert!(!wants(&scene, ATTEMPT_EVERY - Duration::from_millis(1)));
+    assert!(wants(&scene, ATTEMPT_EVERY));
+    scene.now += ATTEMPT_EVERY;
+    scene.dial_now();
+    let quic = &scene.pair.here.quic;
+    let remote = |id: SessionId| quic.path(id).map(|path| path.remote);
+    let mut remotes: Vec<_> = scene.link.all().into_iter().filter_map(remote).collect();
+    remotes.sort_unstable();
+    assert_eq!(remotes, [THERE, silent]);
+    assert!(!wants(&scene, ATTEMPT_EVERY), "each was tried");
+
+    let mut scene = Scene::welcomed();
+    scene.until_asked();
+    scene.link.found(vec![silent, THERE]);
+    assert_eq!(scene.link.addresses, [THERE, silent]);
+}
+
+#[test]
 fn a_new_key_that_is_refused_leaves_what_stands_and_is_asked_for_again() {
     let mut scene = Scene::registered();
     scene.wants(want(2, 100));
