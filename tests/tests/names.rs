@@ -160,7 +160,8 @@ fn source_ports_that_are_used_up_are_named_in_log_status_and_probe() {
             let ran = run_any(&mut shell(&script), MOMENT).ok()?;
             ran.stdout.contains("no source port left").then_some(ran)
         });
-        let shown = ran.unwrap().stdout;
+        let ran = ran.unwrap();
+        let shown = ran.stdout + &ran.stderr;
         assert!(shown.contains("ip_local_port_range"), "{command}: {shown}");
         assert!(!shown.contains("routes"), "{command}: {shown}");
     }

@@ -116,12 +116,14 @@ impl Session {
         body
     }
 
-    /// The next frame on the control stream, with its type. The relay may ask for a probe at any time, which nobody here answers.
+    /// The next frame on the control stream, with its type. The relay may ask for a probe at any time, which nobody here answers. A frame of
+    /// a type that this peer does not know is skipped.
     pub(crate) async fn hear_any(&mut self) -> (u8, Body) {
         loop {
             let next = read_any(&mut self.from_relay, "a frame");
             let (kind, body) = soon("a frame", next).await;
-            if kind != wire::PROBE {
+            let is_known = kind <= wire::PROBED || kind >= wire::OPEN;
+            if kind != wire::PROBE && is_known {
                 return (kind, body);
             }
         }
@@ -152,16 +154,10 @@ impl Session {
     }
 }
 
-/// Reads one frame of this type, header and body. Skips frames of types that this peer does not know.
+/// Reads one frame of this type, header and body.
 pub(crate) async fn read_frame(stream: &mut RecvStream, wanted: u8) -> Body {
     let what = format!("a frame of type {wanted:#04x}");
-    let (kind, body) = loop {
-        let (kind, body) = read_any(stream, &what).await;
-        if kind < wire::OPEN && kind > wire::PROBED {
-            continue;
-        }
-        break (kind, body);
-    };
+    let (kind, body) = read_any(stream, &what).await;
     assert_eq!(kind, wanted, "another type of frame came: {body:02x?}");
     body
 }
