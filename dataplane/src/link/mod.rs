@@ -20,7 +20,7 @@ use underpass_proto::{Endpoint, Frame, HycoName, Role, SessionCode};
 
 use self::session::{Session, State};
 use self::wants::{Identity, Relay};
-pub(crate) use self::words::words;
+pub(crate) use self::words::{WRONG_CERTIFICATE, words};
 use crate::addresses::{ATTEMPT_EVERY, arranged};
 use crate::control_stream::ControlStream;
 use crate::quic::{Driver, SessionId, cid, config};
@@ -56,8 +56,11 @@ const _: () = assert!(RENEW_AFTER.as_millis() * ATTEMPTS_MAX as u128 >= UNANSWER
 /// Why an attempt is given up that nobody said anything to.
 const NO_ANSWER: &str = "no answer";
 
-/// How often one cause of a failure is told.
+/// How often one cause of a failure is logged.
 const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// Causes that are told apart: a relay that fails in turn in more ways than these is logged no more often for it.
+const CAUSES_MAX: usize = 8;
 
 /// The way to one worker of one relay.
 pub(crate) struct Link {
@@ -81,7 +84,8 @@ pub(crate) struct Link {
     attempts: u32,
     alone_since: Instant,
     next_attempt: Instant,
-    told: Option<Instant>,
+    /// Causes of failures that were logged since the last session, and when.
+    logged: Vec<(String, Instant)>,
 }
 
 /// What a worker of a process that dials is told: by its supervisor, by the resolver, and (`M`) what only this kind of process is told.
@@ -137,7 +141,7 @@ impl Link {
             attempts: 0,
             alone_since: now,
             next_attempt: now,
-            told: None,
+            logged: Vec::new(),
         }
     }
 
@@ -287,7 +291,7 @@ impl Link {
             self.alone_since = now;
             self.attempts = 0;
             self.next_attempt = now;
-            self.told = None;
+            self.logged.clear();
         }
         if !self.relay.wants.is_empty() {
             self.tell_failure(now, why);
@@ -295,10 +299,13 @@ impl Link {
     }
 
     fn tell_failure(&mut self, now: Instant, why: &str) {
-        let again = |told| now.saturating_duration_since(told) >= TELL_EVERY;
-        if self.told.is_none_or(again) {
-            self.told = Some(now);
-            warn!(relay = %self.relay.endpoint, %why, "no session; trying on");
+        let is_recent =
+            |(_, at): &mut (String, Instant)| now.saturating_duration_since(*at) < TELL_EVERY;
+        self.logged.retain_mut(is_recent);
+        // A new cause is logged at once: it must not hide behind the one before.
+        if self.logged.len() < CAUSES_MAX && self.logged.iter().all(|(known, _)| known != why) {
+            self.logged.push((why.to_owned(), now));
+            warn!(relay = %self.relay.endpoint, %why, "cannot connect to relay; retrying");
         }
     }
 
@@ -344,7 +351,7 @@ impl Link {
                     self.worked = quic.path(id).map(|path| path.remote.ip());
                     self.addresses = arranged(std::mem::take(&mut self.addresses), self.worked);
                     self.attempts = 0;
-                    self.told = None;
+                    self.logged.clear();
                 }
                 Frame::Registered(said) => heard.extend(session.registered(&relay, said)),
                 Frame::Refused(said) => heard.extend(session.refused(&relay, said, now)),

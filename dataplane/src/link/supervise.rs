@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use underpass_proto::{Endpoint, HycoName, Rule};
 
 use super::wants::Relay;
-use super::{Message, NO_ANSWER};
+use super::{Message, NO_ANSWER, WRONG_CERTIFICATE};
 use crate::io::{Kind, udp};
 use crate::quic::{Driver, cid, config};
 use crate::resolve::{self, Resolver};
@@ -387,6 +387,10 @@ impl<P: Plan, M> Workers<P, M> {
                 Ok(Said::Refused { hyco }) => refused.push(hyco),
                 // That one attempt was given up says less than that none was answered in all this time.
                 Ok(Said::Lost { why, .. }) if why == NO_ANSWER => {}
+                // No further attempt tells more.
+                Ok(Said::Lost { relay, why }) if why.starts_with(WRONG_CERTIFICATE) => {
+                    return Err(unreachable(plan.relays(), Some((relay, why)), deadline));
+                }
                 Ok(Said::Lost { relay, why }) => lost = Some((relay, why)),
                 Err(_) => return Err(unreachable(plan.relays(), lost, deadline)),
             }

@@ -215,9 +215,28 @@ fn without_an_address_or_a_trust_of_use_nothing_is_dialled_and_it_is_tried_later
     scene.link.relay = Arc::clone(&relays[0]);
     scene.dial_now();
     assert!(scene.link.all().is_empty());
-    assert!(scene.link.told.is_some(), "why is told");
+    assert_eq!(scene.link.logged.len(), 1, "why is logged");
     let later = scene.now + PAUSE_LATER + RENEW_AFTER;
     assert!(scene.link.wants_session(&scene.pair.here.quic, later));
+}
+
+#[test]
+fn a_new_cause_of_a_failure_is_logged_at_once_and_a_known_one_once_a_minute() {
+    let mut scene = Scene::new();
+    let mut logged = |why: &str, after: u64| {
+        let now = scene.now + Duration::from_secs(after);
+        scene.link.tell_failure(now, why);
+        let logged = scene.link.logged.iter();
+        logged.map(|(why, _)| why.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(logged("draining", 0), ["draining"]);
+    assert_eq!(logged("certificate", 1), ["draining", "certificate"]);
+    assert_eq!(logged("draining", 59), ["draining", "certificate"]);
+    assert_eq!(logged("draining", 60), ["certificate", "draining"]);
+    for cause in 0..100 {
+        let causes = logged(&format!("cause {cause}"), 60);
+        assert!(causes.len() <= CAUSES_MAX, "{causes:?}");
+    }
 }
 
 /// A link, and the other end of its session.

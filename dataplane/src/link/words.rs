@@ -5,6 +5,10 @@ use underpass_proto::{PeerText, SessionCode};
 
 use crate::quic::reason;
 
+/// What every refusal of a certificate begins with: no attempt helps before a person has looked.
+pub(crate) const WRONG_CERTIFICATE: &str =
+    "the relay's certificate is not the pinned or trusted one";
+
 /// Why a session was lost.
 #[must_use]
 pub(crate) fn words(why: &ConnectionError) -> String {
@@ -21,7 +25,9 @@ pub(crate) fn words(why: &ConnectionError) -> String {
         }
         ConnectionError::TransportError(error) if error.to_string().contains("certificate") => {
             let error = PeerText::of(error);
-            format!("the relay's certificate is not the pinned or trusted one ({error})")
+            format!(
+                "{WRONG_CERTIFICATE}; if it was replaced, use a new connection string of that relay ({error})"
+            )
         }
         other => reason(other).into_string(),
     }
@@ -66,7 +72,7 @@ mod tests {
             "the relay does not know the session any more (it was restarted)",
             "the relay closed the session: ",
             "the relay closed the session",
-            "the relay's certificate is not the pinned or trusted one (",
+            WRONG_CERTIFICATE,
             "the cryptographic handshake failed",
             "CIDs exhausted",
         ];
