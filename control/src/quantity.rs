@@ -1,4 +1,4 @@
-//! How quantities are written for people: three or four digits and a unit of a thousand.
+//! How quantities are written for people, three or four digits and a unit of a thousand, and how people type lengths of time.
 
 use std::time::Duration;
 
@@ -50,6 +50,26 @@ pub(crate) fn ago(ms: u64) -> String {
     }
 }
 
+/// A length of time as it is typed: a whole number with a unit; without one, seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let end = text
+        .find(|digit: char| !digit.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let millis = match unit {
+        "ms" => 1,
+        "s" | "" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => 0,
+    };
+    let number = number.parse::<u64>().ok().filter(|_| millis > 0);
+    number
+        .and_then(|number| number.checked_mul(millis))
+        .map(Duration::from_millis)
+        .ok_or_else(|| "write a whole number and ms, s, m or h, like 30s".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +104,25 @@ mod tests {
         assert_eq!(ago(119_000), "1 minute ago");
         assert_eq!(ago(2 * 3_600_000), "2 hours ago");
         assert_eq!(ago(3 * 86_400_000 + 5), "3 days ago");
+    }
+
+    #[test]
+    fn times_are_numbers_with_units() {
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in [
+            "",
+            "s",
+            "1.5s",
+            "-1s",
+            "5 s",
+            "5d",
+            "99999999999999999999s",
+            "18446744073709551615h",
+        ] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
     }
 }

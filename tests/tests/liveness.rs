@@ -3,11 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use underpass_loadtest::impair::{Link, Proxy};
 use underpass_proto::Rule;
-use underpass_tests::deadline::{MOMENT, wait_for};
+use underpass_proto::snapshot::SessionState;
+use underpass_tests::deadline::{MOMENT, pause, wait_for};
 use underpass_tests::installation::{Installation, Io, Setup, run_role, terminate};
+use underpass_tests::process::free_udp_port;
 use underpass_tests::sender::Sender;
 use underpass_tests::turn;
 
@@ -21,6 +25,76 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// How long a check would wait for a relay that may yet answer.
 const CHECK_MAX: Duration = Duration::from_secs(4);
+
+/// Workers of relay and agent, and so sessions between them.
+const WORKERS: u16 = 4;
+
+/// For so long an idle agent is watched.
+const WATCHED: Duration = Duration::from_secs(3);
+
+/// Datagrams of one session alone in that time, both ways, and as many again where the machine is busy and signs of life are late.
+const DATAGRAMS_MAX: u64 = 2 * 2 * 3;
+
+/// Those of an agent that gives a sign of life each minute: one may be due.
+const METERED_MAX: u64 = 2;
+
+#[test]
+fn four_idle_sessions_cost_what_one_costs_and_those_of_a_metered_agent_next_to_nothing() {
+    let _turn = turn::shared();
+    let public = SocketAddr::from((Ipv4Addr::LOCALHOST, free_udp_port()));
+    let setup = Setup {
+        workers: WORKERS,
+        public: Some(public),
+        probe: false,
+        ..Setup::new(Io::Poll)
+    };
+    let installation = Installation::start(setup, &[(NAME, "db01.corp:1433")]).unwrap();
+    let proxy = Proxy::start(public, installation.listen(), Link::CLEAN, 1).unwrap();
+    let agent = installation.start_agent(&[NAME], &[]).unwrap();
+    wait_for_sessions(&installation);
+    let idle = quietest(&proxy, DATAGRAMS_MAX);
+    assert!(idle <= DATAGRAMS_MAX, "{idle} datagrams in {WATCHED:?}");
+
+    terminate(agent.process().as_mut().unwrap(), MOMENT).unwrap();
+    let config = fs::read_to_string(agent.config()).unwrap();
+    fs::write(agent.config(), format!("keep_alive = \"60s\"\n{config}")).unwrap();
+    agent.start().unwrap();
+    wait_for_sessions(&installation);
+    let idle = quietest(&proxy, METERED_MAX);
+    assert!(idle <= METERED_MAX, "{idle} datagrams in {WATCHED:?}");
+    // The relay knows that nothing is wrong with who says nothing.
+    let relay = installation.status().unwrap().relay.unwrap();
+    let states: Vec<_> = relay.sessions.iter().map(|session| session.state).collect();
+    assert_eq!(states, [SessionState::Ready; WORKERS as usize]);
+}
+
+/// Waits until one agent has all its sessions, and each is registered.
+fn wait_for_sessions(installation: &Installation) {
+    wait_for("all sessions to be registered", MOMENT, || {
+        let sessions = installation.status().ok()?.relay?.sessions;
+        let registered = sessions.iter().filter(|session| !session.hycos.is_empty());
+        (registered.count() == usize::from(WORKERS)).then_some(())
+    })
+    .unwrap();
+}
+
+/// Datagrams both ways in some time, the fewest of three tries: a session that has just begun still has its path's size to find.
+fn quietest(proxy: &Proxy, enough: u64) -> u64 {
+    let datagrams = || {
+        let seen = proxy.seen();
+        seen.up.received + seen.down.received
+    };
+    let mut fewest = u64::MAX;
+    for _ in 0..3 {
+        let before = datagrams();
+        pause(WATCHED);
+        fewest = fewest.min(datagrams() - before);
+        if fewest <= enough {
+            break;
+        }
+    }
+    fewest
+}
 
 #[test]
 fn a_replaced_certificate_is_named_at_once_and_not_hidden_behind_the_drain_before_it() {

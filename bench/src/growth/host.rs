@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crossbeam_channel::{bounded, never};
 use underpass_dataplane::agent::{self, Config, Connect};
 use underpass_dataplane::{Settings, drain, io};
-use underpass_proto::limits::GRACE_DEFAULT;
+use underpass_proto::limits::{GRACE_DEFAULT, PING_AFTER};
 use underpass_proto::{AgentId, AllowList, ConnectionString};
 
 /// Runs `count` agents, the nth with the nth connection string of a file, modulo their number, until one of them ends.
@@ -71,5 +71,6 @@ fn settings(mtu_max: u16) -> Settings {
         workers: Some(1),
         mtu_max: Some(mtu_max),
         grace: GRACE_DEFAULT,
+        keep_alive: PING_AFTER,
     }
 }

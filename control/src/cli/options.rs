@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use underpass_dataplane::{Settings, io};
-use underpass_proto::limits::GRACE_DEFAULT;
+use underpass_proto::limits::{GRACE_DEFAULT, PING_AFTER};
 
 use super::DumpArgs;
 use crate::files::Directory;
 use crate::files::data_plane::{DataPlane, MTU_MAX_BOUNDS};
+use crate::quantity::duration;
 
 /// Where the installation's files are.
 #[derive(Args, Clone, Debug)]
@@ -49,6 +50,9 @@ pub struct DataPlaneArgs {
     /// How long live flows may go on after the first SIGTERM, like 30s, 500ms or 5m [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub grace: Option<Duration>,
+    /// How often the relay gets a sign of life: agent.toml and sender.toml say it.
+    #[arg(skip)]
+    pub keep_alive: Option<Duration>,
     /// What a crash leaves behind.
     #[command(flatten)]
     pub dumps: DumpArgs,
@@ -81,6 +85,7 @@ impl DataPlaneArgs {
         self.io = self.io.or(io);
         self.workers = self.workers.or(file.workers);
         self.mtu_max = self.mtu_max.or(file.mtu_max);
+        self.keep_alive = self.keep_alive.or(file.keep_alive);
     }
 
     /// As the data plane takes them.
@@ -96,6 +101,7 @@ impl DataPlaneArgs {
             workers: self.workers,
             mtu_max: self.mtu_max,
             grace: self.grace.unwrap_or(GRACE_DEFAULT),
+            keep_alive: self.keep_alive.unwrap_or(PING_AFTER),
         }
     }
 
@@ -140,49 +146,9 @@ pub(super) fn binding(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-/// A number with a unit; without one, seconds.
-fn duration(text: &str) -> Result<Duration, String> {
-    let end = text
-        .find(|digit: char| !digit.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let millis = match unit {
-        "ms" => 1,
-        "s" | "" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => 0,
-    };
-    let number = number.parse::<u64>().ok().filter(|_| millis > 0);
-    number
-        .and_then(|number| number.checked_mul(millis))
-        .map(Duration::from_millis)
-        .ok_or_else(|| "write a whole number and ms, s, m or h, like 30s".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_numbers_with_units() {
-        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(duration("0"), Ok(Duration::ZERO));
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for wrong in [
-            "",
-            "s",
-            "1.5s",
-            "-1s",
-            "5 s",
-            "5d",
-            "99999999999999999999s",
-            "18446744073709551615h",
-        ] {
-            assert!(duration(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn a_child_gets_the_same_options() {
@@ -191,6 +157,7 @@ mod tests {
             workers: Some(2),
             mtu_max: Some(1452),
             grace: Some(Duration::from_millis(1500)),
+            keep_alive: None,
             dumps: DumpArgs::default(),
         };
         assert_eq!(

@@ -119,11 +119,13 @@ fn read_connect<'t>(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn every_field_is_read_and_paths_start_at_the_file() {
-        let text = "allow = [\"10.0.0.0/8:443\"]\nca_file = \"ca.pem\"\nworkers = 3\nio = \"poll\"\nmtu_max = 1452\n[[connect]]\nstring_file = \"a.connection\"\n[[connect]]\nstring_file = \"/b\"\nweight = 5\npriority = 1\n";
+        let text = "allow = [\"10.0.0.0/8:443\"]\nca_file = \"ca.pem\"\nworkers = 3\nio = \"poll\"\nmtu_max = 1452\nkeep_alive = \"30s\"\n[[connect]]\nstring_file = \"a.connection\"\n[[connect]]\nstring_file = \"/b\"\nweight = 5\npriority = 1\n";
         let file = AgentFile::parse("agent.toml", text, Path::new("/etc/underpass")).unwrap();
         assert_eq!(
             file.connects[0],
@@ -142,6 +144,7 @@ mod tests {
             }
         );
         let data_plane = file.data_plane;
+        assert_eq!(data_plane.keep_alive, Some(Duration::from_secs(30)));
         assert_eq!(
             (data_plane.workers, data_plane.io, data_plane.mtu_max),
             (Some(3), Some("poll"), Some(1452))
@@ -184,5 +187,23 @@ mod tests {
             ),
             "{told:?}"
         );
+    }
+
+    #[test]
+    fn a_time_between_signs_of_life_has_its_bounds() {
+        let parsed = |every: &str| {
+            let text = format!("keep_alive = \"{every}\"\n[[connect]]\nstring_file = \"x\"\n");
+            AgentFile::parse("agent.toml", &text, Path::new(""))
+        };
+        for (every, seconds) in [("1s", 1), ("60s", 60), ("1m", 60)] {
+            let file = parsed(every).unwrap();
+            let read = file.data_plane.keep_alive;
+            assert_eq!(read, Some(Duration::from_secs(seconds)), "{every}");
+        }
+        for wrong in ["999ms", "61s", "often"] {
+            let faults = parsed(wrong).unwrap_err();
+            let fault = faults[0].to_string();
+            assert!(fault.starts_with("agent.toml:1: keep_alive"), "{fault}");
+        }
     }
 }

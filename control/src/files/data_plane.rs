@@ -1,13 +1,36 @@
 //! What `agent.toml` and `sender.toml` both say: how the process works, and whom it trusts.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
 
-use underpass_proto::limits::WORKERS_MAX;
+use underpass_proto::limits::{KEEP_ALIVE_MAX, PING_AFTER, WORKERS_MAX};
 
 use super::document::{Document, Section};
+use crate::quantity::duration;
 
 /// The smallest and largest `mtu_max`: QUIC's floor, and what a UDP datagram over IPv4 can carry.
 pub const MTU_MAX_BOUNDS: std::ops::RangeInclusive<u16> = 1200..=65_507;
+
+/// A time between signs of life that a relay grants.
+#[derive(Debug)]
+struct KeepAlive(Duration);
+
+impl FromStr for KeepAlive {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let every = duration(text)?;
+        if (PING_AFTER..=KEEP_ALIVE_MAX).contains(&every) {
+            return Ok(Self(every));
+        }
+        Err(format!(
+            "a time from {} s to {} s is needed",
+            PING_AFTER.as_secs(),
+            KEEP_ALIVE_MAX.as_secs()
+        ))
+    }
+}
 
 /// The fields that both have.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -20,6 +43,8 @@ pub struct DataPlane {
     pub io: Option<&'static str>,
     /// Largest UDP payload.
     pub mtu_max: Option<u16>,
+    /// How often the relay gets a sign of life.
+    pub keep_alive: Option<Duration>,
 }
 
 impl DataPlane {
@@ -33,17 +58,20 @@ impl DataPlane {
             &[("auto", "auto"), ("ring", "ring"), ("poll", "poll")],
         );
         let mtu_max = document.integer(root, "mtu_max", MTU_MAX_BOUNDS, 1452);
+        let keep_alive = document.parsed::<KeepAlive>(root, "keep_alive", "30s");
         Self {
             ca_file: ca_file.map(|file| folder.join(file.value)),
             workers: workers.map(|workers| workers.value),
             io: io.map(|io| io.value),
             mtu_max: mtu_max.map(|mtu| mtu.value),
+            keep_alive: keep_alive.map(|every| every.value.0),
         }
     }
 
     /// Whether all but the certificates is the same: what is settled when a process starts.
     #[must_use]
     pub fn works_like(&self, other: &Self) -> bool {
-        (self.workers, self.io, self.mtu_max) == (other.workers, other.io, other.mtu_max)
+        let settled = |it: &Self| (it.workers, it.io, it.mtu_max, it.keep_alive);
+        settled(self) == settled(other)
     }
 }

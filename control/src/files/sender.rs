@@ -122,11 +122,13 @@ pub fn open_to_others(bind: SocketAddr) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn every_field_is_read_and_paths_start_at_the_file() {
-        let text = "workers = 3\nio = \"poll\"\nmtu_max = 1452\nca_file = \"ca.pem\"\n[[connect]]\nstring_file = \"a.connection\"\n[[connect]]\nstring_file = \"/b\"\nbind = \"[::1]:1433\"\n";
+        let text = "workers = 3\nio = \"poll\"\nmtu_max = 1452\nkeep_alive = \"30s\"\nca_file = \"ca.pem\"\n[[connect]]\nstring_file = \"a.connection\"\n[[connect]]\nstring_file = \"/b\"\nbind = \"[::1]:1433\"\n";
         let file = SenderFile::parse("sender.toml", text, Path::new("/etc/underpass")).unwrap();
         assert_eq!(
             file.connects,
@@ -142,6 +144,7 @@ mod tests {
             ]
         );
         let data_plane = file.data_plane;
+        assert_eq!(data_plane.keep_alive, Some(Duration::from_secs(30)));
         assert_eq!(
             (data_plane.workers, data_plane.io, data_plane.mtu_max),
             (Some(3), Some("poll"), Some(1452))

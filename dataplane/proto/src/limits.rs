@@ -31,12 +31,20 @@ pub const DIAL_DEADLINE: Duration = Duration::from_secs(10);
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(14);
 /// From Open to Opened or a refusal: a dial, a resolution and the way there and back.
 pub const OPEN_DEADLINE: Duration = Duration::from_secs(15);
-/// Silence before a ping.
+/// How often a process that dials gives the relay a sign of life, on one of its sessions, unless its `keep_alive` says otherwise.
 pub const PING_AFTER: Duration = Duration::from_secs(1);
+/// From a sign of life that is due to the other side's own ping: longer than signs of life are late by themselves.
+pub const PING_MARGIN: Duration = Duration::from_millis(200);
 /// Unanswered ping before a session is suspect: not picked for new flows while another is well. Longer than a round trip by satellite.
-pub const SUSPECT_AFTER: Duration = Duration::from_millis(750);
-/// Silence that ends a session.
+pub const SUSPECT_AFTER: Duration = Duration::from_millis(650);
+/// The longest `keep_alive` that a process may ask for: what a relay keeps of a dead one is bounded by it.
+pub const KEEP_ALIVE_MAX: Duration = Duration::from_secs(60);
+/// Silence of one session of several to one relay before it pings by itself: many NATs forget a UDP binding after 30 s.
+pub const BINDING_MAX: Duration = Duration::from_secs(25);
+/// Silence that ends a session whose process should give a sign of life each [`PING_AFTER`]; later by what `keep_alive` is longer.
 pub const IDLE_MAX: Duration = Duration::from_secs(15);
+/// QUIC's own idle limit: ends only what nobody judges. Several signs of life at the longest interval may be lost before.
+pub const QUIC_IDLE_MAX: Duration = Duration::from_secs(3 * KEEP_ALIVE_MAX.as_secs());
 /// Silence that ends an old session once a new process of the same agent has proven the same registrations; longer on a path of long round trips.
 pub const REPLACED_AFTER: Duration = Duration::from_millis(500);
 /// How long live flows may go on after the first request to drain, unless `--grace` says otherwise.
@@ -54,6 +62,9 @@ const _: () = assert!(SESSION_FLOWS_MAX_DEFAULT <= RELAY_FLOWS_MAX_DEFAULT);
 const _: () = assert!(DIAL_DEADLINE.as_millis() < ANSWER_DEADLINE.as_millis());
 const _: () = assert!(ANSWER_DEADLINE.as_millis() < OPEN_DEADLINE.as_millis());
 // Two seconds after an agent died, no flow is given to it while another is there.
-const _: () = assert!(PING_AFTER.as_millis() + SUSPECT_AFTER.as_millis() < 2_000);
-const _: () = assert!(PING_AFTER.as_millis() + SUSPECT_AFTER.as_millis() < IDLE_MAX.as_millis());
+const SUSPECT_IN_ALL: u128 =
+    PING_AFTER.as_millis() + PING_MARGIN.as_millis() + SUSPECT_AFTER.as_millis();
+const _: () = assert!(SUSPECT_IN_ALL < 2_000);
+const _: () = assert!(SUSPECT_IN_ALL < IDLE_MAX.as_millis());
+const _: () = assert!(BINDING_MAX.as_millis() < KEEP_ALIVE_MAX.as_millis());
 const _: () = assert!(REPORT_MAX < SNAPSHOT_MAX);

@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use underpass_proto::key::KeyPair;
 use underpass_proto::wire::{
-    Codes, Deregister, Elsewhere, Ended, EndedCode, FRAME_MAX, Hello, Open, Opened, Probe, Probed,
-    RELAYS_MAX, Refused, RefusedCode, Registered, Welcome,
+    Codes, Deregister, Elsewhere, Ended, EndedCode, FRAME_MAX, Hello, KeepAlive, Open, Opened,
+    Probe, Probed, RELAYS_MAX, Refused, RefusedCode, Registered, Welcome,
 };
 use underpass_proto::*;
 
@@ -127,6 +127,7 @@ fn frame() -> impl Strategy<Value = Frame> {
             .prop_map(|(hyco, code)| Frame::Ended(Ended { hyco, code })),
         name().prop_map(|hyco| Frame::Deregister(Deregister { hyco })),
         Just(Frame::Draining),
+        (1..=u32::MAX).prop_map(|every_ms| Frame::KeepAlive(KeepAlive { every_ms })),
         (name(), any::<u64>(), endpoint())
             .prop_map(|(hyco, id, endpoint)| { Frame::Probe(Probe { hyco, id, endpoint }) }),
         (

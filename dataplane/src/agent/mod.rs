@@ -67,6 +67,7 @@ pub fn run(
         agent_id: config.agent_id,
         instance: Instance(rand::random()),
         check_only: false,
+        keep_alive: settings.keep_alive,
     };
     let plan = Arc::new(Plan::new(config, identity, &[])?);
     let Some(mut workers) = start(&plan, &settings, &requests, None)? else {
@@ -90,6 +91,7 @@ pub fn check(
         agent_id: AgentId(rand::random()),
         instance: Instance(rand::random()),
         check_only: true,
+        keep_alive: settings.keep_alive,
     };
     let settings = Settings {
         workers: Some(1),

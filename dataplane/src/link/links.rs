@@ -272,6 +272,7 @@ impl Links {
     pub(crate) fn keep_up(&mut self, quic: &mut Driver, now: Instant, may_dial: bool) {
         for link in &mut self.links {
             link.ask_again(quic, now, &mut self.rng);
+            link.keep_alive(quic, now);
             if !may_dial || !link.wants_session(quic, now) {
                 continue;
             }

@@ -15,7 +15,8 @@ use quinn_proto::StreamId;
 use rand::{Rng, RngExt};
 use rustc_hash::FxHashMap;
 use tracing::warn;
-use underpass_proto::wire::{Hello, Probe, RefusedCode, VERSION};
+use underpass_proto::limits::PING_AFTER;
+use underpass_proto::wire::{Hello, KeepAlive, Probe, RefusedCode, VERSION};
 use underpass_proto::{Endpoint, Frame, HycoName, Role, SessionCode};
 
 use self::session::{Session, State};
@@ -23,7 +24,7 @@ use self::wants::{Identity, Relay};
 pub(crate) use self::words::{WRONG_CERTIFICATE, words};
 use crate::addresses::{ATTEMPT_EVERY, arranged};
 use crate::control_stream::ControlStream;
-use crate::quic::{Driver, SessionId, cid, config};
+use crate::quic::{Driver, SessionId, Side, cid, config};
 
 /// A new attempt is made beside one that got no answer for this long. An answer of any kind is one: a relay that is busy tells those apart from
 /// which it has heard, and a second attempt would only be more of what it is busy with.
@@ -277,6 +278,10 @@ impl Link {
             instance: self.identity.instance,
         };
         session.say(quic, id, &Frame::Hello(hello));
+        if self.identity.keep_alive != PING_AFTER {
+            let frame = KeepAlive::of(self.identity.keep_alive);
+            session.say(quic, id, &Frame::KeepAlive(frame));
+        }
         if self.identity.check_only {
             session.say(quic, id, &Frame::Draining);
         }
@@ -288,6 +293,7 @@ impl Link {
             return;
         };
         if session.is_welcomed() {
+            self.relay.pulse(now).alarm(now);
             self.alone_since = now;
             self.attempts = 0;
             self.next_attempt = now;
@@ -353,7 +359,13 @@ impl Link {
                     self.attempts = 0;
                     self.logged.clear();
                 }
-                Frame::Registered(said) => heard.extend(session.registered(&relay, said)),
+                Frame::Registered(said) => {
+                    let proven = session.registered(&relay, said);
+                    if matches!(proven, Some(Heard::Registered(..))) {
+                        session.share_pulse(quic, &relay, id, now);
+                    }
+                    heard.extend(proven);
+                }
                 Frame::Refused(said) => heard.extend(session.refused(&relay, said, now)),
                 Frame::Ended(said) => heard.extend(session.ended(&relay, said, now)),
                 Frame::Draining => session.draining = true,
@@ -435,6 +447,9 @@ impl Link {
                 };
                 return (age > most).then(|| (id, NO_ANSWER.to_string()));
             }
+            if quic.is_dead(now, id) {
+                return Some((id, NO_ANSWER.to_string()));
+            }
             if unwanted && flows(id) == 0 {
                 return Some((id, "nothing is asked for there any more".to_string()));
             }
@@ -445,6 +460,14 @@ impl Link {
             spare.then(|| (id, "a newer session took its place".to_string()))
         };
         self.sessions.iter().filter_map(stale).collect()
+    }
+
+    /// Gives the relay signs of life, and asks for its own.
+    pub(crate) fn keep_alive(&self, quic: &mut Driver, now: Instant) {
+        let welcomed = |(_, session): &(&SessionId, &Session)| session.is_welcomed();
+        for (&id, _) in self.sessions.iter().filter(welcomed) {
+            quic.keep_alive(now, id, Side::Dialled, self.identity.keep_alive);
+        }
     }
 
     /// Asks again for registrations that were refused a while ago.

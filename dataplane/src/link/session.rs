@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 use tracing::{info, warn};
-use underpass_proto::limits::{PING_AFTER, SUSPECT_AFTER};
 use underpass_proto::proof::{relay_proof, verify};
 use underpass_proto::wire::{Deregister, Ended, Refused, Registered};
 use underpass_proto::{
@@ -30,6 +29,8 @@ pub(super) struct Session {
     pub(super) flow_code_max: u8,
     /// When this side said that it wants no more flows on it.
     pub(super) retired: Option<Instant>,
+    /// The relay's signs of life on other sessions count for this one.
+    shares_pulse: bool,
     /// In the order of their names, in which they are asked for again and given back.
     registrations: BTreeMap<HycoName, Registration>,
 }
@@ -68,6 +69,7 @@ impl Session {
             draining: false,
             flow_code_max: FlowCode::MAX_UNANNOUNCED,
             retired: None,
+            shares_pulse: false,
             registrations: BTreeMap::new(),
         }
     }
@@ -78,9 +80,8 @@ impl Session {
 
     /// Whether it answers and takes flows.
     pub(super) fn is_well(&self, quic: &Driver, id: SessionId, now: Instant) -> bool {
-        let silence = quic.silence(now, id).unwrap_or(Duration::MAX);
         let takes = !self.draining && self.retired.is_none();
-        self.is_welcomed() && takes && silence <= PING_AFTER + SUSPECT_AFTER
+        self.is_welcomed() && takes && !quic.is_suspect(now, id)
     }
 
     pub(super) fn say(&mut self, quic: &mut Driver, id: SessionId, frame: &Frame) {
@@ -105,6 +106,19 @@ impl Session {
         relay.has_workers(workers);
         for want in &relay.wants {
             self.register(quic, id, want, rng);
+        }
+    }
+
+    /// The relay is proven: its signs of life on other sessions count for this one.
+    pub(super) fn share_pulse(
+        &mut self,
+        quic: &mut Driver,
+        relay: &Relay,
+        id: SessionId,
+        now: Instant,
+    ) {
+        if !std::mem::replace(&mut self.shares_pulse, true) {
+            quic.share_pulse(now, id, relay.pulse(now));
         }
     }
 

@@ -1,10 +1,14 @@
 //! Which relays a process dials, and what it asks for at each. Values only; made anew when connection strings change.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
+#[cfg(test)]
+use underpass_proto::limits::PING_AFTER;
 use underpass_proto::{AgentId, ConnectionString, Endpoint, HycoName, Instance, Role, Rule};
 
+use crate::quic::Pulse;
 use crate::quic::config::Trust;
 
 /// Who dials.
@@ -18,6 +22,8 @@ pub(crate) struct Identity {
     pub(crate) instance: Instance,
     /// Registers, but asks for no flows.
     pub(crate) check_only: bool,
+    /// How often it gives each relay a sign of life.
+    pub(crate) keep_alive: Duration,
 }
 
 /// One hybrid connection that is asked for, and how a listener wants to be picked.
@@ -56,6 +62,7 @@ impl Identity {
             agent_id: AgentId([1; 16]),
             instance: Instance([2; 16]),
             check_only: false,
+            keep_alive: PING_AFTER,
         }
     }
 }
@@ -71,6 +78,8 @@ pub(crate) struct Relay {
     pub(crate) wants: Vec<Want>,
     /// How many workers it has; 0 before it said so.
     workers: Arc<AtomicU8>,
+    /// Its own signs of life, on whatever session.
+    pulse: Arc<OnceLock<Arc<Pulse>>>,
 }
 
 impl Relay {
@@ -91,6 +100,11 @@ impl Relay {
         self.workers.store(count.max(1), Ordering::Relaxed);
     }
 
+    /// Its signs of life, for all sessions with it.
+    pub(crate) fn pulse(&self, now: Instant) -> &Arc<Pulse> {
+        self.pulse.get_or_init(|| Arc::new(Pulse::new(now)))
+    }
+
     /// What is asked for under this name.
     #[must_use]
     pub(crate) fn want(&self, hyco: &HycoName) -> Option<&Want> {
@@ -105,6 +119,7 @@ impl Relay {
             trust: self.trust.clone(),
             wants: Vec::new(),
             workers: Arc::clone(&self.workers),
+            pulse: Arc::clone(&self.pulse),
         }
     }
 
@@ -167,6 +182,7 @@ pub(crate) fn by_relay(
     for relay in &mut relays {
         if let Some(known) = before.iter().find(|known| known.is_same(relay)) {
             relay.workers = Arc::clone(&known.workers);
+            relay.pulse = Arc::clone(&known.pulse);
         }
     }
     Ok(relays.into_iter().map(Arc::new).collect())
@@ -196,6 +212,7 @@ fn relay_of(string: &ConnectionString, rule: Rule, ca: &[Vec<u8>]) -> Result<Rel
         trust: trust(string, ca),
         wants: Vec::new(),
         workers: Arc::new(AtomicU8::new(0)),
+        pulse: Arc::default(),
     })
 }
 

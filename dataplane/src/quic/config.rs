@@ -13,7 +13,7 @@ use rustls::SupportedCipherSuite;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use underpass_proto::Pin;
-use underpass_proto::limits::{FLOWS_MAX_DEFAULT, IDLE_MAX, PING_AFTER};
+use underpass_proto::limits::{FLOWS_MAX_DEFAULT, QUIC_IDLE_MAX};
 use underpass_proto::wire::ALPN;
 
 use super::admission::HELD_MAX;
@@ -158,16 +158,25 @@ fn has_wide_aes_without_avx512() -> bool {
     false
 }
 
-/// Settings of one worker's endpoint, all of whose chance comes from `rng`.
+/// Settings of one worker's endpoint, all of whose chance comes from `rng`. `only_dials`: it takes no sessions.
 #[must_use]
-pub fn endpoint(worker: u8, keys: &EndpointKeys, rng: &mut impl Rng) -> EndpointConfig {
+pub fn endpoint(
+    worker: u8,
+    keys: &EndpointKeys,
+    only_dials: bool,
+    rng: &mut impl Rng,
+) -> EndpointConfig {
     let reset = ::aws_lc_rs::hmac::Key::new(::aws_lc_rs::hmac::HMAC_SHA256, &keys.reset);
     let mut config = EndpointConfig::new(Arc::new(reset));
     let connection_id = Arc::new(keys.connection_id);
     let nonces = rng.random();
     config.cid_generator(move || {
         let key = Arc::clone(&connection_id);
-        Box::new(cid::Generator::new(worker, key, nonces))
+        Box::new(if only_dials {
+            cid::Generator::dialled(worker, key, nonces)
+        } else {
+            cid::Generator::new(worker, key, nonces)
+        })
     });
     config.rng_seed(Some(rng.random()));
     // The default (1472) would cap what the peer may send us.
@@ -284,9 +293,9 @@ fn transport(mtu: u16, streams: u32) -> TransportConfig {
     config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW));
     config.receive_window(VarInt::from_u32(SESSION_WINDOW));
     config.send_window(SEND_WINDOW);
-    config.keep_alive_interval(Some(PING_AFTER));
+    // Signs of life are given by hand (`health`): one session of a process gives them for all.
     config.max_idle_timeout(Some(
-        IdleTimeout::try_from(IDLE_MAX).expect("15 s is a valid idle limit"),
+        IdleTimeout::try_from(QUIC_IDLE_MAX).expect("some minutes are a valid idle limit"),
     ));
     config.datagram_receive_buffer_size(None);
     let mut cubic = quinn_proto::congestion::CubicConfig::default();

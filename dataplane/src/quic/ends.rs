@@ -30,6 +30,14 @@ impl Driver {
         self.mark(id);
     }
 
+    /// Forgets a session whose peer does not answer any more; nothing more is sent to it. [`Lost`](super::Event::Lost) does not follow.
+    pub fn abandon(&mut self, id: SessionId) {
+        if lookup(&mut self.sessions, id).is_some() {
+            self.note_handshake(id);
+            self.forget(id);
+        }
+    }
+
     /// A defect of the protocol core, which one session laid bare: what is left of the session is thrown away, and [`Lost`](super::Event::Lost) follows.
     pub(super) fn break_off(&mut self, id: SessionId) {
         self.panics += 1;

@@ -27,6 +27,8 @@ pub enum Event {
     Stopped(StreamId, FlowCode),
     /// The peer allows more streams.
     Available,
+    /// The peer, which owed an answer, sent something.
+    Answered,
 }
 
 impl Event {
@@ -39,7 +41,7 @@ impl Event {
             | Self::Writable(stream)
             | Self::Finished(stream)
             | Self::Stopped(stream, _) => Some(*stream),
-            Self::Connected | Self::Lost(_) | Self::Available => None,
+            Self::Connected | Self::Lost(_) | Self::Available | Self::Answered => None,
         }
     }
 }

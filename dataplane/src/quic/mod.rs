@@ -13,6 +13,7 @@ mod narrowing;
 mod newcomers;
 #[cfg(test)]
 pub(crate) mod pair;
+mod pulse;
 mod reason;
 mod session;
 mod streams;
@@ -41,7 +42,8 @@ use self::admission::{Admission, Network};
 use self::ends::CLOSING_MAX;
 pub use self::event::Event;
 use self::event::translate;
-pub use self::health::Path;
+pub use self::health::{Path, Side};
+pub use self::pulse::Pulse;
 pub(crate) use self::reason::reason;
 use self::session::{Flushed, Session};
 pub use self::streams::{Read, WriteError};
@@ -143,7 +145,12 @@ impl Driver {
     ) -> Self {
         let quic_server = server.as_ref().map(|server| server.quic(None));
         let endpoint = Endpoint::new(
-            Arc::new(config::endpoint(worker, keys, &mut ground.rng)),
+            Arc::new(config::endpoint(
+                worker,
+                keys,
+                server.is_none(),
+                &mut ground.rng,
+            )),
             quic_server,
             true,
             None,
@@ -231,8 +238,7 @@ impl Driver {
                     // The peer has ended it and said why, which nobody was told yet: a stateless reset behind that would take the reason's place.
                     return;
                 }
-                session.last_heard = now;
-                session.heard = true;
+                session.vitals.receives(now);
                 let id = SessionId {
                     index: index_of(handle),
                     generation: session.generation,
@@ -333,11 +339,14 @@ impl Driver {
         while let Some(event) = session.connection.poll() {
             translate(session, id, event, events);
         }
+        if std::mem::take(&mut session.vitals.answered) {
+            events.push_back((id, Event::Answered));
+        }
         session.call_next(id, events);
         session.lost |= drained;
         if session.lost && !was_lost {
             self.closing
-                .push_back((session.last_heard + CLOSING_MAX, id));
+                .push_back((session.vitals.last_received + CLOSING_MAX, id));
         }
         self.note_handshake(id);
         if drained {

@@ -9,6 +9,7 @@ use rustc_hash::FxHashMap;
 
 use super::admission::Network;
 use super::event::Event;
+use super::health::Vitals;
 use super::turns::{self, Turns};
 use super::{SessionId, WriteError, config, narrowing, outgoing};
 use crate::io::{DATAGRAMS_SIZE, Io};
@@ -23,15 +24,13 @@ pub(super) struct Session {
     pub(super) dirty: bool,
     /// The earliest timer in the heap; a later deadline of the connection is found when it fires.
     pub(super) scheduled: Option<Instant>,
-    pub(super) last_heard: Instant,
     pub(super) since: Instant,
     /// What the send window is fit for: the path's shortest round trip, and how many flows want as much as they can have.
     fit_for: (Duration, usize),
     /// Bursts of losses that were looked at.
     congestion_events: u64,
     pub(super) lost: bool,
-    /// Something came from the peer.
-    pub(super) heard: bool,
+    pub(super) vitals: Vitals,
     /// Where it comes from, while its handshake is under way.
     pub(super) newcomer: Option<Network>,
     /// Streams that wait for room.
@@ -63,12 +62,11 @@ impl Session {
             generation,
             dirty: false,
             scheduled: None,
-            last_heard: now,
             since: now,
             fit_for: (Duration::MAX, 0),
             congestion_events: 0,
             lost: false,
-            heard: false,
+            vitals: Vitals::new(now),
             newcomer,
             turns: Turns::default(),
             last_words: FxHashMap::default(),

@@ -12,6 +12,7 @@ mod means;
 mod peers;
 pub(crate) mod plan;
 mod pressure;
+mod pulses;
 pub(crate) mod role;
 pub(crate) mod roster;
 mod senders;

@@ -2,6 +2,7 @@
 
 mod probes;
 mod registrations;
+mod signs;
 mod succession;
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,7 @@ use rand::rngs::StdRng;
 use rustc_hash::FxHashMap;
 use tracing::field::display;
 use tracing::{debug, warn};
-use underpass_proto::limits::{HELLO_DEADLINE, PING_AFTER, SUSPECT_AFTER};
+use underpass_proto::limits::HELLO_DEADLINE;
 use underpass_proto::snapshot::{SessionReport, SessionState};
 use underpass_proto::wire::{Codes, Hello, Refused, RefusedCode, Register, VERSION, Welcome};
 use underpass_proto::{Exporter, FlowCode, Frame, HycoName, Instance, Role, Rule, SessionCode};
@@ -70,6 +71,10 @@ struct Peer {
     answered_contest: Option<Instant>,
     /// It was told as silent, and was not heard since.
     silent: bool,
+    /// How often its process wants to give a sign of life.
+    keep_alive: Option<Duration>,
+    /// Its signs of life count for all sessions of its process.
+    shares_pulse: bool,
 }
 
 /// What the worker has to do about a session after it was heard.
@@ -131,6 +136,8 @@ impl Peers {
             contested: None,
             answered_contest: None,
             silent: false,
+            keep_alive: None,
+            shares_pulse: false,
         };
         self.sessions.insert(session, peer);
         self.unproven.push_back(session);
@@ -289,6 +296,7 @@ impl Peers {
                     Verdict::Fine
                 }
                 Frame::Draining => self.draining(session),
+                Frame::KeepAlive(frame) => self.wants_keep_alive(session, frame),
                 _ => Verdict::Close(SessionCode::Protocol),
             };
             if verdict != Verdict::Fine {
@@ -381,10 +389,9 @@ impl Peers {
         let Some(peer) = self.sessions.get(&session) else {
             return Health::Draining;
         };
-        let silence = quic.silence(now, session).unwrap_or(Duration::MAX);
         if peer.draining {
             Health::Draining
-        } else if silence > PING_AFTER + SUSPECT_AFTER {
+        } else if quic.is_suspect(now, session) {
             Health::Suspect
         } else {
             Health::Ready
@@ -415,20 +422,6 @@ impl Peers {
             }
         }
         overdue
-    }
-
-    /// Sessions that do not answer any more, each once until it is heard again.
-    pub(crate) fn fell_silent(&mut self, quic: &Driver, now: Instant) -> Vec<SessionId> {
-        let mut fell = Vec::new();
-        for (&session, peer) in &mut self.sessions {
-            let silence = quic.silence(now, session).unwrap_or(Duration::MAX);
-            let silent = silence > PING_AFTER + SUSPECT_AFTER;
-            if silent && !peer.silent {
-                fell.push(session);
-            }
-            peer.silent = silent;
-        }
-        fell
     }
 
     /// Says Draining to all.

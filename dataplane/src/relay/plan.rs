@@ -9,6 +9,7 @@ use underpass_proto::{HybridConnection, HycoName, Snapshot};
 use super::keys::KeyBook;
 use super::listeners::Book;
 use super::means::Means;
+use super::pulses::Pulses;
 
 /// One snapshot, as the workers use it.
 #[derive(Debug)]
@@ -83,6 +84,8 @@ pub(crate) struct Directory {
     pub(crate) listeners: Book,
     /// Which keys were proven.
     pub(crate) keys: KeyBook,
+    /// Signs of life of the processes that have sessions.
+    pub(crate) pulses: Pulses,
     /// What the machine gives.
     pub(crate) means: Means,
     flows: Mutex<HashMap<HycoName, Arc<AtomicU32>>>,

@@ -483,6 +483,11 @@ impl Role for Relay {
         for (session, code) in self.peers.overdue(&core.quic, core.now, load) {
             self.close(core, session, code);
         }
+        for session in self.peers.keep_alive(&mut core.quic, core.now) {
+            self.session_lost(core, session, &ConnectionError::TimedOut);
+            core.session_gone(session);
+            core.quic.abandon(session);
+        }
         for session in self.peers.fell_silent(&core.quic, core.now) {
             self.rescue(core, session);
         }

@@ -90,7 +90,7 @@ pub fn run(
     updates: Receiver<Config>,
     heard: impl Fn(Heard) + Send + 'static,
 ) -> Result<(), Error> {
-    let identity = identity(config.agent_id, false);
+    let identity = identity(config.agent_id, false, &settings);
     let plan = Arc::new(Plan::new(config, identity, &[])?);
     let Some(ground) = Ground::find(&plan.relays, &settings, &requests, None)? else {
         return Ok(());
@@ -119,7 +119,7 @@ pub fn check(
     deadline: Duration,
 ) -> Result<Vec<Checked>, Error> {
     // Another identity: the relay must not take the check for a restart of the sender that runs.
-    let identity = identity(AgentId(rand::random()), true);
+    let identity = identity(AgentId(rand::random()), true, &settings);
     let settings = Settings {
         workers: Some(1),
         ..settings
@@ -136,12 +136,13 @@ pub fn check(
     checked
 }
 
-fn identity(agent_id: AgentId, check_only: bool) -> Identity {
+fn identity(agent_id: AgentId, check_only: bool, settings: &Settings) -> Identity {
     Identity {
         role: PeerRole::Sender,
         agent_id,
         instance: Instance(rand::random()),
         check_only,
+        keep_alive: settings.keep_alive,
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::bounded;
+use underpass_proto::limits::PING_AFTER;
 use underpass_proto::{Instance, Role as PeerRole};
 
 use super::role::{Message, Sender};
@@ -33,6 +34,7 @@ pub(crate) fn start(
         agent_id: config.agent_id,
         instance,
         check_only: false,
+        keep_alive: PING_AFTER,
     };
     let plan = Arc::new(Plan::new(config, identity, &[]).expect("a configuration of use"));
     let resolver = Resolver::of_nothing();

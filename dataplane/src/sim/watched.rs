@@ -238,6 +238,10 @@ impl<R: Watchable> Role for Watched<R> {
         self.role.streams_available(core);
     }
 
+    fn session_answered<I: Io>(&mut self, core: &mut Core<I, R::Flow>, session: SessionId) {
+        self.role.session_answered(core, session);
+    }
+
     fn unopened_readable<I: Io>(&mut self, core: &mut Core<I, R::Flow>, key: FlowKey) {
         self.role.unopened_readable(core, key);
     }

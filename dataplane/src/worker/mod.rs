@@ -292,6 +292,7 @@ impl<I: Io, R: Role> Worker<I, R> {
                 self.tell_endings();
             }
             Event::Available => self.role.streams_available(core),
+            Event::Answered => self.role.session_answered(core, session),
         }
     }
 
@@ -306,7 +307,11 @@ impl<I: Io, R: Role> Worker<I, R> {
             // Its reset says the same, and the role may have another way.
             Event::Stopped(..) if unopened => {}
             Event::Stopped(_, code) => core.fail_join(key, JoinEnd::Said(of, *code)),
-            Event::Opened(_) | Event::Connected | Event::Lost(_) | Event::Available => {}
+            Event::Opened(_)
+            | Event::Connected
+            | Event::Lost(_)
+            | Event::Available
+            | Event::Answered => {}
         }
     }
 

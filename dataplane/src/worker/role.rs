@@ -75,6 +75,9 @@ pub(crate) trait Role: Sized {
     /// A peer allows more streams than before.
     fn streams_available<I: Io>(&mut self, _: &mut Core<I, Self::Flow>) {}
 
+    /// The peer of a session owed an answer, and sent something.
+    fn session_answered<I: Io>(&mut self, _: &mut Core<I, Self::Flow>, _: SessionId) {}
+
     /// An unopened flow's stream may be read, or was reset.
     fn unopened_readable<I: Io>(&mut self, core: &mut Core<I, Self::Flow>, key: FlowKey);
 

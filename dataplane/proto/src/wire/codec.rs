@@ -8,8 +8,8 @@ use std::str::FromStr;
 
 use super::{
     AgentId, Codes, Deregister, Elsewhere, Ended, EndedCode, FRAME_MAX, FlowId, Frame, Hello,
-    Instance, Open, Opened, Probe, Probed, RELAYS_MAX, Refused, RefusedCode, Register, Registered,
-    Role, VERSION, Welcome,
+    Instance, KeepAlive, Open, Opened, Probe, Probed, RELAYS_MAX, Refused, RefusedCode, Register,
+    Registered, Role, VERSION, Welcome,
 };
 use crate::code::FlowCode;
 use crate::endpoint::{Endpoint, Host};
@@ -28,6 +28,7 @@ mod kind {
     pub(super) const DRAINING: u8 = 0x08;
     pub(super) const PROBE: u8 = 0x09;
     pub(super) const PROBED: u8 = 0x0a;
+    pub(super) const KEEP_ALIVE: u8 = 0x0b;
     pub(super) const CODES: u8 = 0x0c;
     pub(super) const OPEN: u8 = 0x10;
     pub(super) const OPENED: u8 = 0x11;
@@ -104,6 +105,7 @@ impl Frame {
             kind::DRAINING => ("Draining", |_| Ok(Self::Draining)),
             kind::PROBE => ("Probe", probe),
             kind::PROBED => ("Probed", probed),
+            kind::KEEP_ALIVE => ("KeepAlive", keep_alive),
             kind::CODES => ("Codes", codes),
             kind::OPEN => ("Open", open),
             kind::OPENED => ("Opened", opened),
@@ -135,6 +137,7 @@ impl Frame {
             Self::Draining => kind::DRAINING,
             Self::Probe(_) => kind::PROBE,
             Self::Probed(_) => kind::PROBED,
+            Self::KeepAlive(_) => kind::KEEP_ALIVE,
             Self::Codes(_) => kind::CODES,
             Self::Open(_) => kind::OPEN,
             Self::Opened(_) => kind::OPENED,
@@ -181,6 +184,7 @@ impl Frame {
                 put_endpoint(&probe.endpoint, out);
             }
             Self::Probed(probed) => put_probed(probed, out),
+            Self::KeepAlive(keep_alive) => out.extend(keep_alive.every_ms.to_be_bytes()),
             Self::Codes(codes) => out.push(codes.flow_max),
             Self::Open(open) => {
                 put_text(open.hyco.as_str(), out);
@@ -299,6 +303,13 @@ fn welcome(fields: &mut Fields<'_>) -> Result<Frame, FrameError> {
         relay_time_unix_ms,
         relays,
     }))
+}
+
+fn keep_alive(fields: &mut Fields<'_>) -> Result<Frame, FrameError> {
+    match fields.u32()? {
+        0 => fields.bad("every_ms"),
+        every_ms => Ok(Frame::KeepAlive(KeepAlive { every_ms })),
+    }
 }
 
 fn register(fields: &mut Fields<'_>) -> Result<Frame, FrameError> {

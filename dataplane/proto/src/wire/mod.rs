@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,7 @@ use crate::code::FlowCode;
 use crate::endpoint::Endpoint;
 use crate::hex;
 use crate::key::{KeyId, Rule};
+use crate::limits::{KEEP_ALIVE_MAX, PING_AFTER};
 use crate::name::HycoName;
 use crate::proof::{Nonce, Proof};
 use crate::serde_text::serde_text;
@@ -82,6 +84,8 @@ pub enum Frame {
     Deregister(Deregister),
     /// Either way: no new flows on this session, please.
     Draining,
+    /// Peer to relay: how often this process gives a sign of life.
+    KeepAlive(KeepAlive),
     /// Relay to agent: dial the endpoint as for a flow, say how that went, and close it.
     Probe(Probe),
     /// The agent's answer to it.
@@ -207,6 +211,13 @@ pub struct Deregister {
     pub hyco: HycoName,
 }
 
+/// Body of [`Frame::KeepAlive`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KeepAlive {
+    /// Time between two signs of life, milliseconds, from 1. What is above the limit counts as the limit.
+    pub every_ms: u32,
+}
+
 /// Body of [`Frame::Probe`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Probe {
@@ -267,6 +278,23 @@ pub struct Opened {
 pub struct Elsewhere {
     /// The worker to open a session on.
     pub worker: u8,
+}
+
+impl KeepAlive {
+    /// The frame that asks for this time, in whole milliseconds.
+    #[must_use]
+    pub fn of(every: Duration) -> Self {
+        let ms = every.min(KEEP_ALIVE_MAX).as_millis();
+        let every_ms = u32::try_from(ms).unwrap_or(u32::MAX).max(1);
+        Self { every_ms }
+    }
+
+    /// The time between two signs of life, within what a relay grants.
+    #[must_use]
+    pub fn every(self) -> Duration {
+        let every = Duration::from_millis(u64::from(self.every_ms));
+        every.clamp(PING_AFTER, KEEP_ALIVE_MAX)
+    }
 }
 
 impl fmt::Display for Role {

@@ -95,6 +95,7 @@ fn settings() -> Settings {
         workers: None,
         mtu_max: None,
         grace: Duration::ZERO,
+        keep_alive: underpass_proto::limits::PING_AFTER,
     }
 }
 

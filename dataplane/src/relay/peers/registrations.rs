@@ -77,6 +77,10 @@ impl Peers {
         }
         let keys = &self.directory.keys;
         keys.proven(&name, register.rule, register.key_id, unix_ms());
+        if !std::mem::replace(&mut peer.shares_pulse, true) {
+            let of = (hello.instance, name.clone(), register.rule);
+            quic.share_pulse(now, session, &self.directory.pulses.of(now, of));
+        }
         if register.rule == Rule::Send && peer.flows_allowed == 0 {
             peer.allow_flows(quic, session, senders::FLOWS_FIRST);
         }

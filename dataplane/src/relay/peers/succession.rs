@@ -77,7 +77,7 @@ impl Peer {
             return;
         }
         let contested = self.contested.get_or_insert_with(|| {
-            quic.ping(session);
+            quic.ping(now, session);
             Contested {
                 since: now,
                 names: BTreeSet::new(),
