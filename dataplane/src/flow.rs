@@ -52,6 +52,8 @@ pub(crate) struct Flow<D> {
     receiving: bool,
     /// The socket waits to be watched, because nothing is being read from it.
     paused: bool,
+    /// Nothing is read from the socket before the far end's process gave a sign of life: what it says may yet go to another.
+    held: bool,
 }
 
 /// How a flow ended, seen from this process.
@@ -162,7 +164,8 @@ impl<I: Io, D> Core<I, D> {
         key
     }
 
-    /// Joins a socket and a stream whose far end has yet to say Opened. `open` is the frame that asks for it.
+    /// Joins a socket and a stream whose far end has yet to say Opened. `open` is the frame that asks for it; where the flow is `held`, it goes alone
+    /// until [`Self::release`].
     pub(crate) fn start_unopened(
         &mut self,
         data: D,
@@ -170,6 +173,7 @@ impl<I: Io, D> Core<I, D> {
         session: SessionId,
         stream: StreamId,
         open: Bytes,
+        held: bool,
     ) -> FlowKey {
         let key = self.add_flow(
             data,
@@ -181,9 +185,19 @@ impl<I: Io, D> Core<I, D> {
         );
         if let Some(flow) = self.flows.get_mut(key) {
             flow.pending.push_back(open);
+            flow.held = held;
         }
         self.write_stream(key);
         key
+    }
+
+    /// A flow is held no longer.
+    pub(crate) fn release(&mut self, key: FlowKey) {
+        if let Some(flow) = self.flows.get_mut(key)
+            && std::mem::take(&mut flow.held)
+        {
+            self.write_stream(key);
+        }
     }
 
     /// What the far end answered to Open, while it has not said Opened.
@@ -208,6 +222,7 @@ impl<I: Io, D> Core<I, D> {
             return;
         };
         flow.to_socket = ToSocket::Idle;
+        flow.held = false;
         if let Some(replay) = flow.replay.take()
             && !replay.excess.is_empty()
         {
@@ -241,6 +256,7 @@ impl<I: Io, D> Core<I, D> {
         let (old_session, old_stream) = (flow.session, flow.stream);
         flow.session = session;
         flow.stream = stream;
+        flow.held = false;
         flow.pending.clear();
         flow.pending.push_back(open);
         if let Some(replay) = &mut flow.replay {
@@ -280,6 +296,7 @@ impl<I: Io, D> Core<I, D> {
             socket_closed_first: None,
             receiving: false,
             paused: false,
+            held: false,
         });
         self.own(socket, Owner::Flow(key));
         key
@@ -352,12 +369,9 @@ impl<I: Io, D> Core<I, D> {
         let Some(flow) = self.flows.get_mut(key) else {
             return;
         };
-        if flow
-            .replay
-            .as_ref()
-            .is_some_and(|replay| replay.bytes >= REPLAY_MAX)
-        {
-            return self.pause(key); // Opened resumes.
+        let is_full = |replay: &Box<Replay>| replay.bytes >= REPLAY_MAX;
+        if flow.held || flow.replay.as_ref().is_some_and(is_full) {
+            return self.pause(key); // Opened resumes, or a release.
         }
         if let Some(socket) = flow.socket
             && !flow.receiving

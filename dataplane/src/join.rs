@@ -56,6 +56,8 @@ struct Unopened {
     answer: FrameReader,
     /// What the sender said so far, to be said again to another agent.
     sent: Vec<Bytes>,
+    /// None of that is sent before the agent's process gave a sign of life: it may yet go to another.
+    held: bool,
 }
 
 /// One direction.
@@ -119,6 +121,13 @@ impl<D> Join<D> {
     #[must_use]
     pub(crate) fn is_unopened(&self) -> bool {
         self.unopened.is_some()
+    }
+
+    /// Whether the agent was sent the Open alone, or nothing more was there.
+    #[must_use]
+    pub(crate) fn is_untouched(&self) -> bool {
+        let held = |unopened: &Unopened| unopened.held || self.to_agent.bytes == 0;
+        self.unopened.as_ref().is_some_and(held)
     }
 
     /// Bytes of the conversation that came from the sender.
@@ -237,14 +246,15 @@ impl<D> Joins<D> {
 }
 
 impl<I: Io, D> Core<I, D> {
-    /// Joins a sender's stream, whose Open was read, to an agent's new stream. `open` asks the agent, `first` came behind the sender's Open.
+    /// Joins a sender's stream, whose Open was read, to an agent's new stream. `open` asks the agent, and goes alone until [`Self::release_join`] where
+    /// the join is `held`; `first` came behind the sender's Open.
     pub(crate) fn join(
         &mut self,
         data: D,
         sender: (SessionId, StreamId),
         agent: (SessionId, StreamId),
         open: Bytes,
-        first: Bytes,
+        (first, held): (Bytes, bool),
     ) -> JoinKey {
         self.joins.next += 1;
         let key = JoinKey(self.joins.next);
@@ -254,7 +264,10 @@ impl<I: Io, D> Core<I, D> {
             agent,
             to_agent: Way::default(),
             to_sender: Way::default(),
-            unopened: Some(Unopened::default()),
+            unopened: Some(Unopened {
+                held,
+                ..Unopened::default()
+            }),
             finished_first: None,
         };
         join.to_agent.pending.push_back(open);
@@ -268,6 +281,14 @@ impl<I: Io, D> Core<I, D> {
         key
     }
 
+    /// A join is held no longer.
+    pub(crate) fn release_join(&mut self, key: JoinKey) {
+        if let Some(join) = self.joins.by_key.get_mut(&key) {
+            join.release();
+            self.carry(key, Toward::Agent);
+        }
+    }
+
     /// After a refusal: asks another agent, with all that was said to the first.
     pub(crate) fn rejoin(&mut self, key: JoinKey, agent: (SessionId, StreamId), open: Bytes) {
         let Some(join) = self.joins.by_key.get_mut(&key) else {
@@ -278,6 +299,7 @@ impl<I: Io, D> Core<I, D> {
             return;
         };
         unopened.answer = FrameReader::new();
+        unopened.held = false;
         let way = &mut join.to_agent;
         way.pending.clear();
         way.pending.push_back(open);
@@ -308,6 +330,7 @@ impl<I: Io, D> Core<I, D> {
         let Some(join) = self.joins.by_key.get_mut(&key) else {
             return;
         };
+        join.release();
         join.unopened = None;
         join.to_sender.pending.push_back(opened);
         if !first.is_empty() {
@@ -437,6 +460,7 @@ impl<D> Join<D> {
         match (&self.unopened, toward) {
             (None, _) => READ_MAX,
             (Some(_), Toward::Sender) => 0,
+            (Some(unopened), Toward::Agent) if unopened.held => 0,
             (Some(unopened), Toward::Agent) => {
                 let kept: usize = unopened.sent.iter().map(Bytes::len).sum();
                 REPLAY_MAX.saturating_sub(kept).min(READ_MAX)
@@ -445,11 +469,24 @@ impl<D> Join<D> {
     }
 
     fn take(&mut self, toward: Toward, chunks: Vec<Bytes>) {
+        let mut held = false;
         if let Some(unopened) = &mut self.unopened {
             unopened.sent.extend(chunks.iter().cloned());
+            held = unopened.held;
         }
         let way = self.way(toward);
         way.bytes += chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
-        way.pending.extend(chunks);
+        if !held {
+            way.pending.extend(chunks);
+        }
+    }
+
+    /// What was held back is sent behind the Open.
+    fn release(&mut self) {
+        if let Some(unopened) = &mut self.unopened
+            && std::mem::take(&mut unopened.held)
+        {
+            self.to_agent.pending.extend(unopened.sent.iter().cloned());
+        }
     }
 }

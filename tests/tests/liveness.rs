@@ -3,16 +3,18 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use underpass_loadtest::impair::{Link, Proxy};
 use underpass_proto::Rule;
-use underpass_proto::snapshot::SessionState;
+use underpass_proto::snapshot::{HycoReport, SessionState};
 use underpass_tests::deadline::{MOMENT, pause, wait_for};
 use underpass_tests::installation::{Installation, Io, Setup, run_role, terminate};
-use underpass_tests::process::free_udp_port;
+use underpass_tests::process::{Signal, free_udp_port};
 use underpass_tests::sender::Sender;
+use underpass_tests::service::Service;
 use underpass_tests::turn;
 
 const NAME: &str = "payroll-sql";
@@ -94,6 +96,64 @@ fn quietest(proxy: &Proxy, enough: u64) -> u64 {
         }
     }
     fewest
+}
+
+/// Flows that are opened beside a frozen agent; about half of them are given to it at first.
+const FLOWS: usize = 8;
+
+/// How long such a flow may take: what makes a silent process suspect, and as much again for a busy machine.
+const RESCUED_WITHIN: Duration = Duration::from_secs(4);
+
+/// From an agent's freeze to the flows: longer than what it sent before is on its way, and shorter than anybody could know.
+const JUST_FROZEN: Duration = Duration::from_millis(60);
+
+#[test]
+fn a_flow_whose_application_speaks_first_does_not_wait_for_an_agent_that_has_just_frozen() {
+    let _turn = turn::shared();
+    let service = Service::start(b'a').unwrap();
+    let endpoint = service.address.to_string();
+    let setup = Setup {
+        probe: false,
+        ..Setup::new(Io::Poll)
+    };
+    let installation = Installation::start(setup, &[(NAME, &endpoint)]).unwrap();
+    let frozen = installation.start_agent(&[NAME], &[&endpoint]).unwrap();
+    let _well = installation.start_agent(&[NAME], &[&endpoint]).unwrap();
+    let both = |hyco: &HycoReport| hyco.listeners == 2;
+    installation
+        .wait_for_hyco(NAME, "two listeners", both)
+        .unwrap();
+    let binding = installation.binding(NAME).unwrap();
+
+    frozen
+        .process()
+        .as_mut()
+        .unwrap()
+        .signal(Signal::STOP)
+        .unwrap();
+    // What it sent just before has come.
+    pause(JUST_FROZEN);
+    let began = Instant::now();
+    let mut flows: Vec<TcpStream> = (0..FLOWS)
+        .map(|_| {
+            let mut flow = TcpStream::connect(binding).unwrap();
+            flow.write_all(b"hello").unwrap();
+            flow
+        })
+        .collect();
+    for flow in &mut flows {
+        flow.set_read_timeout(Some(RESCUED_WITHIN)).unwrap();
+        let mut answer = [0; 6];
+        flow.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"ahello");
+    }
+    assert!(began.elapsed() < RESCUED_WITHIN, "{:?}", began.elapsed());
+    frozen
+        .process()
+        .as_mut()
+        .unwrap()
+        .signal(Signal::CONT)
+        .unwrap();
 }
 
 #[test]

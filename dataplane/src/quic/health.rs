@@ -30,6 +30,11 @@ const EARLY: Duration = Duration::from_millis(50);
 /// What one process does not say within this time of a sign of life costs no atomic operation more.
 const SHARE_EVERY: Duration = Duration::from_millis(100);
 
+/// What came from a peer within this time counts as a sign that it is there now; two round trips between these bounds. Short, for what is sent to one that
+/// has frozen is lost to its flow for long; and not shorter than a busy peer is silent by itself.
+const RECENT_MIN: Duration = Duration::from_millis(20);
+const RECENT_MAX: Duration = Duration::from_millis(300);
+
 /// What a session's path looks like.
 #[derive(Clone, Copy, Debug)]
 pub struct Path {
@@ -178,6 +183,15 @@ impl Driver {
     #[must_use]
     pub fn silence(&self, now: Instant, id: SessionId) -> Option<Duration> {
         Some(self.look_at(id)?.vitals.silence(now))
+    }
+
+    /// Whether something came on this session within two round trips: then it is not worth asking whether the peer is there.
+    #[must_use]
+    pub fn was_just_there(&self, now: Instant, id: SessionId) -> bool {
+        self.look_at(id).is_some_and(|session| {
+            let recent = (2 * session.connection.rtt()).clamp(RECENT_MIN, RECENT_MAX);
+            session.vitals.silence(now) <= recent
+        })
     }
 
     /// Whether the peer owes an answer for too long, or the session is gone.

@@ -363,6 +363,14 @@ impl Peers {
             .pick(health, load, without, &mut rng)
     }
 
+    /// Whether another process than that of this session listens, too.
+    #[must_use]
+    pub(crate) fn has_another(&self, hyco: &HycoName, session: SessionId) -> bool {
+        let (roster, instance) = (self.rosters.get(hyco), self.instance(session));
+        let both = roster.zip(instance);
+        both.is_some_and(|(roster, instance)| roster.has_another(instance))
+    }
+
     /// The process behind a session.
     #[must_use]
     pub(crate) fn instance(&self, session: SessionId) -> Option<Instance> {

@@ -447,6 +447,10 @@ impl Role for Relay {
         self.resume(core);
     }
 
+    fn session_answered<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
+        self.release(core, session);
+    }
+
     fn unopened_readable<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, key: FlowKey) {
         self.answered(core, key);
     }

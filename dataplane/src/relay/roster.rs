@@ -51,6 +51,12 @@ impl Roster {
         self.entries.retain(|entry| entry.session != session);
     }
 
+    /// Whether another process listens, too.
+    #[must_use]
+    pub(crate) fn has_another(&self, than: Instance) -> bool {
+        self.entries.iter().any(|entry| entry.instance != than)
+    }
+
     /// Whether nobody listens.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {

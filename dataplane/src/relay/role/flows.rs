@@ -121,9 +121,42 @@ impl Relay {
         };
         self.counts.entry(name.clone()).or_default().total += 1;
         let open = data.open_frame();
-        let key = core.start_unopened(data, socket, session, stream, open);
+        let held = self.opens_alone(core, name, session);
+        let key = core.start_unopened(data, socket, session, stream, open, held);
         self.opening
             .push_back((core.now + OPEN_DEADLINE, Key::Flow(key)));
+    }
+
+    /// Whether a new flow sends its Open alone at first. A process that has just frozen would keep what came behind it, which could then be sent to no
+    /// other. The process is asked for a sign of life with the Open, and the rest follows when it came, or goes to another listener.
+    pub(super) fn opens_alone<I: Io>(
+        &mut self,
+        core: &mut Core<I, RelayFlow>,
+        hyco: &HycoName,
+        session: SessionId,
+    ) -> bool {
+        let (now, quic) = (core.now, &mut core.quic);
+        if quic.was_just_there(now, session) || !self.peers.has_another(hyco, session) {
+            return false;
+        }
+        quic.ping(now, session);
+        true
+    }
+
+    /// The process of a session gave a sign of life: what was held back follows.
+    pub(super) fn release<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
+        for key in core.flows.of_session(session) {
+            core.release(key);
+        }
+        for key in core.joins.of_session(session) {
+            if core
+                .joins
+                .get(key)
+                .is_some_and(|join| join.agent.0 == session)
+            {
+                core.release_join(key);
+            }
+        }
     }
 
     /// A listener's session with a stream on it: the best one, or that of another process where the best has no room.
@@ -311,8 +344,8 @@ impl Relay {
                 .flows
                 .get(key)
                 .is_some_and(|flow| flow.is_unopened() && flow.bytes_from_socket == 0);
-            if untouched {
-                self.try_elsewhere(core, key);
+            if untouched && !self.try_elsewhere(core, key) {
+                core.release(key);
             }
         }
     }

@@ -103,7 +103,9 @@ impl Relay {
         };
         self.counts.entry(hyco.name.clone()).or_default().total += 1;
         let frame = data.open_frame();
-        let key = core.join(data, (session, stream), (agent, to_agent), frame, first);
+        let held = self.opens_alone(core, &hyco.name, agent);
+        let ends = ((session, stream), (agent, to_agent));
+        let key = core.join(data, ends.0, ends.1, frame, (first, held));
         let live = core.joins.count_of_session(session);
         let most = self.plan.snapshot.limits.flows_per_session_max;
         self.peers.make_room(&mut core.quic, session, live, most);
@@ -164,11 +166,12 @@ impl Relay {
         session: SessionId,
     ) {
         for key in core.joins.of_session(session) {
-            let untouched = core.joins.get(key).is_some_and(|join| {
-                join.agent.0 == session && join.is_unopened() && join.bytes_to_agent() == 0
-            });
-            if untouched {
-                self.join_elsewhere(core, key);
+            let untouched = core
+                .joins
+                .get(key)
+                .is_some_and(|join| join.agent.0 == session && join.is_untouched());
+            if untouched && !self.join_elsewhere(core, key) {
+                core.release_join(key);
             }
         }
     }

@@ -54,7 +54,7 @@ impl Sender {
             since: core.now,
         };
         let open = data.open_frame();
-        let key = core.start_unopened(data, socket, session, stream, open);
+        let key = core.start_unopened(data, socket, session, stream, open, false);
         self.opening.push_back((core.now + OPEN_DEADLINE, key));
     }
 
