@@ -153,14 +153,12 @@ mod tests {
         let pulse = Arc::new(Pulse::new(start));
         let first = Member::new(&pulse, start);
         let second = Member::new(&pulse, start);
-        assert!(first.takes_turn(start, EVERY));
-        assert!(
-            !first.takes_turn(start + EVERY, EVERY),
-            "it is the second's"
-        );
-        assert!(first.takes_turn(start + EVERY + TURN_LEFT_MAX, EVERY));
+        let at = |times: u32| start + times * EVERY;
+        assert!(first.takes_turn(at(1), EVERY));
+        assert!(!first.takes_turn(at(2), EVERY), "it is the second's");
+        assert!(first.takes_turn(at(2) + TURN_LEFT_MAX, EVERY));
         drop(second);
-        assert!(first.takes_turn(start + 3 * EVERY, EVERY));
+        assert!(first.takes_turn(at(4), EVERY));
     }
 
     #[test]
