@@ -369,8 +369,8 @@ impl<I: Io, D> Core<I, D> {
         let Some(flow) = self.flows.get_mut(key) else {
             return;
         };
-        let is_full = |replay: &Box<Replay>| replay.bytes >= REPLAY_MAX;
-        if flow.held || flow.replay.as_ref().is_some_and(is_full) {
+        let is_full = |replay: &Replay| replay.bytes >= REPLAY_MAX;
+        if flow.held || flow.replay.as_deref().is_some_and(is_full) {
             return self.pause(key); // Opened resumes, or a release.
         }
         if let Some(socket) = flow.socket
