@@ -86,6 +86,8 @@ fn only_what_tells_of_the_endpoint_counts() {
             FlowCode::EndpointTimedOut,
             FlowCode::EndpointUnreachable,
             FlowCode::NameNotFound,
+            FlowCode::NoSourcePort,
+            FlowCode::NameServerSilent,
             FlowCode::NotAllowed,
         ]
         .contains(&code);
