@@ -240,6 +240,9 @@ fn next_steps(dir: &DirArgs, definition: &Definition, namespace: &Namespace) -> 
             namespace.public_address
         );
     }
+    if let Some(note) = namespace.port_note() {
+        let _ = writeln!(out, "  {note}");
+    }
     let _ = writeln!(out, "next:");
     let _ = writeln!(
         out,
@@ -287,6 +290,9 @@ fn string(args: &StringArgs) -> Result<(), Failure> {
             namespace.public_address,
             directory.namespace().display()
         );
+    }
+    if let Some(note) = namespace.port_note() {
+        eprintln!("hint: {note}");
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `namespace.toml`: what is true of the whole installation. Every field has a default.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
 use underpass_proto::connection_string::RELAY_PORT_DEFAULT;
@@ -108,6 +108,20 @@ impl Namespace {
     }
 }
 
+impl Namespace {
+    /// What a person should look at: agents dial one port, and the relay listens on another. Right
+    /// only where something forwards it.
+    #[must_use]
+    pub fn port_note(&self) -> Option<String> {
+        let (public, own) = (self.public_address.port.get(), self.listen.port());
+        (public != own).then(|| {
+            format!(
+                "agents dial UDP port {public} (public_address in namespace.toml), and the relay listens on {own} (listen): right only if a router or firewall forwards {public} to {own}"
+            )
+        })
+    }
+}
+
 fn read_relay<'t>(
     document: &mut Document<'t>,
     mut relay: Section<'t>,
@@ -161,21 +175,39 @@ fn checked_address(
     text: &Placed<String>,
     port: u16,
 ) -> Option<Endpoint> {
-    let endpoint = match text.value.parse::<Host>() {
-        Ok(host) => NonZeroU16::new(port)
-            .map(|port| Endpoint { host, port })
-            .ok_or_else(|| "the port is missing".to_owned()),
-        Err(_) => text
-            .value
-            .parse::<Endpoint>()
-            .map_err(|error| error.to_string()),
-    };
-    endpoint
+    read_address(text.value.trim(), port)
         .map_err(|error| {
             let what = format!("public_address cannot be {}: {error}; write, for example, `public_address = \"relay.example.com:4433\"`", echo(&text.value));
             document.fault(text.line, what);
         })
         .ok()
+}
+
+fn read_address(text: &str, port: u16) -> Result<Endpoint, String> {
+    let endpoint = match text.parse::<Host>() {
+        Ok(host) => Endpoint {
+            host,
+            port: NonZeroU16::new(port).ok_or("the port is missing")?,
+        },
+        Err(_) => text
+            .parse::<Endpoint>()
+            .map_err(|error| match text.contains("://") {
+                true => "it is a URL; write the host and the UDP port alone".to_owned(),
+                false => error.to_string(),
+            })?,
+    };
+    match endpoint.host.ip() {
+        Some(ip) if is_nowhere(ip) => Err(format!(
+            "nobody can dial {ip}; write how agents reach this machine"
+        )),
+        _ => Ok(endpoint),
+    }
+}
+
+/// An address to listen on or to send to many, that is nobody's own.
+fn is_nowhere(ip: IpAddr) -> bool {
+    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    ip.is_unspecified() || ip.is_multicast() || broadcast
 }
 
 fn guessed_address(listen: SocketAddr, host_name: &str) -> Endpoint {
@@ -245,6 +277,43 @@ mod tests {
             "relay.example.com:5000"
         );
         assert!(namespace.public_address_given);
+    }
+
+    #[test]
+    fn a_public_address_that_nobody_can_dial_is_told_what_to_be() {
+        let told = |address: &str| {
+            let text = format!("public_address = \"{address}\"");
+            Namespace::parse("f", &text, "x").map_err(|faults| faults[0].to_string())
+        };
+        for nowhere in ["0.0.0.0:4433", "::", "[ff02::1]:4433", "255.255.255.255"] {
+            let fault = told(nowhere).expect_err(nowhere);
+            assert!(
+                fault.contains("write how agents reach this machine"),
+                "{fault}"
+            );
+        }
+        let fault = told("https://relay.example.com:4433/").expect_err("a URL");
+        assert!(
+            fault.contains("write the host and the UDP port alone"),
+            "{fault}"
+        );
+        let typed = told(" Relay.example.com.:4433 ").expect("an address");
+        assert_eq!(typed.public_address.to_string(), "Relay.example.com:4433");
+    }
+
+    #[test]
+    fn a_public_port_that_is_not_the_relays_is_noticed() {
+        let note = |text: &str| Namespace::parse("f", text, "x").unwrap().port_note();
+        let noted = note("public_address = \"relay.example.com:4434\"").unwrap();
+        assert!(
+            noted.contains("dial UDP port 4434") && noted.contains("listens on 4433"),
+            "{noted}"
+        );
+        assert_eq!(
+            note("public_address = \"relay.example.com\"\nlisten = \"0.0.0.0:5000\""),
+            None
+        );
+        assert_eq!(note(""), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tracing::warn;
 use underpass_proto::snapshot::RelayKeys;
 use underpass_proto::{Generation, HybridConnection, HycoKeys, HycoName, Snapshot};
 
@@ -41,6 +42,7 @@ pub struct Folder {
     stood: Stood,
     store: Store,
     meter: Arc<Meter>,
+    noted: Option<String>,
     look_again: bool,
 }
 
@@ -67,6 +69,7 @@ impl Folder {
             definitions: BTreeMap::new(),
             keys: BTreeMap::new(),
             standing: Standing::default(),
+            noted: None,
             look_again: false,
         }
     }
@@ -79,6 +82,7 @@ impl Source for Folder {
         let mut faults = Vec::from_iter(self.directory.check(Caller::Process).err());
         let namespace = self.load_namespace(now, &mut faults)?;
         let identity = self.load_identity(&namespace, now, &mut faults)?;
+        self.note(&namespace);
         let relay_keys = self.load_relay_keys(now, &mut faults);
         let hycos = self.load_hycos(now, &namespace.quota, &mut faults);
         faults.extend(self.meter.faults(&namespace.quota));
@@ -154,6 +158,15 @@ impl Folder {
             .good()
             .cloned()
             .ok_or_else(|| std::mem::take(faults))
+    }
+
+    /// Written to the log once, and again when it changed.
+    fn note(&mut self, namespace: &Namespace) {
+        let note = namespace.port_note();
+        if let Some(note) = note.as_ref().filter(|_| note != self.noted) {
+            warn!("{note}");
+        }
+        self.noted = note;
     }
 
     /// Without the file's keys the relay still runs, with keys of this start.
