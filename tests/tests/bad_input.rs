@@ -36,13 +36,12 @@ on_every_backend! {
             ("to-a-closed-port", closed.to_string(), "endpoint: refused"),
             ("to-a-full-backlog", full.address.to_string(), "endpoint: timed_out"),
             ("to-an-unknown-name", "name.invalid:80".to_owned(), "endpoint: name_not_found"),
-            ("to-the-metadata", "169.254.169.254:80".to_owned(), "agent: not_allowed"),
             ("to-what-is-not-allowed", "127.0.0.2:80".to_owned(), "agent: not_allowed"),
         ];
         let definitions = cases.each_ref().map(|(name, endpoint, _)| (*name, endpoint.as_str()));
         let installation = Installation::start(Setup::new(io), &definitions).unwrap();
         let names = cases.each_ref().map(|(name, _, _)| *name);
-        let allow = [closed.to_string(), full.address.to_string(), "name.invalid:80".into(), "169.254.169.254:80".into()];
+        let allow = [closed.to_string(), full.address.to_string(), "name.invalid:80".into()];
         let _agent = installation.start_agent(&names, &allow.each_ref().map(String::as_str)).unwrap();
         for (name, _, words) in cases {
             let binding = installation.binding(name).unwrap();

@@ -33,6 +33,14 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         )
         .hint(STARTED_WITHOUT));
     };
+    if let Some(entry) = args
+        .entries
+        .iter()
+        .find(|entry| entry.is_in_vain() && !args.remove)
+    {
+        return Err(Failure::new(Exit::Usage, format!("{entry} would permit nothing: unspecified, multicast, broadcast, link-local and cloud metadata addresses are never dialled"))
+            .hint("allow the service's own name or address"));
+    }
     // A link stays one: what it leads to is what is replaced.
     let path = std::fs::canonicalize(config).unwrap_or_else(|_| config.clone());
     let _alone = lock_beside(&path)?;

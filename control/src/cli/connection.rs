@@ -14,7 +14,7 @@ use underpass_proto::snapshot::HycoLimits;
 use underpass_proto::{Endpoint, Host, HycoName, Rule};
 
 use super::desk::{Change, Desk};
-use super::options::{binding, port};
+use super::options::{binding, network, port, service_host};
 use super::table::table;
 use super::{DirArgs, Failure, installation, print};
 use crate::files::definition::{Definition, LIMIT_MAX};
@@ -46,7 +46,7 @@ pub(super) struct CreateArgs {
     /// 6 to 50 letters, digits or hyphens
     name: HycoName,
     /// Host of the service, as it is reached from the agent: name or address
-    #[arg(long)]
+    #[arg(long, value_parser = service_host)]
     host: Host,
     /// TCP port of the service
     #[arg(long, value_parser = port)]
@@ -54,8 +54,9 @@ pub(super) struct CreateArgs {
     /// Where applications connect on the relay's machine, like 127.0.0.1:14330
     #[arg(long, value_name = "ADDR", value_parser = binding)]
     bind: Option<SocketAddr>,
-    /// A network that may connect to the binding; needed where that is not loopback; may be repeated
-    #[arg(long, value_name = "CIDR", requires = "bind")]
+    /// A network or address that may connect to the binding; needed where that is not loopback; may
+    /// be repeated
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network, requires = "bind")]
     allow_from: Vec<IpNet>,
     #[command(flatten)]
     dir: DirArgs,
@@ -67,7 +68,7 @@ pub(super) struct SetArgs {
     /// The hybrid connection
     name: HycoName,
     /// Host of the service, as it is reached from the agent: name or address
-    #[arg(long)]
+    #[arg(long, value_parser = service_host)]
     host: Option<Host>,
     /// TCP port of the service
     #[arg(long, value_parser = port)]
@@ -78,8 +79,9 @@ pub(super) struct SetArgs {
     /// No binding: only senders reach it
     #[arg(long, conflicts_with_all = ["bind", "allow_from"])]
     no_bind: bool,
-    /// The networks that may connect to the binding, in place of those before; may be repeated
-    #[arg(long, value_name = "CIDR")]
+    /// The networks and addresses that may connect to the binding, in place of those before; may be
+    /// repeated
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network)]
     allow_from: Vec<IpNet>,
     /// Whether the endpoint is dialled now and then to learn its health
     #[arg(long, value_enum)]

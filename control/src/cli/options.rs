@@ -6,13 +6,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use ipnet::IpNet;
 use underpass_dataplane::{Settings, io};
+use underpass_proto::Host;
 use underpass_proto::limits::{GRACE_DEFAULT, PING_AFTER};
 
 use super::DumpArgs;
 use crate::files::Directory;
 use crate::files::data_plane::{DataPlane, MTU_MAX_BOUNDS};
 use crate::quantity::duration;
+use crate::files::typed::{Binding, Network, ServiceHost};
 
 /// Where the installation's files are.
 #[derive(Args, Clone, Debug)]
@@ -141,9 +144,23 @@ pub(super) fn port(text: &str) -> Result<NonZeroU16, String> {
 
 /// Where something listens: names are not looked up, so that what is bound is what is written.
 pub(super) fn binding(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| {
-        "write an IP address and a port, like 127.0.0.1:14330 or [::1]:14330".to_owned()
-    })
+    text.parse::<Binding>()
+        .map(|binding| binding.0)
+        .map_err(|fault| fault.to_string())
+}
+
+/// The host of a service, as its agent reaches it.
+pub(super) fn service_host(text: &str) -> Result<Host, String> {
+    text.parse::<ServiceHost>()
+        .map(|host| host.0)
+        .map_err(|fault| fault.to_string())
+}
+
+/// A network that may connect, or a single address.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    text.parse::<Network>()
+        .map(|network| network.0)
+        .map_err(|fault| fault.to_string())
 }
 
 #[cfg(test)]

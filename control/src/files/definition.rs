@@ -6,11 +6,12 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use underpass_proto::snapshot::HycoLimits;
-use underpass_proto::{Endpoint, Host, HycoName};
+use underpass_proto::{Endpoint, HycoName};
 
 use super::Fault;
 use super::document::{Document, Placed, Section};
 use super::edit::Edit;
+use super::typed::{Binding, Network, ServiceHost};
 
 /// The most that a limit may be: a figure beyond is a slip of the finger.
 pub const LIMIT_MAX: u32 = 10_000_000;
@@ -59,9 +60,9 @@ impl Definition {
 
     fn read(name: HycoName, file: &str, text: &str) -> Result<Self, Vec<Fault>> {
         let (mut document, mut root) = Document::parse(file, text)?;
-        let host = document.parsed::<Host>(&mut root, "host", "sql01.corp.example");
+        let host = document.parsed::<ServiceHost>(&mut root, "host", "sql01.corp.example");
         let port = document.integer(&mut root, "port", 1..=u16::MAX, 1433);
-        let bind = document.parsed::<SocketAddr>(&mut root, "bind", "127.0.0.1:14330");
+        let bind = document.parsed::<Binding>(&mut root, "bind", "127.0.0.1:14330");
         let allow_from = document.list::<Network>(&mut root, "allow_from", "10.0.0.0/8", 1);
         let probe = document.word(&mut root, "probe", &[("on", true), ("off", false)]);
         let limits = document.table(&mut root, "limits");
@@ -72,10 +73,14 @@ impl Definition {
         let limits = limits.map_or_else(HycoLimits::default, |limits| {
             read_limits(&mut document, limits)
         });
+        let bind = bind.map(|bind| Placed {
+            value: bind.value.0,
+            line: bind.line,
+        });
         check_open_door(&mut document, bind.as_ref(), allow_from.as_ref());
         let endpoint = host.zip(port).and_then(|(host, port)| {
             Some(Endpoint {
-                host: host.value,
+                host: host.value.0,
                 port: NonZeroU16::new(port.value)?,
             })
         });
@@ -172,22 +177,6 @@ pub fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port()
         && one.port() != 0
         && (covers(ip(one), ip(other)) || covers(ip(other), ip(one)))
-}
-
-/// A network, or one address.
-pub(crate) struct Network(pub(crate) IpNet);
-
-impl std::str::FromStr for Network {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let network = text
-            .parse::<IpNet>()
-            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-        network
-            .map(Self)
-            .map_err(|_| "it is neither a network like 10.0.0.0/8 nor an address")
-    }
 }
 
 fn read_limits<'t>(document: &mut Document<'t>, mut section: Section<'t>) -> HycoLimits {

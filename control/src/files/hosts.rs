@@ -174,10 +174,11 @@ fn write_in_place(path: &Path, text: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// As a line of the file.
+/// As a line of the file. The name is there with the dot of the root, too: glibc compares letter by
+/// letter, and an application that asks for `sql01.corp.` would go past the sender without a word.
 impl fmt::Display for Entry {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} {}", self.ip, self.name)
+        write!(out, "{0} {1} {1}.", self.ip, self.name)
     }
 }
 
@@ -215,7 +216,7 @@ mod tests {
             assert!(text.starts_with(others));
             let ours = String::from_utf8_lossy(&text[others.len()..]).into_owned();
             assert!(
-                ours.ends_with("\n127.0.0.2 sql01.corp # by underpass\n127.0.0.3 web.corp # by underpass\n# underpass end\n"),
+                ours.ends_with("\n127.0.0.2 sql01.corp sql01.corp. # by underpass\n127.0.0.3 web.corp web.corp. # by underpass\n# underpass end\n"),
                 "{ours}"
             );
             update(&path, "sender b", &entries(&[("127.0.0.9", "b.corp")])).unwrap();

@@ -22,6 +22,7 @@ pub mod sender;
 pub mod strings;
 pub mod tls;
 pub mod trust;
+pub mod typed;
 pub mod wording;
 
 use std::io;

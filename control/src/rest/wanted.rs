@@ -1,6 +1,5 @@
 //! A hybrid connection as a request asks for it: what its fields may be, and the definition that it stands for.
 
-use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
@@ -10,8 +9,10 @@ use utoipa::ToSchema;
 
 use super::body::malformed;
 use super::patterns;
-use super::problem::Problem;
-use crate::files::definition::{Definition, LIMIT_MAX, Network};
+use super::problem::{Kind, Problem};
+use crate::files::definition::{Definition, LIMIT_MAX};
+use crate::files::typed::{Binding, Network, ServiceHost, ServiceHostFault};
+use crate::store::Code;
 
 /// Networks of one binding: more is a firewall's job.
 pub(super) const NETWORKS_MAX: usize = 1_000;
@@ -87,19 +88,22 @@ impl Wanted {
         Ok(Definition {
             name,
             endpoint: Endpoint {
-                host: self
-                    .host
-                    .parse()
-                    .map_err(|error: underpass_proto::endpoint::HostError| wrong("host", &error))?,
+                host: match self.host.parse::<ServiceHost>() {
+                    Ok(host) => host.0,
+                    // A right text, and still no host that can be had.
+                    Err(fault @ ServiceHostFault::NeverDialled(_)) => {
+                        let what = vec![format!("host: {fault}")];
+                        return Err(Problem::of(Kind::Refused(Code::Invalid), what, None));
+                    }
+                    Err(fault) => return Err(wrong("host", &fault)),
+                },
                 port: port.map_err(|()| wrong("port", &"a number from 1 to 65535 is needed"))?,
             },
             bind: match &self.bind {
-                Some(bind) => Some(bind.parse::<SocketAddr>().map_err(|_| {
-                    wrong(
-                        "bind",
-                        &"write an IP address and a port, like 127.0.0.1:14330 or [::1]:14330",
-                    )
-                })?),
+                Some(bind) => match bind.parse::<Binding>() {
+                    Ok(binding) => Some(binding.0),
+                    Err(fault) => return Err(wrong("bind", &fault)),
+                },
                 None => None,
             },
             allow_from: networks.map_err(|error| wrong("allow_from", &error))?,

@@ -154,7 +154,15 @@ async fn what_is_not_as_described_is_told_with_its_place() {
         ),
         (
             r#"{"host": "a", "port": 1, "allow_from": ["x"]}"#,
-            "allow_from: it is neither a network like 10.0.0.0/8 nor an address",
+            "allow_from: it is neither a network like 10.0.0.0/8 nor an address like 10.1.2.3",
+        ),
+        (
+            r#"{"host": "https://db01.corp:1433", "port": 1}"#,
+            "host: it has more than a host in it; write db01.corp alone, and 1433 as port",
+        ),
+        (
+            r#"{"host": "a", "port": 1, "bind": "localhost:5000"}"#,
+            "bind: write the address, too: 127.0.0.1:5000 for the applications of this machine",
         ),
         (
             r#"{"host": "a", "port": 1, "flows_max": 0}"#,
@@ -171,6 +179,22 @@ async fn what_is_not_as_described_is_told_with_its_place() {
             .is_problem(400, "malformed");
         assert_eq!(problem["errors"][0].as_str(), Some(why), "{body}");
     }
+    let nowhere = api
+        .ask(
+            "PUT",
+            PAYROLL,
+            r#"{"host": "169.254.169.254", "port": 80}"#,
+            &[],
+        )
+        .await
+        .is_problem(422, "invalid");
+    assert!(
+        nowhere["detail"]
+            .as_str()
+            .unwrap()
+            .starts_with("host: no agent ever dials 169.254.169.254: "),
+        "{nowhere}"
+    );
     let open = api
         .ask(
             "PUT",

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::endpoint::{Endpoint, Host, HostError, HostName, parse_port};
 use crate::serde_text::serde_text;
@@ -43,6 +43,9 @@ pub enum AllowError {
     /// IPv4 dressed up as IPv6.
     #[error("write the IPv4 address or network itself, not its form mapped into IPv6")]
     Mapped,
+    /// A URL.
+    #[error("write host:port alone, without the scheme and a path")]
+    Url,
     /// A `*` elsewhere than in front.
     #[error(
         "a * stands only for all in front of a name: *.corp (for any address, write 0.0.0.0/0)"
@@ -104,6 +107,19 @@ impl AllowList {
     }
 }
 
+impl AllowEntry {
+    /// Whether all addresses that it names are refused always: see [`is_refused_always`]. Such an
+    /// entry permits nothing.
+    #[must_use]
+    pub fn is_in_vain(&self) -> bool {
+        let Hosts::Net(net) = &self.hosts else {
+            return false;
+        };
+        let single = net.prefix_len() == net.max_prefix_len();
+        single && is_refused_always(net.addr()) || REFUSED_NETS.iter().any(|all| all.contains(net))
+    }
+}
+
 impl FromIterator<AllowEntry> for AllowList {
     fn from_iter<I: IntoIterator<Item = AllowEntry>>(entries: I) -> Self {
         Self(entries.into_iter().collect())
@@ -141,6 +157,21 @@ pub fn is_refused_always(ip: IpAddr) -> bool {
         }
     }
 }
+
+/// Networks of which every address is refused always: this host, link-local, multicast.
+const REFUSED_NETS: [IpNet; 5] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 8)),
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16)),
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4)),
+    IpNet::V6(Ipv6Net::new_assert(
+        Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0),
+        10,
+    )),
+    IpNet::V6(Ipv6Net::new_assert(
+        Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0),
+        8,
+    )),
+];
 
 /// Addresses inside the link-local range need no mention. Alibaba, Azure's host, Oracle's older service.
 const METADATA_V4: [Ipv4Addr; 3] = [
@@ -229,6 +260,9 @@ impl FromStr for AllowEntry {
     type Err = AllowError;
 
     fn from_str(text: &str) -> Result<Self, AllowError> {
+        if text.contains("://") {
+            return Err(AllowError::Url);
+        }
         let (hosts, ports) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (inside, port) = rest.split_once(']').ok_or(AllowError::Brackets)?;
@@ -251,9 +285,7 @@ impl FromStr for AllowEntry {
 
 fn read_v6(text: &str) -> Result<Hosts, AllowError> {
     let net = match text.contains('/') {
-        true => text
-            .parse::<ipnet::Ipv6Net>()
-            .map_err(|_| AllowError::Net)?,
+        true => text.parse::<Ipv6Net>().map_err(|_| AllowError::Net)?,
         false => text.parse::<Ipv6Addr>().map_err(|_| HostError::V6)?.into(),
     };
     if net.addr().to_ipv4_mapped().is_some() {
@@ -267,9 +299,7 @@ fn read_hosts(text: &str) -> Result<Hosts, AllowError> {
         return Err(AllowError::Brackets);
     }
     if text.contains('/') {
-        let net = text
-            .parse::<ipnet::Ipv4Net>()
-            .map_err(|_| AllowError::Net)?;
+        let net = text.parse::<Ipv4Net>().map_err(|_| AllowError::Net)?;
         return checked_net(IpNet::V4(net));
     }
     if let Some(parent) = text.strip_prefix("*.") {

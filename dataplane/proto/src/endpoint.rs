@@ -16,7 +16,9 @@ pub const LABEL_MAX: usize = 63;
 
 /// A name that a resolver is asked for: fully qualified or short, by RFC 1123 (underscores are let through, because Windows hosts have them).
 ///
-/// Keeps its spelling; [`Host::matches`] compares without case. A clone costs a reference count.
+/// Keeps its spelling, less the dot of the root at its end: hosts files have names without it, so
+/// `db01.corp.` would pass them by. [`Host::matches`] compares without case. A clone costs a
+/// reference count.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostName(Arc<str>);
 
@@ -84,7 +86,7 @@ pub enum EndpointError {
 }
 
 impl HostName {
-    /// The name as it was spelled.
+    /// The name as it was spelled, without a dot at its end.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -93,13 +95,13 @@ impl HostName {
     /// Whether both name the same host: without case, and without the dot of the root at the end.
     #[must_use]
     pub fn matches(&self, other: &str) -> bool {
-        without_root(&self.0).eq_ignore_ascii_case(without_root(other))
+        self.0.eq_ignore_ascii_case(without_root(other))
     }
 
     /// Whether it means the machine that asks, whatever a name server says: `localhost`, or a name below it (RFC 6761, section 6.3).
     #[must_use]
     pub fn is_localhost(&self) -> bool {
-        let last = without_root(&self.0).rsplit('.').next();
+        let last = self.0.rsplit('.').next();
         last.is_some_and(|label| label.eq_ignore_ascii_case("localhost"))
     }
 }
@@ -169,7 +171,7 @@ impl FromStr for HostName {
         if last.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(HostError::Numeric);
         }
-        Ok(Self(text.into()))
+        Ok(Self(name.into()))
     }
 }
 

@@ -23,7 +23,7 @@ pub struct HycoName(Arc<str>);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NameError {
     /// Too short or too long.
-    #[error("a name has {NAME_MIN} to {NAME_MAX} characters, this one has {0}")]
+    #[error("a name has {NAME_MIN} to {NAME_MAX} characters, as Azure's have; this one has {0}")]
     Length(usize),
     /// A character that is neither letter, digit nor hyphen.
     #[error("a name has letters, digits and hyphens only")]

@@ -252,15 +252,15 @@ mod tests {
         register(&names, "another-sql", "sql01.corp:1434", "127.0.0.9:1434");
         register(&names, "local-sql", "localhost:1433", "127.0.0.4:1433");
         register(&names, "local-web", "web.LocalHost.:443", "127.0.0.5:443");
-        let expected = "127.0.0.1 localhost\n# underpass begin (sender 07070707)\n127.0.0.9 sql01.corp # by underpass\n# underpass end\n";
+        let expected = "127.0.0.1 localhost\n# underpass begin (sender 07070707)\n127.0.0.9 sql01.corp sql01.corp. # by underpass\n# underpass end\n";
         assert_eq!(read(), expected, "the first by name has it");
         names.keep(&HashSet::from([
             "127.0.0.2:443".parse().unwrap(),
             "127.0.0.2:1433".parse().unwrap(),
         ]));
         assert_eq!(read(), expected.replace("127.0.0.9", "127.0.0.2"));
-        register(&names, "payroll-sql", "sql09.corp:1433", "127.0.0.2:1433");
-        assert!(read().contains("127.0.0.2 sql09.corp"));
+        register(&names, "payroll-sql", "sql09.corp.:1433", "127.0.0.2:1433");
+        assert!(read().contains("127.0.0.2 sql09.corp sql09.corp. #"));
         // As if it had been killed: the next start takes out what is left.
         drop(names);
         let names = start();

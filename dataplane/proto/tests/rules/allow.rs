@@ -108,6 +108,7 @@ fn a_wrong_allow_entry_says_what_to_write() {
         ("db01:9-1", AllowError::Port),
         ("10.1.2.3/8:443", AllowError::HostBits),
         ("10.0.0.0/33:443", AllowError::Net),
+        ("https://sql01:443", AllowError::Url),
         ("fd00::/8:443", AllowError::Brackets),
         ("[fd00::/8]", AllowError::NoPort),
         ("[fd00::/8:443", AllowError::Brackets),
@@ -118,6 +119,25 @@ fn a_wrong_allow_entry_says_what_to_write() {
         ("10.0:443", AllowError::Host(HostError::Numeric)),
     ] {
         assert_eq!(text.parse::<AllowEntry>(), Err(error), "{text}");
+    }
+}
+
+#[test]
+fn an_entry_of_addresses_that_are_always_refused_is_in_vain() {
+    for (text, in_vain) in [
+        ("169.254.169.254:80", true),
+        ("169.254.0.0/16:*", true),
+        ("[fe80::1]:443", true),
+        ("0.0.0.0:80", true),
+        ("168.63.129.16:80", true),
+        ("0.0.0.0/0:443", false),
+        ("168.63.0.0/16:80", false),
+        ("10.0.0.7:80", false),
+        ("localhost:80", false),
+        ("[::]:80", true),
+    ] {
+        let entry = text.parse::<AllowEntry>().expect(text);
+        assert_eq!(entry.is_in_vain(), in_vain, "{text}");
     }
 }
 

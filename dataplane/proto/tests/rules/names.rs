@@ -51,7 +51,10 @@ fn hosts_are_names_or_addresses_and_nothing_between() {
     assert_eq!("10.0.0.5".parse(), Ok(Host::V4([10, 0, 0, 5].into())));
     assert_eq!("[::1]".parse(), Ok(Host::V6(std::net::Ipv6Addr::LOCALHOST)));
     assert!(matches!("SQL_01".parse(), Ok(Host::Name(_))));
-    assert!(matches!("db.corp.example.".parse(), Ok(Host::Name(_))));
+    let absolute = "DB.corp.example.:1433"
+        .parse::<Endpoint>()
+        .expect("an endpoint");
+    assert_eq!(absolute.to_string(), "DB.corp.example:1433");
     assert!(matches!("3com.com".parse(), Ok(Host::Name(_))));
     let longest = format!("{0}.{0}.{0}.{1}", "a".repeat(63), "b".repeat(61));
     assert!(longest.parse::<Host>().is_ok());
