@@ -12,6 +12,7 @@ use underpass_proto::connection_string::CONNECTION_STRING_MAX;
 use zeroize::Zeroizing;
 
 use super::{Exit, Failure};
+use crate::files::pasted::PASTED_MAX;
 use crate::lifeline;
 
 /// Where users put the string.
@@ -28,7 +29,9 @@ pub(super) fn leave_behind(wanted: bool) -> Result<(), Failure> {
     let value = Zeroizing::new(value.into_vec());
     let mut arguments = std::env::args_os();
     let (Some(name), Ok(program)) = (arguments.next(), std::env::current_exe()) else {
-        return Err(not_taken("this program cannot find itself"));
+        return Err(not_taken(
+            "this program cannot find itself: is /proc mounted?",
+        ));
     };
     let mut again = Command::new(program);
     again.arg0(name).args(arguments).env_remove(VARIABLE);
@@ -50,7 +53,7 @@ pub(super) fn leave_behind(wanted: bool) -> Result<(), Failure> {
 }
 
 /// The string, where there was one. Can be had once.
-pub(super) fn take() -> io::Result<Option<Zeroizing<String>>> {
+pub(super) fn take() -> io::Result<Option<Zeroizing<Vec<u8>>>> {
     if std::env::var_os(ON_STDIN).is_none() {
         return Ok(None);
     }
@@ -58,12 +61,15 @@ pub(super) fn take() -> io::Result<Option<Zeroizing<String>>> {
 }
 
 /// All of standard input, bounded.
-pub(super) fn read_stdin() -> io::Result<Zeroizing<String>> {
-    let most = CONNECTION_STRING_MAX as u64 + 2; // A line end, and one byte that shows that there is too much.
-    // Roomy from the start: a string that grows leaves copies of the key behind.
-    let mut text = Zeroizing::new(String::with_capacity(CONNECTION_STRING_MAX + 64));
-    io::stdin().lock().take(most).read_to_string(&mut text)?;
-    Ok(text)
+pub(super) fn read_stdin() -> io::Result<Zeroizing<Vec<u8>>> {
+    // Roomy from the start: a buffer that grows leaves copies of the key behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(PASTED_MAX + 64));
+    // One byte more shows that there is too much: the string is longer than one may be then.
+    io::stdin()
+        .lock()
+        .take(PASTED_MAX as u64 + 1)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// A pipe that holds the bytes and its end. They fit: a pipe takes at least 4096 at once (POSIX, PIPE_BUF on Linux).

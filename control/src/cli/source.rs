@@ -112,7 +112,7 @@ fn ask(rule: Rule) -> Result<Source, Failure> {
             Failure::new(Exit::Usage, format!("there is no terminal to ask on: {error}"))
                 .hint("`--connection-string-file -` reads it from standard input, `--connection-string-file FILE` from a file")
         })?;
-    text_source("what was typed", &text, rule)
+    text_source("what was typed", text.as_bytes(), rule)
 }
 
 fn credential(name: &str) -> Result<PathBuf, Failure> {
@@ -129,8 +129,10 @@ fn credential(name: &str) -> Result<PathBuf, Failure> {
     })
 }
 
-fn text_source(from: &str, text: &str, rule: Rule) -> Result<Source, Failure> {
-    Ok(Source::Text(Box::new(strings::parse(from, text, rule)?)))
+fn text_source(from: &str, text: &[u8], rule: Rule) -> Result<Source, Failure> {
+    Ok(Source::Text(Box::new(strings::parse_bytes(
+        from, text, rule,
+    )?)))
 }
 
 fn unread(what: &str, error: &io::Error) -> Failure {

@@ -12,8 +12,7 @@ use zeroize::Zeroizing;
 use super::definition::name_of;
 use super::disk::{FileSystem, System};
 use super::document::{Document, Section};
-use super::{Directory, Fault, Unmade, disk, edit, unreadable};
-use crate::shell;
+use super::{Directory, Fault, Unmade, disk, edit, private, unreadable};
 
 /// Keys that a person brings must have this many characters: shorter ones can be guessed.
 pub const KEY_LEN_MIN: usize = 32;
@@ -245,8 +244,8 @@ fn check_private(file: &str, path: &Path, stamp: &disk::Stamp) -> Result<(), Fau
         return Ok(());
     }
     let what = format!(
-        "others can read it (mode {mode:03o}), so it is not used; run `chmod 600 {}`, and replace its keys if somebody may have read them",
-        shell::word(path)
+        "others can read it (mode {mode:03o}), so it is not used; {}, and replace its keys if somebody may have read them",
+        private::next_step(path)
     );
     Err(Fault::whole(file, what))
 }

@@ -17,6 +17,8 @@ pub mod identity;
 pub mod keys;
 mod lock;
 pub mod namespace;
+pub mod pasted;
+mod private;
 pub mod quota;
 pub mod sender;
 pub mod strings;

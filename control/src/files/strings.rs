@@ -5,8 +5,8 @@ use std::path::Path;
 
 use underpass_proto::{ConnectionString, Rule};
 
-use super::{Fault, disk, unreadable};
-use crate::shell;
+use super::pasted::{self, Unclear};
+use super::{Fault, disk, private, unreadable};
 
 /// Reads a file that holds one connection string of a rule, and nothing else.
 ///
@@ -14,7 +14,7 @@ use crate::shell;
 /// What is wrong, without the string: unreadable, others can read it, no connection string, or one of the other rule.
 pub fn load(path: &Path, rule: Rule) -> Result<ConnectionString, Fault> {
     let file = path.display().to_string();
-    let read = disk::read(path).map_err(|error| match error.kind() {
+    let read = disk::read_bytes(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound => Fault::whole(
             &file,
             format!(
@@ -25,7 +25,21 @@ pub fn load(path: &Path, rule: Rule) -> Result<ConnectionString, Fault> {
         _ => unreadable(&file, &error),
     })?;
     check_private(&file, path, &read.stamp)?;
-    parse(&file, &read.text, rule)
+    parse_bytes(&file, &read.bytes, rule)
+}
+
+/// The same as [`parse`], of bytes: Windows' shells write UTF-16.
+///
+/// # Errors
+/// What is wrong, without the string.
+pub fn parse_bytes(from: &str, bytes: &[u8], rule: Rule) -> Result<ConnectionString, Fault> {
+    let text = pasted::decoded(bytes).ok_or_else(|| {
+        Fault::whole(
+            from,
+            "is neither UTF-8 nor UTF-16 text; put one connection string there, on one line, and nothing else",
+        )
+    })?;
+    parse(from, &text, rule)
 }
 
 /// Reads the text of a connection string of a rule. `from` says where it was found.
@@ -33,22 +47,16 @@ pub fn load(path: &Path, rule: Rule) -> Result<ConnectionString, Fault> {
 /// # Errors
 /// What is wrong, without the string.
 pub fn parse(from: &str, text: &str, rule: Rule) -> Result<ConnectionString, Fault> {
-    let text = text.trim();
-    if text.is_empty() {
-        return Err(Fault::whole(
-            from,
-            format!(
+    let text = pasted::found(text).map_err(|unclear| {
+        let what = match unclear {
+            Unclear::Empty => format!(
                 "is empty; put there what `underpass connection string NAME --role {}` printed",
                 role(rule)
             ),
-        ));
-    }
-    if text.lines().count() > 1 {
-        return Err(Fault::whole(
-            from,
-            "has more than one line; put one connection string there, on one line, and nothing else",
-        ));
-    }
+            Unclear::Lines => "has more than one line; put one connection string there, on one line, and nothing else".into(),
+        };
+        Fault::whole(from, what)
+    })?;
     let string: ConnectionString = text.parse().map_err(|error| {
         Fault::whole(
             from,
@@ -96,8 +104,8 @@ fn check_private(file: &str, path: &Path, stamp: &disk::Stamp) -> Result<(), Fau
     Err(Fault::whole(
         file,
         format!(
-            "others can read it (mode {mode:03o}), and it holds a key; run `chmod 600 {}`",
-            shell::word(path)
+            "others can read it (mode {mode:03o}), and it holds a key; {}",
+            private::next_step(path)
         ),
     ))
 }
@@ -127,6 +135,27 @@ mod tests {
                 "others can read it (mode 640), and it holds a key; run `chmod 600 {}`",
                 path.display()
             )),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_windows_wrote_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.connection");
+        let text = format!("\u{feff}NAME=\"{STRING}\"\r\n");
+        let utf_16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        for bytes in [text.as_bytes(), &utf_16] {
+            disk::replace(&path, bytes, disk::SECRET).unwrap();
+            assert_eq!(
+                load(&path, Rule::Listen),
+                STRING.parse().map_err(|_| unreachable!())
+            );
+        }
+        disk::replace(&path, &utf_16[..utf_16.len() - 1], disk::SECRET).unwrap();
+        let told = load(&path, Rule::Listen).unwrap_err().to_string();
+        assert!(
+            told.contains("is neither UTF-8 nor UTF-16 text") && !told.contains("c2Vj"),
             "{told}"
         );
     }

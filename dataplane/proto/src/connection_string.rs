@@ -21,6 +21,16 @@ pub const PINS_MAX: usize = 2;
 /// Most bytes of a connection string; the longest possible one has under 1,300.
 pub const CONNECTION_STRING_MAX: usize = 4096;
 
+/// Names of the fields of a string, as they are written. They are read in any case.
+pub const FIELDS: [&str; 6] = [
+    "Endpoint",
+    "SharedAccessKeyName",
+    "SharedAccessKey",
+    "EntityPath",
+    "Pin",
+    "Target",
+];
+
 /// Where a relay is, which hybrid connection is meant, and the key that proves a right to it.
 ///
 /// `Display` and `Debug` leave the key out; [`ConnectionString::emit`] alone writes it.
@@ -217,15 +227,16 @@ impl<'a> Fields<'a> {
 
     fn slot(&mut self, name: &str) -> Option<(&mut Option<&'a str>, &'static str)> {
         let slots = [
-            (&mut self.endpoint, "Endpoint"),
-            (&mut self.rule, "SharedAccessKeyName"),
-            (&mut self.key, "SharedAccessKey"),
-            (&mut self.entity_path, "EntityPath"),
-            (&mut self.pin, "Pin"),
-            (&mut self.target, "Target"),
+            &mut self.endpoint,
+            &mut self.rule,
+            &mut self.key,
+            &mut self.entity_path,
+            &mut self.pin,
+            &mut self.target,
         ];
         slots
             .into_iter()
+            .zip(FIELDS)
             .find(|(_, known)| known.eq_ignore_ascii_case(name))
     }
 }

@@ -53,6 +53,15 @@ pub struct Text {
     pub stamp: Stamp,
 }
 
+/// A file's content, as read.
+#[derive(Debug)]
+pub struct Bytes {
+    /// The whole content. Wiped when dropped: it may hold keys.
+    pub bytes: Zeroizing<Vec<u8>>,
+    /// The state that was read.
+    pub stamp: Stamp,
+}
+
 /// The present state of a file; `None` where there is none.
 ///
 /// # Errors
@@ -70,15 +79,7 @@ pub fn stamp(path: &Path) -> io::Result<Option<Stamp>> {
 /// # Errors
 /// The kernel's; `InvalidData` where others can change it (see [`trust`]), where it is no plain file, over [`FILE_SIZE_MAX`], or not UTF-8.
 pub fn read(path: &Path) -> io::Result<Text> {
-    trust::check_file(path)?;
-    let (file, metadata) = open_plain(path)?;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(
-        metadata.len().min(FILE_SIZE_MAX) as usize + 1,
-    ));
-    file.take(FILE_SIZE_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > FILE_SIZE_MAX {
-        return Err(invalid(format!("is larger than {FILE_SIZE_MAX} bytes")));
-    }
+    let Bytes { bytes, stamp } = read_bytes(path)?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         let line = bytes[..error.valid_up_to()]
             .iter()
@@ -89,6 +90,26 @@ pub fn read(path: &Path) -> io::Result<Text> {
     })?;
     Ok(Text {
         text: Zeroizing::new(text.to_owned()),
+        stamp,
+    })
+}
+
+/// Reads a small file that nobody else can change, whatever is in it.
+///
+/// # Errors
+/// The kernel's; `InvalidData` where others can change it (see [`trust`]), where it is no plain file, or over [`FILE_SIZE_MAX`].
+pub fn read_bytes(path: &Path) -> io::Result<Bytes> {
+    trust::check_file(path)?;
+    let (file, metadata) = open_plain(path)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(
+        metadata.len().min(FILE_SIZE_MAX) as usize + 1,
+    ));
+    file.take(FILE_SIZE_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_SIZE_MAX {
+        return Err(invalid(format!("is larger than {FILE_SIZE_MAX} bytes")));
+    }
+    Ok(Bytes {
+        bytes,
         stamp: Stamp::of(&metadata),
     })
 }
