@@ -90,15 +90,20 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     }
 }
 
+/// A header that is a list: several lines are one list (RFC 9110, section 5.3). `None`: there is
+/// none.
+pub(super) fn tags(headers: &HeaderMap, name: &header::HeaderName) -> Option<String> {
+    let lines = headers.get_all(name).iter();
+    let lines: Vec<&str> = lines
+        .map(|line| line.to_str().unwrap_or_default())
+        .collect();
+    (!lines.is_empty()).then(|| lines.join(", "))
+}
+
 /// What must be true for a change to be made, by `If-Match` and `If-None-Match`.
 pub(super) fn condition(headers: &HeaderMap) -> Condition {
-    let value = |name| {
-        headers
-            .get(name)
-            .map(|value: &header::HeaderValue| value.to_str().unwrap_or_default())
-    };
-    let is = value(header::IF_MATCH).map(Condition::if_match);
-    let is_not = value(header::IF_NONE_MATCH).map(Condition::if_none_match);
+    let is = tags(headers, &header::IF_MATCH).map(|tags| Condition::if_match(&tags));
+    let is_not = tags(headers, &header::IF_NONE_MATCH).map(|tags| Condition::if_none_match(&tags));
     match (is, is_not) {
         (Some(is), Some(is_not)) => is.and(is_not),
         (one, other) => one.or(other).unwrap_or_default(),

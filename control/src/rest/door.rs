@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, HeaderName, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
 use underpass_proto::sas::{SasRule, SasToken};
 use underpass_proto::{Host, HycoName, KeyPair};
@@ -15,6 +17,25 @@ use super::problem::{Kind, Problem};
 use super::{Rest, Shared, blocking};
 use crate::files::keys;
 use crate::files::namespace::Namespace;
+
+/// The answer to a request that is refused leaves at a multiple of this after it came, so that its
+/// time tells nothing about names and keys. Beyond what looking up a name and checking a signature
+/// take, which is some 0.2 ms.
+const REFUSED_AFTER: Duration = Duration::from_millis(5);
+
+/// Headers of which a request has one at most: of two, another program might take the other one
+/// (RFC 9110, section 5.3).
+const SINGLE: [HeaderName; 5] = [
+    header::AUTHORIZATION,
+    header::ORIGIN,
+    header::CONTENT_TYPE,
+    header::CONTENT_LENGTH,
+    header::HOST,
+];
+
+/// A connection that has a place for health checks alone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OnlyProbes;
 
 /// How a connection came in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,8 +68,12 @@ pub(super) async fn check_host(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let host = match host_of(request.headers(), request.uri()) {
-        Ok(host) => host.to_owned(),
+    let checked = check_single(request.headers()).and_then(|()| {
+        let (text, host) = host_of(request.headers(), request.uri())?;
+        Ok((text.to_owned(), host))
+    });
+    let (text, host) = match checked {
+        Ok(checked) => checked,
         Err(problem) => return problem.into_response(),
     };
     let remote = request
@@ -58,7 +83,7 @@ pub(super) async fn check_host(
         .unwrap_or(Remote::Local { uid: 0 });
     let namespace = rest.live.namespace();
     if !is_ours(&host, remote, &namespace) {
-        let shown = crate::files::wording::echo(&host);
+        let shown = crate::files::wording::echo(&text);
         let hint = "name this machine by the address that it listens on, by localhost, or by the host of public_address in namespace.toml";
         return Problem::new(
             Kind::Host,
@@ -68,7 +93,7 @@ pub(super) async fn check_host(
         .into_response();
     }
     if let Some(origin) = request.headers().get(header::ORIGIN)
-        && !is_same(origin.to_str().unwrap_or_default(), &host)
+        && !is_same(origin.to_str().unwrap_or_default(), &text)
     {
         let hint = "call it from a program, not from a page of another site";
         return Problem::new(
@@ -78,7 +103,7 @@ pub(super) async fn check_host(
         )
         .into_response();
     }
-    request.extensions_mut().insert(AskedHost(host));
+    request.extensions_mut().insert(AskedHost(text));
     request.extensions_mut().insert(remote);
     next.run(request).await
 }
@@ -89,12 +114,30 @@ pub(super) async fn authorise(
     request: Request,
     next: Next,
 ) -> Response {
+    if request.extensions().get::<OnlyProbes>().is_some() {
+        return Problem::new(
+            Kind::TooManyConnections,
+            "every connection that the API has room for is in use".into(),
+            "close those that are not needed, and try again",
+        )
+        .retry_after(1)
+        .into_response();
+    }
+    let came = Instant::now();
     let caller = Caller::of(&request);
     let judged = blocking(&rest, move |rest| caller.judge(rest)).await;
     match judged {
         Ok(()) => next.run(request).await,
-        Err(problem) => problem.into_response(),
+        Err(problem) => {
+            sleep_until(came + refused_after(came.elapsed())).await;
+            problem.into_response()
+        }
     }
+}
+
+fn refused_after(took: Duration) -> Duration {
+    let steps = took.as_micros() / REFUSED_AFTER.as_micros() + 1;
+    REFUSED_AFTER * u32::try_from(steps).unwrap_or(u32::MAX)
 }
 
 /// The Host header, once it was found to be ours.
@@ -120,50 +163,65 @@ impl Caller {
         }
     }
 
+    /// A token of a manage key passes. Everything else is refused, and counted before its reason is
+    /// looked for: a flood looks up no names.
     fn judge(&self, rest: &Rest) -> Result<(), Problem> {
-        let judged = self.verdict(rest);
-        let Err(problem) = judged else { return Ok(()) };
-        match rest.failures.note(self.remote.ip()) {
-            Ok(()) => {
-                // As often as is told why: a flood does not fill the log either.
-                info!(remote = %self.remote, code = problem.code, why = problem.errors.join("; "), "request refused");
-                Err(problem)
+        let token = self.token();
+        let managed = match &token {
+            Ok(token) if token.rule() == SasRule::Manage => {
+                Some(manage_keys(rest).and_then(|keys| self.check(token, &keys, rest)))
             }
-            Err(secs) => Err(Problem::new(
-                Kind::TooManyFailures,
-                "too many requests from this address had no token that holds".into(),
-                "wait for the seconds in Retry-After, and use a token of a manage key",
-            )
-            .retry_after(secs)),
+            _ => None,
+        };
+        if let Some(Ok(())) = managed {
+            return Ok(());
         }
+        rest.failures.note(self.remote.ip()).map_err(too_many)?;
+        let problem = match (managed, token) {
+            (Some(Err(problem)), _) | (_, Err(problem)) => problem,
+            (_, Ok(token)) => self.why_not(&token, rest),
+        };
+        // As often as is told why: a flood does not fill the log either.
+        info!(remote = %self.remote, code = problem.code, why = problem.errors.join("; "), "request refused");
+        Err(problem)
     }
 
-    fn verdict(&self, rest: &Rest) -> Result<(), Problem> {
+    fn token(&self) -> Result<SasToken, Problem> {
         let Some(token) = &self.token else {
             return Err(unauthorized(
                 "there is no token".into(),
                 "send `Authorization: SharedAccessSignature …`, signed with a manage key (keys/_manage.toml, skn=manage)",
             ));
         };
-        let token: SasToken = token
+        token
             .parse()
             .map_err(|error: underpass_proto::sas::SasError| {
                 unauthorized(
                     error.to_string(),
                     "make it with the rule name `manage` and a key of keys/_manage.toml",
                 )
-            })?;
-        match token.rule() {
-            SasRule::Manage => self.check(&token, &manage_keys(rest)?, rest),
-            SasRule::Hyco(rule) => {
-                let keys = self.keys_of_hyco(&token, rest, rule);
-                keys.map_or_else(|| Err(wrong_key()), |keys| self.check(&token, &keys, rest))?;
-                Err(Problem::new(
-                    Kind::Forbidden,
-                    format!("a key of {rule} can {} and not manage", rule.right()),
-                    "use a manage key (keys/_manage.toml, skn=manage)",
-                ))
-            }
+            })
+    }
+
+    /// A token of a hybrid connection: one that is signed with its key is told that it has no right
+    /// here, any other as little as a wrong one.
+    fn why_not(&self, token: &SasToken, rest: &Rest) -> Problem {
+        let SasRule::Hyco(rule) = token.rule() else {
+            return wrong_key();
+        };
+        let Some(keys) = self.keys_of_hyco(token, rest, rule) else {
+            // As much work as for a name that is there.
+            let decoy = manage_keys(rest).map(|keys| token.is_signed_by(&keys));
+            debug!(?decoy, "no keys of that name");
+            return wrong_key();
+        };
+        match self.check(token, &keys, rest) {
+            Err(problem) => problem,
+            Ok(()) => Problem::new(
+                Kind::Forbidden,
+                format!("a key of {rule} can {} and not manage", rule.right()),
+                "use a manage key (keys/_manage.toml, skn=manage)",
+            ),
         }
     }
 
@@ -232,6 +290,15 @@ fn manage_keys(rest: &Rest) -> Result<KeyPair, Problem> {
     })
 }
 
+fn too_many(secs: u64) -> Problem {
+    Problem::new(
+        Kind::TooManyFailures,
+        "too many requests from this address had no token that holds".into(),
+        "wait for the seconds in Retry-After, and use a token of a manage key",
+    )
+    .retry_after(secs)
+}
+
 fn unauthorized(error: String, hint: &str) -> Problem {
     Problem::new(Kind::Unauthorized, error, hint)
 }
@@ -243,8 +310,23 @@ fn wrong_key() -> Problem {
     )
 }
 
-/// The one host that a request names. An absolute target must name the same.
-fn host_of<'a>(headers: &'a HeaderMap, uri: &Uri) -> Result<&'a str, Problem> {
+fn check_single(headers: &HeaderMap) -> Result<(), Problem> {
+    let twice = SINGLE
+        .iter()
+        .find(|name| headers.get_all(*name).iter().nth(1).is_some());
+    match twice {
+        None => Ok(()),
+        Some(name) => Err(Problem::new(
+            Kind::Malformed,
+            format!("the request has more than one {name} header"),
+            "send it once",
+        )),
+    }
+}
+
+/// The one host that a request names, with its port as it was written. An absolute target must name
+/// the same.
+fn host_of<'a>(headers: &'a HeaderMap, uri: &Uri) -> Result<(&'a str, Host), Problem> {
     let malformed = |error: &str| {
         Problem::new(
             Kind::Malformed,
@@ -252,41 +334,45 @@ fn host_of<'a>(headers: &'a HeaderMap, uri: &Uri) -> Result<&'a str, Problem> {
             "send one Host header, with the host and port of the URL",
         )
     };
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else {
-        return Err(malformed(
-            "the request has no Host header, or more than one",
-        ));
+    let Some(text) = headers.get(header::HOST) else {
+        return Err(malformed("the request has no Host header"));
     };
-    let host = host
+    let text = text
         .to_str()
         .map_err(|_| malformed("the Host header is not ASCII"))?;
+    let host = read_host(text).ok_or_else(|| malformed("the Host header is no host and port"))?;
     match uri.authority() {
-        Some(authority) if !authority.as_str().eq_ignore_ascii_case(host) => Err(malformed(
+        Some(authority) if !authority.as_str().eq_ignore_ascii_case(text) => Err(malformed(
             "the request's URL and its Host header name two hosts",
         )),
-        _ => Ok(host),
+        _ => Ok((text, host)),
     }
 }
 
-/// The port is left out: a name that leads here by another way does so on any port.
-fn is_ours(host: &str, remote: Remote, namespace: &Namespace) -> bool {
-    let Some(host) = without_port(host).and_then(|host| host.parse::<Host>().ok()) else {
-        return false;
+/// `uri-host [ ":" port ]` (RFC 9110, section 7.2): no user in front, nothing behind.
+fn read_host(text: &str) -> Option<Host> {
+    let (host, port) = match text.find(']') {
+        Some(end) => text.split_at(end + 1),
+        None => text.split_at(text.find(':').unwrap_or(text.len())),
     };
-    let is_localhost = matches!(&host, Host::Name(name) if name.matches("localhost"));
+    let port = match port.strip_prefix(':') {
+        Some(port) => port,
+        None if port.is_empty() => port,
+        None => return None,
+    };
+    let is_port = port.is_empty()
+        || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    host.parse().ok().filter(|_| is_port)
+}
+
+/// The port is left out: a name that leads here by another way does so on any port.
+fn is_ours(host: &Host, remote: Remote, namespace: &Namespace) -> bool {
+    let is_localhost = matches!(host, Host::Name(name) if name.matches("localhost"));
     let is_own_address = match remote {
         Remote::Network { local, .. } => host.ip() == Some(local.ip().to_canonical()),
         Remote::Local { .. } => false,
     };
     is_localhost || is_own_address || host.matches(&namespace.public_address.host)
-}
-
-fn without_port(host: &str) -> Option<&str> {
-    if host.starts_with('[') {
-        return host.split_inclusive(']').next();
-    }
-    host.split(':').next()
 }
 
 /// Whether an Origin is a page of this very host.
@@ -300,7 +386,7 @@ fn is_same(origin: &str, host: &str) -> bool {
 }
 
 impl Remote {
-    fn ip(&self) -> Option<IpAddr> {
+    pub(super) fn ip(&self) -> Option<IpAddr> {
         match self {
             Self::Network { peer, .. } => Some(peer.ip()),
             Self::Local { .. } => None,
@@ -338,21 +424,42 @@ mod tests {
             "Relay.Example.com:443",
             "[::ffff:192.0.2.7]:8480",
         ] {
-            assert!(is_ours(host, remote, &namespace), "{host}");
+            let read = read_host(host).unwrap();
+            assert!(is_ours(&read, remote, &namespace), "{host}");
         }
         for host in [
-            "",
             "evil.example.com",
             "192.0.2.8:8480",
             "127.0.0.1:8480",
             "localhost.evil.example.com",
             "[::1]",
-            "relay.example.com@evil",
-            "a b",
         ] {
-            assert!(!is_ours(host, remote, &namespace), "{host}");
+            let read = read_host(host).unwrap();
+            assert!(!is_ours(&read, remote, &namespace), "{host}");
         }
-        assert!(!is_ours("127.0.0.1", Remote::Local { uid: 0 }, &namespace));
+        let loopback = read_host("127.0.0.1").unwrap();
+        assert!(!is_ours(&loopback, Remote::Local { uid: 0 }, &namespace));
+    }
+
+    #[test]
+    fn a_host_has_no_user_and_nothing_behind_its_port() {
+        for host in [
+            "",
+            ":80",
+            "a b",
+            "localhost:80@evil",
+            "evil@localhost",
+            "localhost:80:90",
+            "localhost:65536",
+            "localhost:+80",
+            "localhost/",
+            "[::1]80",
+            "[::1]:80]",
+            "::1",
+        ] {
+            assert_eq!(read_host(host), None, "{host}");
+        }
+        assert!(read_host("localhost:").is_some(), "a port may be empty");
     }
 
     #[test]

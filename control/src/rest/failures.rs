@@ -14,7 +14,7 @@ const PER_SECOND: NonZeroU32 = NonZeroU32::new(10).unwrap();
 const ADDRESSES_MAX: usize = 4096;
 
 /// An address, or for IPv6 the network that one machine has.
-type Source = [u8; 8];
+pub(super) type Source = [u8; 8];
 
 pub(super) struct Failures {
     limiter: DefaultKeyedRateLimiter<Source>,
@@ -45,7 +45,8 @@ impl Failures {
     }
 }
 
-fn source(from: Option<IpAddr>) -> Source {
+/// What an address counts as. `None`: this machine, by `run/api.sock`.
+pub(super) fn source(from: Option<IpAddr>) -> Source {
     let mut source = [0; 8];
     match from.map(|ip| ip.to_canonical()) {
         None => {}

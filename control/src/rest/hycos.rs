@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use underpass_proto::HycoName;
 use underpass_proto::snapshot::HycoReport;
 
-use super::body::{Body, Name, condition};
+use super::body::{Body, Name, condition, tags};
 use super::model::{HybridConnection, HybridConnections, HycoState, Probed};
 use super::patterns::NamePath;
 use super::problem::{Kind, Problem};
@@ -70,10 +70,8 @@ pub(super) async fn get(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let stored = blocking(&rest, move |rest| Ok(rest.store.find(&name)?)).await?;
-    let known = headers
-        .get(header::IF_NONE_MATCH)
-        .and_then(|known| known.to_str().ok());
-    if known.is_some_and(|known| Condition::is_known(known, stored.etag())) {
+    let known = tags(&headers, &header::IF_NONE_MATCH);
+    if known.is_some_and(|known| Condition::is_known(&known, stored.etag())) {
         return Ok((StatusCode::NOT_MODIFIED, etag(&stored)).into_response());
     }
     Ok(answer(&rest, StatusCode::OK, &stored))

@@ -13,6 +13,7 @@ mod keys;
 pub mod model;
 mod namespace;
 mod patterns;
+mod places;
 mod problem;
 mod serve;
 mod tls;

@@ -62,6 +62,7 @@ pub(super) enum Kind {
     TooLarge,
     MediaType,
     TooManyFailures,
+    TooManyConnections,
     NoRelay,
     ProbeBusy,
     ProbeTimeout,
@@ -135,6 +136,11 @@ impl Kind {
                 S::TOO_MANY_REQUESTS,
                 "too_many_failures",
                 "Too many tokens that do not hold",
+            ),
+            Self::TooManyConnections => (
+                S::SERVICE_UNAVAILABLE,
+                "too_many_connections",
+                "Too many connections",
             ),
             Self::NoRelay => (S::SERVICE_UNAVAILABLE, "no_relay", "No relay is connected"),
             Self::ProbeBusy => (

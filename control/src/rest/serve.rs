@@ -14,25 +14,25 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
+use super::door::OnlyProbes;
+use super::failures::source;
+use super::places::{Place, Places};
 use super::{Remote, Shared, router, tls};
 use crate::files::control_section::ControlSettings;
 use crate::files::namespace::Namespace;
 use crate::files::{Directory, Fault};
+use crate::publish::watch::LOOK_NOW;
 use crate::publish::{is_ours, listen};
-
-/// Connections of one listener at once: people and their scripts, not the world.
-const CONNECTIONS_MAX: usize = 64;
 
 /// From accepting a connection, or from an answer, to the next whole head.
 const HEAD_WITHIN: Duration = Duration::from_secs(15);
 
-/// A connection that lasts longer is closed: whoever does not read would hold its place for ever.
+/// A connection that lasts longer is closed: one that does not read would hold its place for ever.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(300);
 
 /// Bytes of a head.
@@ -75,18 +75,15 @@ async fn serve_local(rest: &Shared, router: Router) {
             }
         }
     };
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::default();
     loop {
-        let place = place(&room).await;
         match listener.accept().await {
             Ok((stream, _)) if is_ours(&stream) => {
                 let uid = stream.peer_cred().map_or(0, |peer| peer.uid());
-                tokio::spawn(converse(
-                    stream,
-                    Remote::Local { uid },
-                    router.clone(),
-                    place,
-                ));
+                let remote = Remote::Local { uid };
+                in_place(&places, remote, |place| {
+                    converse(stream, remote, router.clone(), place)
+                });
             }
             Ok(_) => {}
             Err(error) => pause(&error).await,
@@ -156,7 +153,7 @@ impl Door {
     }
 
     async fn serve(mut self, directory: &Directory, settings: &ControlSettings, router: &Router) {
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let places = Places::default();
         let mut next_look = Instant::now() + CERTIFICATE_EVERY;
         loop {
             // Asked ahead of each accept: a listener that is never idle has a certificate too.
@@ -164,10 +161,14 @@ impl Door {
                 self.renew(directory, settings);
                 next_look = Instant::now() + CERTIFICATE_EVERY;
             }
-            let place = place(&room).await;
-            let Ok(accepted) = timeout_at(next_look, self.listener.accept()).await else {
-                continue;
+            let accepted = tokio::select! {
+                accepted = timeout_at(next_look, self.listener.accept()) => accepted,
+                () = LOOK_NOW.notified() => {
+                    next_look = Instant::now();
+                    continue;
+                }
             };
+            let Ok(accepted) = accepted else { continue };
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -181,7 +182,9 @@ impl Door {
                 .tls
                 .as_ref()
                 .map(|tls| TlsAcceptor::from(Arc::clone(&tls.config)));
-            tokio::spawn(greet(stream, remote, acceptor, router.clone(), place));
+            in_place(&places, remote, |place| {
+                greet(stream, remote, acceptor, router.clone(), place)
+            });
         }
     }
 
@@ -225,12 +228,30 @@ fn cannot_listen(address: SocketAddr, error: &io::Error) -> Fault {
     )
 }
 
+/// Serves a connection for as long as it has a place. Without one it is closed at once.
+fn in_place<F>(places: &Places, remote: Remote, conversation: impl FnOnce(Place) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let Some((place, closed)) = places.admit(source(remote.ip())) else {
+        debug!(%remote, "no room for one more connection");
+        return;
+    };
+    let conversation = conversation(place);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = conversation => {}
+            _ = closed => debug!(%remote, "closed without a request: a newcomer has its place"),
+        }
+    });
+}
+
 async fn greet(
     stream: TcpStream,
     remote: Remote,
     acceptor: Option<TlsAcceptor>,
     router: Router,
-    place: OwnedSemaphorePermit,
+    place: Place,
 ) {
     let _ = stream.set_nodelay(true);
     let Some(acceptor) = acceptor else {
@@ -248,11 +269,21 @@ async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     remote: Remote,
     router: Router,
-    _place: OwnedSemaphorePermit,
+    place: Place,
 ) {
-    let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
+    let place = Arc::new(place);
+    let service = tower::service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(remote);
-        request.map(axum::body::Body::new)
+        if place.is_only_for_probes() {
+            request.extensions_mut().insert(OnlyProbes);
+        }
+        let (router, place) = (router.clone(), Arc::clone(&place));
+        async move {
+            place.busy();
+            let answer = router.oneshot(request.map(axum::body::Body::new)).await;
+            place.idle();
+            answer
+        }
     });
     let conversation = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -262,14 +293,6 @@ async fn converse(
     if let Ok(Err(error)) = timeout(CONNECTION_WITHIN, conversation).await {
         debug!(%remote, %error, "connection to the API failed");
     }
-}
-
-/// A place for one more connection. While there is none, others wait in the kernel's queue.
-async fn place(room: &Arc<Semaphore>) -> OwnedSemaphorePermit {
-    Arc::clone(room)
-        .acquire_owned()
-        .await
-        .expect("nobody closes it")
 }
 
 /// The cause of a failed accept (no descriptors) does not go away at once.

@@ -1,12 +1,16 @@
 //! Who may come in: tokens, clocks, hosts, origins.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use underpass_proto::key::Rule;
 use underpass_proto::sas::{self, SasRule};
 use underpass_proto::{HycoKeys, Key};
 
 use crate::{Api, HOST, NOW, PAYROLL};
+
+/// Refusals leave at multiples of this.
+const QUANTUM: Duration = Duration::from_millis(5);
 
 const NAMESPACE: &str = "/v1/namespace";
 
@@ -339,6 +343,83 @@ async fn a_flood_of_wrong_tokens_is_told_to_wait_and_a_right_one_still_passes() 
     }
     assert!(told_to_wait > 50, "{told_to_wait}");
     assert_eq!(api.get(NAMESPACE).await.status.as_u16(), 200);
+}
+
+#[tokio::test]
+async fn of_a_header_that_counts_once_two_are_refused() {
+    let api = Api::new();
+    let token = api.token();
+    let all = [("host", HOST), ("authorization", &token)];
+    for twice in [
+        ("authorization", token.as_str()),
+        ("authorization", "SharedAccessSignature x"),
+        ("host", HOST),
+        ("content-type", "application/json"),
+        ("origin", "http://127.0.0.1:8480"),
+    ] {
+        let mut headers = all.to_vec();
+        headers.push(twice);
+        if !all.iter().any(|(name, _)| *name == twice.0) {
+            headers.push(twice);
+        }
+        let problem = api
+            .send("GET", NAMESPACE, "", &headers)
+            .await
+            .is_problem(400, "malformed");
+        let told = format!("the request has more than one {} header", twice.0);
+        assert_eq!(problem["errors"][0].as_str(), Some(told.as_str()));
+    }
+    assert_eq!(
+        api.send("GET", NAMESPACE, "", &all).await.status.as_u16(),
+        200
+    );
+}
+
+#[tokio::test]
+async fn a_host_with_a_user_or_a_port_that_is_none_is_malformed() {
+    let api = Api::new();
+    for host in ["localhost:80@evil", "evil@localhost", "localhost:x", "::1"] {
+        api.ask("GET", NAMESPACE, "", &[("host", host)])
+            .await
+            .is_problem(400, "malformed");
+    }
+}
+
+#[tokio::test]
+async fn the_lines_of_a_condition_are_one_list() {
+    let api = Api::new();
+    let etag = api.create("payroll-sql").await.header("etag").to_owned();
+    for lines in [
+        [("if-match", "\"0\""), ("if-match", &etag)],
+        [("if-match", &etag), ("if-match", "\"0\"")],
+    ] {
+        let answer = api
+            .ask("PUT", PAYROLL, r#"{"host": "sql01", "port": 1433}"#, &lines)
+            .await;
+        assert_eq!(answer.status.as_u16(), 200, "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_takes_the_same_time_whether_the_name_is_there_or_not() {
+    let api = Api::new();
+    api.create("payroll-sql").await;
+    for name in ["payroll-sql", "unknown-sql"] {
+        let uri = format!("http://{HOST}/{name}");
+        let forged = token(
+            &Key::from_random([7; 32]),
+            SasRule::Hyco(Rule::Listen),
+            &uri,
+            NOW + 1,
+        );
+        // The last ones are 429.
+        for _ in 0..40 {
+            let begun = Instant::now();
+            let answer = with(&api, &format!("/v1/hybridconnections/{name}"), &forged).await;
+            assert!(answer.status.is_client_error(), "{answer:?}");
+            assert!(begun.elapsed() >= QUANTUM, "{:?}", begun.elapsed());
+        }
+    }
 }
 
 async fn with(api: &Api, path: &str, token: &str) -> crate::Answer {

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -18,6 +19,9 @@ use underpass_proto::snapshot::{ProbeReport, ProbedDial, ProbedListener};
 use underpass_proto::wire::{AgentId, Instance};
 
 use crate::running::{Control, PATIENCE, folder, wait_for};
+
+/// How long a connection may be without a request.
+const IDLE: Duration = Duration::from_secs(15);
 
 const ANY_PORT: &str = "[control]\nlisten = \"127.0.0.1:0\"\n";
 
@@ -41,6 +45,28 @@ fn it_is_served_on_its_socket_and_on_its_address() {
         "GET /healthz HTTP/1.1\r\nHost: rebound.example.com\r\nConnection: close\r\n\r\n",
     );
     assert!(answer.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{answer}");
+}
+
+#[test]
+fn idle_connections_keep_nobody_from_an_answer() {
+    let control = folder(ANY_PORT, &[]);
+    let control = Control::start(&control);
+    let address = address(&control);
+    let idle: Vec<TcpStream> = (0..300)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+    let begun = Instant::now();
+    for path in ["/healthz", "/readyz"] {
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        let answer = plain(address, &request);
+        assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+    }
+    // Far below the 15 s after which a connection without a request is closed in any case.
+    assert!(begun.elapsed() < IDLE / 3, "{:?}", begun.elapsed());
+    let mut oldest = idle.first().unwrap();
+    oldest.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(oldest.read(&mut [0; 1]).unwrap_or(0), 0, "it made room");
 }
 
 #[test]
