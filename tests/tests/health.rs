@@ -221,6 +221,14 @@ on_every_backend! {
             })
             .unwrap();
         assert_eq!(quiet.accepted(), 1);
+        // A person who asks is answered, and the state stays what flows say.
+        let directory = installation.directory();
+        let arguments = ["probe", NAME, "--json", "--dir", directory.to_str().unwrap()];
+        let ran = run_underpass(&arguments).unwrap();
+        let probed: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!((&probed["reached"], quiet.accepted()), (&true.into(), 2), "{probed}");
+        let hyco = installation.hyco(NAME).unwrap().unwrap();
+        assert!(hyco.agents[0].dial.as_ref().is_some_and(|dial| dial.by_flow));
     }
 
     fn every_key_says_who_stands_on_it_and_when_it_was_last_used(io) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use underpass_proto::limits::OPEN_DEADLINE;
-use underpass_proto::snapshot::{ProbeReport, ProbedDial, ProbedListener};
+use underpass_proto::snapshot::{ProbeReport, ProbedListener};
 use underpass_proto::{FeedMessage, HycoName, Instance};
 
 use super::listeners::{Errand, Seen, View};
@@ -77,15 +77,11 @@ impl Asked {
         let Some(view) = view else {
             return Err(answer(id, ProbeReport::default()));
         };
-        let silent = || view.listeners.iter().map(|seen| unanswered(seen, None));
+        let silent = || view.listeners.iter().map(unanswered);
         let known = |agents| ProbeReport {
             known: true,
             agents,
         };
-        if !view.probe {
-            let off = |seen| unanswered(seen, Some(switched_off(view)));
-            return Err(answer(id, known(view.listeners.iter().map(off).collect())));
-        }
         if view.listeners.is_empty() || self.by_token.len() >= QUESTIONS_MAX {
             return Err(answer(id, known(silent().collect())));
         }
@@ -168,25 +164,13 @@ fn answer(id: u64, report: ProbeReport) -> FeedMessage {
     }
 }
 
-fn unanswered(seen: &Seen, dial: Option<ProbedDial>) -> ProbedListener {
+fn unanswered(seen: &Seen) -> ProbedListener {
     ProbedListener {
         agent_id: seen.who.agent_id,
         instance: seen.who.instance,
         remote: seen.who.remote,
         rtt_us: 0,
-        dial,
-    }
-}
-
-/// The definition forbids probes: nobody dialled.
-fn switched_off(view: &View) -> ProbedDial {
-    ProbedDial {
-        endpoint: view.endpoint.clone(),
-        address: None,
-        resolve_us: 0,
-        dial_us: 0,
-        failed: Some("not_probed".to_owned()),
-        why: Some("not probed: probe is off".to_owned()),
+        dial: None,
     }
 }
 
@@ -195,6 +179,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use underpass_proto::AgentId;
+    use underpass_proto::snapshot::ProbedDial;
 
     use super::*;
     use crate::relay::listeners::Who;
@@ -273,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_asked_about_the_unknown_the_empty_and_the_switched_off() {
+    fn nobody_is_asked_about_the_unknown_and_the_empty_and_with_probe_off_agents_are_asked() {
         let (now, mut asked) = (Instant::now(), Asked::default());
         let unknown = asked.begin(now, 1, &name(), None).expect_err("unknown");
         assert_eq!(report(unknown).1, ProbeReport::default());
@@ -291,9 +276,12 @@ mod tests {
             probe: false,
             ..view(1)
         };
-        let off = report(asked.begin(now, 3, &name(), Some(&off)).expect_err("off")).1;
-        let dial = off.agents[0].dial.as_ref().expect("told");
-        assert_eq!(dial.failed.as_deref(), Some("not_probed"));
+        let orders = asked.begin(now, 3, &name(), Some(&off)).expect("asked");
+        assert_eq!(
+            orders.len(),
+            1,
+            "a person asks: the switch is for the relay"
+        );
     }
 
     #[test]

@@ -309,6 +309,10 @@ impl Book {
         else {
             return;
         };
+        // One that a person asked for: what it found is not renewed, so it is no health.
+        if !dial.by_flow && !page.probe {
+            return;
+        }
         let was_failing = listener.is_failing();
         listener.last = Some((dial, moment));
         self.count(was_failing, listener.is_failing());
