@@ -1,24 +1,46 @@
-//! Turns SIGTERM and SIGINT into calls. The first asks to drain, the second to stop; a third ends a process that does not obey.
+//! Turns signals into calls. The first SIGTERM or SIGINT asks to drain, the second to stop; a third
+//! ends a process that does not obey. SIGHUP ends nothing: files are read again at once.
 
 use std::io;
 use std::process::exit;
 use std::thread;
 
 use crossbeam_channel::{Receiver, bounded};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use tracing::info;
 use underpass_dataplane::drain;
+
+use crate::publish::watch;
 
 /// Exit code of a process that had to be told three times.
 const TOLD_THRICE: i32 = 1;
 
-/// Calls `on` with 1 at the first signal, 2 at the second; at the third the process ends.
-pub(crate) fn on_each(mut on: impl FnMut(u32) + Send + 'static) -> io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+/// Calls `on` with 1 at the first signal to end, 2 at the second; at the third the process ends.
+/// SIGHUP makes it read its files again.
+pub(crate) fn on_each(on: impl FnMut(u32) + Send + 'static) -> io::Result<()> {
+    on_each_and_reload(on, || match watch::look_now() {
+        0 => info!("SIGHUP: this process reads no files again"),
+        _ => info!("SIGHUP: files are read again"),
+    })
+}
+
+/// The same, with `reload` at each SIGHUP.
+pub(crate) fn on_each_and_reload(
+    mut on: impl FnMut(u32) + Send + 'static,
+    mut reload: impl FnMut() + Send + 'static,
+) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
-            for (nth, _) in (1..).zip(signals.forever()) {
+            let mut nth = 0;
+            for signal in signals.forever() {
+                if signal == SIGHUP {
+                    reload();
+                    continue;
+                }
+                nth += 1;
                 if nth >= 3 {
                     exit(TOLD_THRICE);
                 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,9 @@ use tempfile::TempDir;
 
 /// For what takes a moment on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long a line is waited for before the signal is sent again.
+const AGAIN: Duration = Duration::from_millis(200);
 
 #[test]
 fn a_second_one_on_a_directory_is_refused_and_harms_nothing() {
@@ -90,8 +94,46 @@ fn a_killed_one_leaves_no_process_and_the_next_one_starts() {
     assert_eq!(next.end(Signal::TERM), Some(0));
 }
 
-/// A process that has said that it is ready.
-struct Running(Child);
+#[test]
+fn sighup_reads_files_again_and_ends_nothing() {
+    let place = place();
+    let mut up = Running::start(&place, &["up"], "Underpass is ready.");
+    let children = up.children();
+    let mut awaited = vec![
+        "SIGHUP: passed on to control and relay",
+        "SIGHUP: files are read again",
+        "SIGHUP: this process reads no files again",
+    ];
+    // Children that have just been started are not sent it.
+    let all_said = until(|| {
+        kill_process(Pid::from_child(&up.0), Signal::HUP).expect("sent");
+        let line = up.1.recv_timeout(AGAIN).unwrap_or_default();
+        awaited.retain(|awaited| !line.contains(awaited));
+        awaited.is_empty()
+    });
+    assert!(all_said, "not said: {awaited:?}");
+    assert_eq!(up.children(), children, "the same processes");
+    assert_eq!(up.end(Signal::TERM), Some(0));
+}
+
+#[test]
+fn without_proc_up_says_what_it_lacks() {
+    let place = place();
+    let program = env!("CARGO_BIN_EXE_underpass");
+    let script = format!("mount -t tmpfs none /proc && exec {program} up --dir DIR");
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c"])
+        .arg(script.replace("DIR", place.path().to_str().expect("text")))
+        .output()
+        .expect("util-linux");
+    let said = shown(&place, &output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.starts_with("error: /proc is not there, "), "{said}");
+    assert!(said.contains("mount -t proc proc /proc"), "{said}");
+}
+
+/// A process that has said that it is ready, and the lines that it says then.
+struct Running(Child, Receiver<String>);
 
 impl Running {
     fn start(place: &TempDir, arguments: &[&str], ready: &str) -> Self {
@@ -100,14 +142,19 @@ impl Running {
             .spawn()
             .expect("started");
         let mut lines = BufReader::new(child.stderr.take().expect("asked for")).lines();
-        let running = Self(child);
+        let (tell, said) = mpsc::channel();
+        let running = Self(child, said);
         let is_ready = lines
             .by_ref()
             .map_while(Result::ok)
             .any(|line| line.contains(ready));
         assert!(is_ready, "it ended before it said {ready:?}");
         // What else it says is read, so that it can go on saying it.
-        thread::spawn(move || lines.map_while(Result::ok).count());
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let _ = tell.send(line);
+            }
+        });
         running
     }
 
@@ -184,7 +231,7 @@ fn is_gone(process: u32) -> bool {
 }
 
 /// Whether it becomes true within the deadline.
-fn until(condition: impl Fn() -> bool) -> bool {
+fn until(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + DEADLINE;
     while !condition() {
         if Instant::now() > deadline {

@@ -2,6 +2,8 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
@@ -27,6 +29,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A child that ran this long starts again with the first pause.
 const STEADY_AFTER: Duration = Duration::from_secs(10);
 
+/// After this long a child has read its files once, and takes signals.
+const READS_WITHIN: Duration = Duration::from_secs(1);
+
 /// Options of `underpass up`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -39,10 +44,11 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, log: &str) -> Result<(), Failure> {
     args.data_plane.settle();
     let directory = args.dir.directory();
+    check_proc()?;
     // What is wrong with the files is said once, here, and not by a child.
     let (namespace, identity) = installation::open(&directory, Caller::Process)?;
     let _lock = be_alone(&directory)?;
-    let signals = signals()?;
+    let (signals, reload) = signals()?;
     let dir = format!("--dir={}", args.dir.dir.display());
     let common = [format!("--log={log}"), dir];
     let mut relay_arguments = vec!["relay".to_owned()];
@@ -57,6 +63,7 @@ pub(super) fn run(args: &Args, log: &str) -> Result<(), Failure> {
         directory,
         ready: false,
         stopping: false,
+        reload,
     };
     supervisor.run(&signals, |directory, status| {
         output::write(format_args!(
@@ -73,6 +80,18 @@ pub(super) fn run(args: &Args, log: &str) -> Result<(), Failure> {
     })
 }
 
+/// The file that this program started from, however it is called by now.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
+fn check_proc() -> Result<(), Failure> {
+    std::fs::read_link(OWN_PROGRAM).map(drop).map_err(|error| {
+        Failure::configuration(format!(
+            "/proc is not there, by which `up` finds this program to start control and relay ({OWN_PROGRAM}: {error})"
+        ))
+        .hint("mount it (`mount -t proc proc /proc`), or run `underpass control` and `underpass relay` as two processes")
+    })
+}
+
 /// What runs already is said before anything starts: the status of another's control looks like that of one's own.
 fn be_alone(directory: &Directory) -> Result<Lock, Failure> {
     let up = installation::lock(directory, "up")?;
@@ -81,15 +100,18 @@ fn be_alone(directory: &Directory) -> Result<Lock, Failure> {
     Ok(up)
 }
 
-fn signals() -> Result<Receiver<u32>, Failure> {
+/// The signals to end, and whether SIGHUP came.
+fn signals() -> Result<(Receiver<u32>, Arc<AtomicBool>), Failure> {
     // Two signals are told apart; a third ends the process.
     let (tell, told) = bounded(2);
     let forward = move |nth| {
         let _ = tell.try_send(nth);
     };
-    signals::on_each(forward)
+    let reload = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&reload);
+    signals::on_each_and_reload(forward, move || asked.store(true, Ordering::Relaxed))
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot take signals: {error}")))?;
-    Ok(told)
+    Ok((told, reload))
 }
 
 struct Supervisor {
@@ -98,6 +120,7 @@ struct Supervisor {
     directory: Directory,
     ready: bool,
     stopping: bool,
+    reload: Arc<AtomicBool>,
 }
 
 impl Supervisor {
@@ -113,6 +136,11 @@ impl Supervisor {
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(Failure::new(Exit::Failed, "signals are not heard any more"));
                 }
+            }
+            if self.reload.swap(false, Ordering::Relaxed) {
+                info!("SIGHUP: passed on to control and relay");
+                self.control.reload();
+                self.relay.reload();
             }
             if let Some(ended) = self.look() {
                 return ended;
@@ -278,10 +306,17 @@ impl Process {
             child, signalled, ..
         } = &mut self.state
         {
-            // The child is not waited for yet, so its number is nobody else's.
-            if let Ok(pid) = i32::try_from(child.id()).map(Pid::from_raw) {
-                *signalled = pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok());
-            }
+            *signalled = send(child, Signal::TERM);
+        }
+    }
+
+    /// Passes SIGHUP on. A child that has just been started reads everything anyway, and may not
+    /// have its handler yet.
+    fn reload(&self) {
+        if let State::Running { child, since, .. } = &self.state
+            && since.elapsed() > READS_WITHIN
+        {
+            send(child, Signal::HUP);
         }
     }
 
@@ -298,9 +333,15 @@ impl Process {
     }
 }
 
+/// The child is not waited for yet, so its number is nobody else's.
+fn send(child: &Child, signal: Signal) -> bool {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| kill_process(pid, signal).is_ok())
+}
+
 /// In a process group of its own: a terminal's Ctrl-C reaches `up` alone, which passes it on.
 fn spawn(arguments: &[String]) -> std::io::Result<State> {
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(OWN_PROGRAM);
     command.arg0("underpass").args(arguments).process_group(0);
     let lifeline = lifeline::hold(&mut command)?;
     let child = command.spawn()?;

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher};
+use tokio::sync::Notify;
 use tracing::warn;
 
 /// Everything is looked at this often even when nothing was heard: watches get lost with folders, and network file systems tell nothing.
@@ -24,11 +26,38 @@ const _: () = assert!(LOOK_EVERY.as_millis() <= LOOK_EVERY_MAX.as_millis());
 /// After the first word of a change, others are waited for this long: one saving is several events.
 const GATHER: Duration = Duration::from_millis(50);
 
+/// All watches of this process: a signal is the process's, and so are they. One or two at a time.
+static WATCHES: Mutex<Vec<Known>> = Mutex::new(Vec::new());
+
+/// A watch, as long as it is there, and how to wake it.
+type Known = (Weak<()>, Sender<()>);
+
+/// The same for those who look by themselves now and then, such as the REST API at its certificate.
+pub(crate) static LOOK_NOW: Notify = Notify::const_new();
+
+/// Makes all watches of this process look at once. Answers how many there are.
+pub(crate) fn look_now() -> usize {
+    LOOK_NOW.notify_one();
+    let watches = watches();
+    for (_, wake) in watches.iter() {
+        let _ = wake.try_send(()); // Full: it is being woken.
+    }
+    watches.len()
+}
+
+/// Those that are there.
+fn watches() -> MutexGuard<'static, Vec<Known>> {
+    let mut watches = WATCHES.lock().unwrap_or_else(PoisonError::into_inner);
+    watches.retain(|(watch, _)| watch.strong_count() > 0);
+    watches
+}
+
 /// Watches a few folders, not what is below them.
 pub(crate) struct FolderWatch {
     folders: Vec<PathBuf>,
     watcher: Option<notify::RecommendedWatcher>,
     heard: Receiver<()>,
+    _there: Arc<()>,
     watched: HashMap<PathBuf, (u64, u64)>,
     /// What the last look took.
     look_took: Duration,
@@ -39,6 +68,8 @@ impl FolderWatch {
     pub(crate) fn new(folders: Vec<PathBuf>) -> Self {
         // One word is enough: it says that something changed, not what.
         let (tell, heard) = bounded(1);
+        let there = Arc::new(());
+        watches().push((Arc::downgrade(&there), tell.clone()));
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if event.map_or(true, |event| is_change(event.kind)) {
                 let _ = tell.try_send(());
@@ -53,6 +84,7 @@ impl FolderWatch {
             folders,
             watcher,
             heard,
+            _there: there,
             watched: HashMap::new(),
             look_took: Duration::ZERO,
         };
@@ -71,14 +103,8 @@ impl FolderWatch {
         let is_told = self.watcher.is_some() && self.watched.len() == self.folders.len();
         let next_look = Instant::now() + look_every(self.look_took, is_told);
         let until = until.map_or(next_look, |until| until.min(next_look));
-        let heard = match self.watcher {
-            Some(_) => self.heard.recv_deadline(until).is_ok(),
-            None => {
-                std::thread::sleep(until.saturating_duration_since(Instant::now()));
-                false
-            }
-        };
-        if heard {
+        // Without the kernel's notice, only `look_now` wakes it earlier.
+        if self.heard.recv_deadline(until).is_ok() {
             std::thread::sleep(GATHER);
             let _ = self.heard.try_recv();
         }
