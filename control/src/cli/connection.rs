@@ -294,7 +294,7 @@ fn string(args: &StringArgs) -> Result<(), Failure> {
         );
     }
     if let Some(note) = namespace.port_note() {
-        eprintln!("hint: {note}");
+        note!("hint: {note}");
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use underpass_proto::Status;
 
 use super::table::table;
 use super::{DataPlaneArgs, DirArgs, Exit, Failure, installation};
+use crate::files::namespace::Namespace;
 use crate::files::{Caller, Directory, Lock};
 use crate::lifeline::{self, Lifeline};
 use crate::{output, publish, shell, signals};
@@ -71,8 +72,7 @@ pub(super) fn run(args: &Args, log: &str) -> Result<(), Failure> {
             welcome(
                 args,
                 directory,
-                &namespace.public_address.to_string(),
-                namespace.listen,
+                &namespace,
                 &identity.pin.to_string(),
                 status
             )
@@ -356,8 +356,7 @@ fn spawn(arguments: &[String]) -> std::io::Result<State> {
 fn welcome(
     args: &Args,
     directory: &Directory,
-    public_address: &str,
-    listen: std::net::SocketAddr,
+    namespace: &Namespace,
     pin: &str,
     status: &Status,
 ) -> String {
@@ -366,7 +365,10 @@ fn welcome(
     let mut rows = vec![
         row(
             "relay",
-            format!("{listen} (udp), known to agents as {public_address}"),
+            format!(
+                "{} (udp), known to agents as {}",
+                namespace.listen, namespace.public_address
+            ),
         ),
         row("pin", pin.to_owned()),
         row("directory", directory.root().display().to_string()),
@@ -378,6 +380,8 @@ fn welcome(
         );
         rows.push(row(hyco.name.as_str(), bound));
     }
+    let note = namespace.port_note();
+    let note = note.map_or_else(String::new, |note| format!("  {note}\n"));
     let next = if rows.len() > 3 {
         format!(
             "  underpass connection string NAME --role on-premises --dir {dir} --out NAME.connection\n"
@@ -388,7 +392,7 @@ fn welcome(
         )
     };
     format!(
-        "\nUnderpass is ready.\n{}next:\n{next}  underpass status --dir {dir}\n\n",
+        "\nUnderpass is ready.\n{}{note}next:\n{next}  underpass status --dir {dir}\n\n",
         table(&rows)
     )
 }

@@ -12,7 +12,7 @@ const KUBERNETES_LINK: &str = "..data";
 
 /// The next step.
 #[must_use]
-pub fn next_step(path: &Path) -> String {
+pub(super) fn next_step(path: &Path) -> String {
     let folder = path.parent().unwrap_or(Path::new(""));
     if folder.join(KUBERNETES_LINK).is_symlink() {
         return "write `defaultMode: 0400` into the volume of this Secret, or 0440 with `fsGroup` where the process is not root".into();

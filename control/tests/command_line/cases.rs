@@ -236,7 +236,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 "DIR",
             ],
             2,
-            "error: invalid value 'localhost:1433' for '--bind <ADDR>': write an IP address and a port, like 127.0.0.1:14330 or [::1]:14330\n\nFor more information, try '--help'.\n",
+            "error: invalid value 'localhost:1433' for '--bind <ADDR>': write the address, too: 127.0.0.1:1433 for the applications of this machine\n\nFor more information, try '--help'.\n",
         ),
         case(
             &[
