@@ -14,8 +14,8 @@ use underpass_proto::limits::{GRACE_DEFAULT, PING_AFTER};
 use super::DumpArgs;
 use crate::files::Directory;
 use crate::files::data_plane::{DataPlane, MTU_MAX_BOUNDS};
-use crate::quantity::duration;
 use crate::files::typed::{Binding, Network, ServiceHost};
+use crate::quantity::duration;
 
 /// Where the installation's files are.
 #[derive(Args, Clone, Debug)]

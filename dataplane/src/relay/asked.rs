@@ -206,6 +206,22 @@ mod tests {
         }
     }
 
+    /// What the first listener answers after a dial.
+    fn dialled(view: &View) -> ProbedListener {
+        let dial = ProbedDial {
+            endpoint: view.endpoint.clone(),
+            address: None,
+            resolve_us: 0,
+            dial_us: 0,
+            failed: Some("refused".to_owned()),
+            why: None,
+        };
+        ProbedListener {
+            dial: Some(dial),
+            ..unanswered(&view.listeners[0])
+        }
+    }
+
     fn report(message: FeedMessage) -> (u64, ProbeReport) {
         match message {
             FeedMessage::Probed {
@@ -226,7 +242,7 @@ mod tests {
         let workers: Vec<u8> = orders.iter().map(|order| order.worker).collect();
         assert_eq!(workers, [0, 1]);
         let token = orders[0].asker.token;
-        let found = |at: usize| unanswered(&view.listeners[at], None);
+        let found = |at: usize| unanswered(&view.listeners[at]);
         assert_eq!(asked.answered(token, found(1)), None);
         assert_eq!(asked.answered(token, found(1)), None, "answers once");
         let (id, report) = report(asked.answered(token, found(0)).expect("all answered"));
@@ -242,10 +258,7 @@ mod tests {
         let orders = asked
             .begin(now, 7, &name(), Some(&view))
             .expect("two to ask");
-        let _ = asked.answered(
-            orders[0].asker.token,
-            unanswered(&view.listeners[0], Some(switched_off(&view))),
-        );
+        let _ = asked.answered(orders[0].asker.token, dialled(&view));
         assert_eq!(asked.overdue(now + DEADLINE / 2), []);
         let late = asked.overdue(now + DEADLINE).pop().expect("overdue");
         let dials: Vec<bool> = report(late)
