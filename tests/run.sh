@@ -14,7 +14,7 @@ readonly BUILD_WITHIN=1200 RUN_WITHIN=1500
 
 # Programs that the tests start, and the package that brings each. PostgreSQL's server is looked up by its folder.
 readonly PROGRAMS=(cc:gcc curl:curl nginx:nginx wrk:wrk iperf3:iperf3 redis-server:redis-server redis-cli:redis-tools
-    sshd:openssh-server ssh:openssh-client ip:iproute2 nsenter:util-linux psql:postgresql-client pgbench:postgresql-contrib)
+    sshd:openssh-server ssh:openssh-client ip:iproute2 nsenter:util-linux psql:postgresql-client pgbench:postgresql-contrib mariadbd:mariadb-server)
 
 # Python packages that try the REST API.
 readonly SCHEMATHESIS=(schemathesis==4.32.5 openapi-spec-validator==0.9.0)

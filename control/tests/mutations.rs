@@ -9,7 +9,7 @@ use std::path::Path;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use underpass::files::agent::AgentFile;
-use underpass::files::definition::Definition;
+use underpass::files::definition::{Definition, Probe};
 use underpass::files::namespace::{Namespace, TEMPLATE};
 use underpass::files::sender::SenderFile;
 use underpass::files::{Fault, allow, keys};
@@ -142,7 +142,10 @@ fn edit(text: &str) -> Result<(), Vec<Fault>> {
     let file = "connections/payroll-sql.toml";
     let mut definition = Definition::parse("payroll-sql".parse().unwrap(), file, text)?;
     definition.endpoint.host = "edited.example".parse().unwrap();
-    definition.probe = !definition.probe;
+    definition.probe = match definition.probe {
+        Probe::Off => Probe::On,
+        Probe::Auto | Probe::On => Probe::Off,
+    };
     definition.limits.flows_max += 1;
     let edited = definition
         .edited(file, text)

@@ -17,7 +17,7 @@ use super::desk::{Change, Desk};
 use super::options::{binding, network, port, service_host};
 use super::table::table;
 use super::{DirArgs, Failure, installation, print};
-use crate::files::definition::{Definition, LIMIT_MAX};
+use crate::files::definition::{Definition, LIMIT_MAX, Probe};
 use crate::files::namespace::Namespace;
 use crate::files::{Caller, disk};
 use crate::output::{self, note};
@@ -83,7 +83,8 @@ pub(super) struct SetArgs {
     /// repeated
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network)]
     allow_from: Vec<IpNet>,
-    /// Whether the endpoint is dialled now and then to learn its health
+    /// Whether the endpoint is dialled to learn its health: as little as is needed, each minute
+    /// without end, or never
     #[arg(long, value_enum)]
     probe: Option<Switch>,
     /// Listeners at once, most
@@ -98,8 +99,19 @@ pub(super) struct SetArgs {
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 enum Switch {
+    Auto,
     On,
     Off,
+}
+
+impl From<Switch> for Probe {
+    fn from(switch: Switch) -> Self {
+        match switch {
+            Switch::Auto => Self::Auto,
+            Switch::On => Self::On,
+            Switch::Off => Self::Off,
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -178,7 +190,7 @@ fn create(args: CreateArgs) -> Result<(), Failure> {
         bind: args.bind,
         allow_from: args.allow_from,
         limits: HycoLimits::default(),
-        probe: true,
+        probe: Probe::Auto,
         bind_line: 0,
     };
     Desk::open(&args.dir)?.create(&definition)?;
@@ -196,7 +208,7 @@ fn set(args: &SetArgs) -> Result<(), Failure> {
         port: args.port,
         bind: args.bind.map(Some).or(args.no_bind.then_some(None)),
         allow_from: (!args.allow_from.is_empty()).then(|| args.allow_from.clone()),
-        probe: args.probe.map(|probe| probe == Switch::On),
+        probe: args.probe.map(Probe::from),
         listeners_max: args.listeners_max,
         flows_max: args.flows_max,
     };
@@ -338,11 +350,7 @@ fn show(args: &ShowArgs) -> Result<(), Failure> {
     };
     let row = |name: &str, value: String| [name.to_owned(), value];
     let count = |count: Option<u32>| count.map_or_else(String::new, |count| count.to_string());
-    let probe = if shown.probe == Some(true) {
-        "on"
-    } else {
-        "off"
-    };
+    let probe = Probe::of(shown.probe).word();
     // As it is spelled there.
     let name = shown.name.parse().unwrap_or_else(|_| args.name.clone());
     print(&table(&[

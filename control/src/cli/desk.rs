@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{DirArgs, Exit, Failure};
 use crate::clock;
-use crate::files::definition::Definition;
+use crate::files::definition::{Definition, Probe};
 use crate::files::{Caller, Directory};
 use crate::output::note;
 use crate::rest::model::{HybridConnection, HybridConnections, Keys, Regenerate};
@@ -36,7 +36,7 @@ pub(super) struct Change {
     pub(super) port: Option<NonZeroU16>,
     pub(super) bind: Option<Option<SocketAddr>>,
     pub(super) allow_from: Option<Vec<IpNet>>,
-    pub(super) probe: Option<bool>,
+    pub(super) probe: Option<Probe>,
     pub(super) listeners_max: Option<u32>,
     pub(super) flows_max: Option<u32>,
 }

@@ -30,9 +30,54 @@ pub struct Definition {
     /// Its bounds.
     pub limits: HycoLimits,
     /// Whether the relay may dial the endpoint to learn its health.
-    pub probe: bool,
+    pub probe: Probe,
     /// Line of `bind`, for faults that show only beside other definitions.
     pub bind_line: usize,
+}
+
+/// Whether and how often the endpoint is dialled to learn its health.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Probe {
+    /// As little as is needed, and never so often that a service could take it for an attack.
+    #[default]
+    Auto,
+    /// Each minute without a flow, without end.
+    On,
+    /// Never.
+    Off,
+}
+
+impl Probe {
+    const WORDS: [(&str, Self); 3] = [("auto", Self::Auto), ("on", Self::On), ("off", Self::Off)];
+
+    /// Of a switch that may be left alone.
+    #[must_use]
+    pub fn of(switch: Option<bool>) -> Self {
+        match switch {
+            None => Self::Auto,
+            Some(true) => Self::On,
+            Some(false) => Self::Off,
+        }
+    }
+
+    /// The same as a switch.
+    #[must_use]
+    pub fn switch(self) -> Option<bool> {
+        match self {
+            Self::Auto => None,
+            Self::On => Some(true),
+            Self::Off => Some(false),
+        }
+    }
+
+    /// How it is written.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        let mut words = Self::WORDS.into_iter();
+        words
+            .find(|(_, probe)| *probe == self)
+            .map_or("auto", |(word, _)| word)
+    }
 }
 
 /// The name that a file in `connections/` or `keys/` stands for.
@@ -64,7 +109,7 @@ impl Definition {
         let port = document.integer(&mut root, "port", 1..=u16::MAX, 1433);
         let bind = document.parsed::<Binding>(&mut root, "bind", "127.0.0.1:14330");
         let allow_from = document.list::<Network>(&mut root, "allow_from", "10.0.0.0/8", 1);
-        let probe = document.word(&mut root, "probe", &[("on", true), ("off", false)]);
+        let probe = document.word(&mut root, "probe", &Probe::WORDS);
         let limits = document.table(&mut root, "limits");
         document.missing(&root, "host", "\"sql01.corp.example\"");
         document.missing(&root, "port", "1433");
@@ -93,7 +138,7 @@ impl Definition {
                 list.value.into_iter().map(|network| network.0).collect()
             }),
             limits,
-            probe: probe.is_none_or(|probe| probe.value),
+            probe: probe.map_or_else(Probe::default, |probe| probe.value),
         }))
     }
 
@@ -146,8 +191,8 @@ impl Definition {
                 (!networks.is_empty()).then(|| networks.into()),
             );
         }
-        if before.map_or(!self.probe, |before| before.probe != self.probe) {
-            edit.set("probe", Some(if self.probe { "on" } else { "off" }.into()));
+        if before.map_or_else(Probe::default, |before| before.probe) != self.probe {
+            edit.set("probe", Some(self.probe.word().into()));
         }
         let default = HycoLimits::default();
         let limits_before = before.map_or(&default, |before| &before.limits);
@@ -223,7 +268,7 @@ mod tests {
     fn host_and_port_are_enough() {
         let definition = parse("host = \"sql01\"\nport = 1433").unwrap();
         assert_eq!(definition.endpoint.to_string(), "sql01:1433");
-        assert_eq!((definition.bind, definition.probe), (None, true));
+        assert_eq!((definition.bind, definition.probe), (None, Probe::Auto));
         assert_eq!(definition.limits, HycoLimits::default());
     }
 
@@ -242,7 +287,7 @@ mod tests {
         let mut definition = parse(text).unwrap();
         definition.endpoint.host = "sql02".parse().unwrap();
         (definition.bind, definition.bind_line) = (None, 0);
-        definition.probe = false;
+        definition.probe = Probe::Off;
         definition.limits.flows_max = 7;
         let changed = definition.edited("f", text).unwrap();
         assert_eq!(
@@ -252,7 +297,7 @@ mod tests {
         assert_eq!(parse(&changed).unwrap(), definition);
         assert_eq!(parse(&definition.text()).unwrap(), definition);
         definition.limits = HycoLimits::default();
-        definition.probe = true;
+        definition.probe = Probe::On;
         assert_eq!(
             parse(&definition.edited("f", &changed).unwrap()).unwrap(),
             definition
@@ -282,7 +327,12 @@ mod tests {
                 flows_max: 4
             }
         );
-        assert!(!definition.probe);
+        assert_eq!(definition.probe, Probe::Off);
+        for probe in [Probe::Auto, Probe::On, Probe::Off] {
+            let text = format!("host = \"a\"\nport = 1\nprobe = \"{}\"", probe.word());
+            assert_eq!(parse(&text).unwrap().probe, probe);
+            assert_eq!(Probe::of(probe.switch()), probe);
+        }
     }
 
     #[test]
@@ -315,7 +365,7 @@ mod tests {
         );
         assert!(
             told("host = \"a\"\nport = 1\nprobe = \"no\"")[0]
-                .ends_with("write one of \"on\", \"off\"")
+                .ends_with("write one of \"auto\", \"on\", \"off\"")
         );
     }
 

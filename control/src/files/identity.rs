@@ -1,6 +1,8 @@
-//! Which installation an agent or a sender is: an identifier that stays over restarts, and that nobody can compute who knows the machine.
+//! Which installation an agent or a sender is: an identifier that stays over restarts, and that
+//! nobody can compute who knows the machine.
 //!
-//! It has a random part, which is made once and kept in a file of its own. A copied machine image has a copy of it: both work, as two agents.
+//! It has a random part, which is made once and kept in a file of its own. A copied machine image
+//! has a copy of it: both work, as two agents.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -34,7 +36,8 @@ pub struct Identity {
     pub lost: Option<String>,
 }
 
-/// Where the random part may be kept, the best place first. `beside` is a configuration file; `variable` reads the environment.
+/// Where the random part may be kept, the best place first. `beside` is a configuration file;
+/// `variable` reads the environment.
 #[must_use]
 pub fn places(beside: Option<&Path>, variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let folder = |name: &str| variable(name).map(PathBuf::from);
@@ -57,7 +60,8 @@ pub fn places(beside: Option<&Path>, variable: impl Fn(&str) -> Option<OsString>
         .collect()
 }
 
-/// The identity of this role with this configuration. The random part is read from the first of `places` that has it, else made there from `random`.
+/// The identity of this role with this configuration. The random part is read from the first of
+/// `places` that has it, else made there from `random`.
 #[must_use]
 pub fn load_or_make(
     role: Role,
@@ -93,7 +97,8 @@ pub fn load_or_make(
     }
 }
 
-/// What tells this configuration from others of this machine. Can be computed by others: for marks in files, not for the wire.
+/// What tells this configuration from others of this machine. Can be computed by others: for marks
+/// in files, not for the wire.
 #[must_use]
 pub fn configuration_id(configuration: &Path) -> AgentId {
     let machine = std::fs::read("/etc/machine-id")

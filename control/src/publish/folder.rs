@@ -14,7 +14,7 @@ use super::limit::Stood;
 use super::resolve::{Candidate, Standing, resolve};
 use super::watch::FolderWatch;
 use super::{Loaded, Source};
-use crate::files::definition::{Definition, name_of};
+use crate::files::definition::{Definition, Probe, name_of};
 use crate::files::namespace::Namespace;
 use crate::files::quota::Quota;
 use crate::files::tls::{self, Identity};
@@ -217,7 +217,8 @@ impl Folder {
                 allow_from: definition.allow_from,
                 keys,
                 limits: definition.limits,
-                probe: definition.probe,
+                probe: definition.probe != Probe::Off,
+                probe_always: definition.probe == Probe::On,
                 over_quota,
             });
         }

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use super::body::malformed;
 use super::patterns;
 use super::problem::{Kind, Problem};
-use crate::files::definition::{Definition, LIMIT_MAX};
+use crate::files::definition::{Definition, LIMIT_MAX, Probe};
 use crate::files::typed::{Binding, Network, ServiceHost, ServiceHostFault};
 use crate::store::Code;
 
@@ -37,7 +37,8 @@ pub struct Wanted {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(schema_with = patterns::networks)]
     pub allow_from: Vec<String>,
-    /// Whether the endpoint is dialled now and then to learn its health.
+    /// Whether the endpoint is dialled to learn its health: `true` each minute without end, `false`
+    /// never; left out, as little as is needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<bool>,
     /// Listeners at once, most.
@@ -111,7 +112,7 @@ impl Wanted {
                 listeners_max: limit("listeners_max", self.listeners_max, default.listeners_max)?,
                 flows_max: limit("flows_max", self.flows_max, default.flows_max)?,
             },
-            probe: self.probe.unwrap_or(true),
+            probe: Probe::of(self.probe),
             bind_line: 0,
         })
     }
@@ -128,7 +129,7 @@ impl Wanted {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
-            probe: Some(definition.probe),
+            probe: definition.probe.switch(),
             listeners_max: Some(definition.limits.listeners_max),
             flows_max: Some(definition.limits.flows_max),
         }

@@ -30,7 +30,8 @@ pub struct Described {
     pub listeners_max: Option<u32>,
     /// Live flows at once.
     pub flows_max: Option<u32>,
-    /// Whether the endpoint is dialled now and then to learn its health.
+    /// Whether the endpoint is dialled to learn its health: `true` each minute without end, `false`
+    /// never, `null` as little as is needed.
     pub probe: Option<bool>,
     /// What is wrong with the file; the last good content stays in force.
     pub faults: Vec<String>,
@@ -53,7 +54,7 @@ impl Described {
             }),
             listeners_max: good.map(|good| good.limits.listeners_max),
             flows_max: good.map(|good| good.limits.flows_max),
-            probe: good.map(|good| good.probe),
+            probe: good.and_then(|good| good.probe.switch()),
             faults: faults.map_or_else(Vec::new, |faults| {
                 faults.iter().map(Fault::to_string).collect()
             }),

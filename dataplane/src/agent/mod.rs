@@ -4,6 +4,7 @@
 
 mod dials;
 mod early;
+mod manners;
 mod role;
 #[cfg(test)]
 pub(crate) mod simulated;
@@ -17,6 +18,7 @@ use underpass_proto::{
     AgentId, AllowEntry, AllowList, ConnectionString, Instance, Role as PeerRole, Rule,
 };
 
+use self::manners::{Manners, Visited};
 use self::role::{Agent, EndpointFound, Message};
 use crate::link::supervise::{self, Ground, Steward, Workers};
 pub use crate::link::supervise::{Checked, Error};
@@ -185,8 +187,17 @@ fn start(
         return Ok(None);
     };
     let (plan, resolver) = (Arc::clone(plan), ground.resolver.clone());
+    let visited = Visited::default();
     let make = move |worker, start, say| {
-        Agent::new(worker, Arc::clone(&plan), resolver.clone(), start, say)
+        let manners = Manners::new(visited.clone());
+        Agent::new(
+            worker,
+            Arc::clone(&plan),
+            resolver.clone(),
+            manners,
+            start,
+            say,
+        )
     };
     ground.start(make).map(Some)
 }

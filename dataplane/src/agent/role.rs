@@ -18,9 +18,10 @@ use underpass_proto::{Ending, FlowCode, Frame, HycoName, SessionCode, Side};
 use super::Plan;
 use super::dials::{Dials, Done, Errand};
 use super::early::Early;
+use super::manners::Manners;
 use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
-use crate::io::{Close, Datagrams, Io, SocketId};
+use crate::io::{Datagrams, Io, SocketId};
 use crate::join::{Join, JoinEnd, JoinKey};
 use crate::link::links::Links;
 use crate::link::supervise::Said;
@@ -53,6 +54,7 @@ pub(crate) struct Agent {
     openings: Openings,
     early: Early,
     dials: Dials,
+    manners: Manners,
     drain: Option<Instant>,
     done: bool,
 }
@@ -64,6 +66,7 @@ impl Agent {
         worker: u8,
         plan: Arc<Plan>,
         resolver: Resolver,
+        manners: Manners,
         start: Start<Message>,
         say: Sender<Said>,
     ) -> Self {
@@ -76,6 +79,7 @@ impl Agent {
             openings: Openings::new(PARTIAL_MAX, DIAL_DEADLINE),
             early: Early::default(),
             dials,
+            manners,
             drain: None,
             done: false,
         }
@@ -206,7 +210,7 @@ impl Agent {
             FlowCode::RegistrationEnded
         } else if !self.plan.allow.permits(&probe.endpoint) {
             FlowCode::NotAllowed
-        } else if self.dials.is_full() {
+        } else if self.dials.is_full() || !self.manners.may_probe(&probe.endpoint) {
             FlowCode::Overloaded
         } else {
             let errand = Errand::Probe(probe);
@@ -238,6 +242,7 @@ impl Agent {
                 },
                 Ok((socket, dialled)),
             ) => {
+                self.manners.flow_reached(&open.endpoint);
                 let opened = Frame::Opened(Opened { endpoint: dialled }).to_vec();
                 let data = AgentFlow {
                     open,
@@ -253,8 +258,7 @@ impl Agent {
             }
             (Errand::Probe(ref probe), ref result) => {
                 if let Ok((socket, _)) = *result {
-                    core.disown(socket);
-                    core.io.close(socket, Close::Clean);
+                    self.manners.leave(core, &probe.endpoint, socket);
                 }
                 let said = probed(
                     core.now,
@@ -344,6 +348,24 @@ impl Role for Agent {
     ) {
         let done = self.dials.connected(core, dial, socket, result);
         self.dialled(core, done);
+    }
+
+    fn received<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        number: u64,
+        result: std::io::Result<Bytes>,
+    ) {
+        self.manners.received(core, number, result);
+    }
+
+    fn sent<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        number: u64,
+        result: &std::io::Result<usize>,
+    ) {
+        self.manners.sent(core, number, result);
     }
 
     fn session_up<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId) {
@@ -441,6 +463,7 @@ impl Role for Agent {
         for done in self.dials.expire(core) {
             self.dialled(core, Some(done));
         }
+        self.manners.expire(core);
         self.openings.expire(&mut core.quic, core.now);
         for asked in self.early.expired(core.now) {
             let Asked {

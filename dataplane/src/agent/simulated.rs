@@ -7,6 +7,7 @@ use crossbeam_channel::bounded;
 use underpass_proto::limits::PING_AFTER;
 use underpass_proto::{Instance, Role as PeerRole};
 
+use super::manners::{Manners, Visited};
 use super::role::{Agent, Message};
 use super::{Config, Plan};
 use crate::link::wants::Identity;
@@ -43,11 +44,13 @@ pub(crate) fn start(
         plan: Arc::clone(&plan),
         crew: Crew::new(),
     };
+    let visited = Visited::default();
     let mut turns: Vec<Box<dyn Turn>> = Vec::new();
     for worker in 0..workers {
         let (plan, resolver, say) = (Arc::clone(&plan), resolver.clone(), say.clone());
         let place = (worker, 1);
-        let role = |start| Agent::new(worker, plan, resolver, start, say);
+        let manners = Manners::new(visited.clone());
+        let role = |start| Agent::new(worker, plan, resolver, manners, start, say);
         turns.push(
             site.crew
                 .hire(&mut made, place, EndpointKeys::by, None, role),

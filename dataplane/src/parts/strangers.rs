@@ -285,6 +285,7 @@ fn snapshot(hyco: &HycoName, key: &Key) -> Snapshot {
             },
             limits: HycoLimits::default(),
             probe: false,
+            probe_always: false,
             over_quota: false,
         }],
     }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use underpass_proto::limits::OPEN_DEADLINE;
-use underpass_proto::snapshot::{ProbeReport, ProbedListener};
+use underpass_proto::snapshot::{ProbeReport, ProbedDial, ProbedListener};
 use underpass_proto::{FeedMessage, HycoName, Instance};
 
-use super::listeners::{Errand, Seen, View};
+use super::listeners::{Errand, PROBES_ASKED_MAX, Seen, View};
 use super::peers::Asker;
 
 /// Questions under way at once; a person asks one.
@@ -77,11 +77,19 @@ impl Asked {
         let Some(view) = view else {
             return Err(answer(id, ProbeReport::default()));
         };
-        let silent = || view.listeners.iter().map(unanswered);
+        let silent = || view.listeners.iter().map(|seen| unanswered(seen, None));
         let known = |agents| ProbeReport {
             known: true,
             agents,
         };
+        let may = |seen: &&Seen| view.probing.may_ask(seen.probes);
+        if !view.listeners.is_empty() && !view.listeners.iter().any(|seen| may(&seen)) {
+            let spent = |seen| unanswered(seen, Some(spent(view)));
+            return Err(answer(
+                id,
+                known(view.listeners.iter().map(spent).collect()),
+            ));
+        }
         if view.listeners.is_empty() || self.by_token.len() >= QUESTIONS_MAX {
             return Err(answer(id, known(silent().collect())));
         }
@@ -90,10 +98,18 @@ impl Asked {
         let question = Question {
             id,
             deadline: now + DEADLINE,
-            waiting: silent()
-                .map(|listener| (listener.instance, listener))
+            waiting: view
+                .listeners
+                .iter()
+                .filter(may)
+                .map(|seen| (seen.who.instance, unanswered(seen, None)))
                 .collect(),
-            found: Vec::new(),
+            found: view
+                .listeners
+                .iter()
+                .filter(|seen| !may(seen))
+                .map(|seen| unanswered(seen, Some(spent(view))))
+                .collect(),
         };
         self.by_token.insert(token, question);
         let order = |seen: &Seen| Order {
@@ -108,7 +124,7 @@ impl Asked {
                 answers: self.answers.clone(),
             },
         };
-        Ok(view.listeners.iter().map(order).collect())
+        Ok(view.listeners.iter().filter(may).map(order).collect())
     }
 
     /// A listener was probed, or gave no answer. Answers what is to be said when it was the last one.
@@ -164,13 +180,33 @@ fn answer(id: u64, report: ProbeReport) -> FeedMessage {
     }
 }
 
-fn unanswered(seen: &Seen) -> ProbedListener {
+fn unanswered(seen: &Seen, dial: Option<ProbedDial>) -> ProbedListener {
     ProbedListener {
         agent_id: seen.who.agent_id,
         instance: seen.who.instance,
         remote: seen.who.remote,
         rtt_us: 0,
-        dial: None,
+        dial,
+    }
+}
+
+/// One more could make the service lock the agent's host out.
+fn spent(view: &View) -> ProbedDial {
+    let why = format!(
+        "not probed: {PROBES_ASKED_MAX} probes in a row without a flow between may be, or the service could lock the agent's host out; \
+         connect once through the binding, or write probe = \"on\" where the service does not count"
+    );
+    not_probed(view, why)
+}
+
+fn not_probed(view: &View, why: String) -> ProbedDial {
+    ProbedDial {
+        endpoint: view.endpoint.clone(),
+        address: None,
+        resolve_us: 0,
+        dial_us: 0,
+        failed: Some("not_probed".to_owned()),
+        why: Some(why),
     }
 }
 
@@ -179,10 +215,9 @@ mod tests {
     use std::net::SocketAddr;
 
     use underpass_proto::AgentId;
-    use underpass_proto::snapshot::ProbedDial;
 
     use super::*;
-    use crate::relay::listeners::Who;
+    use crate::relay::listeners::{Probing, Who};
 
     fn name() -> HycoName {
         "payroll-sql".parse().expect("a name")
@@ -197,10 +232,12 @@ mod tests {
             },
             worker: number,
             last: None,
+            probes: 0,
+            rests: false,
         };
         View {
             endpoint: "db01.corp:1433".parse().expect("an endpoint"),
-            probe: true,
+            probing: Probing::Auto,
             listeners: (0..listeners).map(seen).collect(),
             left: None,
         }
@@ -216,10 +253,7 @@ mod tests {
             failed: Some("refused".to_owned()),
             why: None,
         };
-        ProbedListener {
-            dial: Some(dial),
-            ..unanswered(&view.listeners[0])
-        }
+        unanswered(&view.listeners[0], Some(dial))
     }
 
     fn report(message: FeedMessage) -> (u64, ProbeReport) {
@@ -242,7 +276,7 @@ mod tests {
         let workers: Vec<u8> = orders.iter().map(|order| order.worker).collect();
         assert_eq!(workers, [0, 1]);
         let token = orders[0].asker.token;
-        let found = |at: usize| unanswered(&view.listeners[at]);
+        let found = |at: usize| unanswered(&view.listeners[at], None);
         assert_eq!(asked.answered(token, found(1)), None);
         assert_eq!(asked.answered(token, found(1)), None, "answers once");
         let (id, report) = report(asked.answered(token, found(0)).expect("all answered"));
@@ -286,7 +320,7 @@ mod tests {
             }
         );
         let off = View {
-            probe: false,
+            probing: Probing::Off,
             ..view(1)
         };
         let orders = asked.begin(now, 3, &name(), Some(&off)).expect("asked");
@@ -295,6 +329,29 @@ mod tests {
             1,
             "a person asks: the switch is for the relay"
         );
+    }
+
+    #[test]
+    fn a_listener_that_probed_too_often_is_not_asked_and_the_others_are() {
+        let (now, mut asked) = (Instant::now(), Asked::default());
+        let mut view = view(2);
+        view.listeners[0].probes = PROBES_ASKED_MAX;
+        let orders = asked.begin(now, 7, &name(), Some(&view)).expect("one");
+        assert_eq!(orders.len(), 1);
+        let other = unanswered(&view.listeners[1], None);
+        let answer = asked.answered(orders[0].asker.token, other);
+        let agents = report(answer.expect("all answered")).1.agents;
+        let dial = agents[0].dial.as_ref().expect("it says why not");
+        assert_eq!(
+            (agents.len(), dial.failed.as_deref()),
+            (2, Some("not_probed"))
+        );
+        view.listeners[1].probes = PROBES_ASKED_MAX;
+        let none = asked.begin(now, 8, &name(), Some(&view)).expect_err("none");
+        assert_eq!(report(none).1.agents.len(), 2);
+        view.probing = Probing::Always;
+        let all = asked.begin(now, 9, &name(), Some(&view)).expect("both");
+        assert_eq!(all.len(), 2);
     }
 
     #[test]

@@ -1,20 +1,26 @@
-//! Who listens where, and whether endpoints are reached: how each listener's endpoint was last dialled, by a flow or by a probe, and when it is to be probed next.
+//! Who listens where, and whether endpoints are reached: how each listener's endpoint was last
+//! dialled, by a flow or by a probe, and when it is to be probed next.
 //!
-//! One book for all workers, touched once per flow and per probe, never per byte. Real flows count first: a probe is due only where no flow says more.
-//! Knows no sockets; time and chance are arguments.
+//! One book for all workers, touched once per flow and per probe, never per byte. Real flows count
+//! first: a probe is due only where no flow says more, and few are sent in a row without a flow
+//! between, because some services lock a host out that connects and says nothing. Knows no sockets;
+//! time and chance are arguments.
 
 mod due;
+mod thrift;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rand::Rng;
 use underpass_proto::{AgentId, Endpoint, FlowCode, HybridConnection, HycoName, Instance};
 
-use self::due::{Due, idle, retry};
+use self::due::{Due, retry};
+pub(crate) use self::thrift::{Live, PROBES_ASKED_MAX, Probing};
+use self::thrift::{PROBES_JOINED_MAX, Spent};
 use super::plan::Plan;
 
 /// A moment, for reckoning and for people.
@@ -65,7 +71,7 @@ pub(crate) struct View {
     /// What it leads to.
     pub(crate) endpoint: Endpoint,
     /// Whether it may be probed.
-    pub(crate) probe: bool,
+    pub(crate) probing: Probing,
     /// Who listens.
     pub(crate) listeners: Vec<Seen>,
     /// When the last listener left, and why; `None`: there was none.
@@ -81,6 +87,10 @@ pub(crate) struct Seen {
     pub(crate) worker: u8,
     /// How it last dialled the endpoint, and when.
     pub(crate) last: Option<(Dial, Moment)>,
+    /// Connections of probes since a flow last reached the endpoint.
+    pub(crate) probes: u32,
+    /// No probe is due until something changes, and no flow is live.
+    pub(crate) rests: bool,
 }
 
 /// The book.
@@ -102,8 +112,9 @@ struct Pages {
 #[derive(Debug)]
 struct Page {
     endpoint: Endpoint,
-    probe: bool,
+    probing: Probing,
     listeners: HashMap<Instance, Listener>,
+    spent: Spent,
     left: Option<(Moment, String)>,
 }
 
@@ -116,6 +127,12 @@ struct Listener {
     last: Option<(Dial, Moment)>,
     /// Probes in a row that did not reach the endpoint.
     in_vain: u32,
+    /// Probes since a flow last reached the endpoint, less those that did not reach it.
+    probes: u32,
+    /// One is under way.
+    probed_now: bool,
+    /// Flows that reached the endpoint and have not ended.
+    live: Arc<AtomicU32>,
     /// When the next probe is due, and who sends it; `None`: one is under way, or none may be sent.
     due: Option<(u8, Instant)>,
 }
@@ -147,16 +164,19 @@ impl Book {
         });
         for hyco in &plan.snapshot.hycos {
             let Some(page) = by_name.get_mut(&hyco.name) else {
-                by_name.insert(hyco.name.clone(), Page::new(&hyco.endpoint, hyco.probe));
+                by_name.insert(hyco.name.clone(), Page::new(hyco));
                 continue;
             };
             let moved = page.endpoint != hyco.endpoint;
-            let switched = page.probe != hyco.probe;
-            if !moved && !switched {
+            let probing = Probing::of(hyco);
+            if !moved && page.probing == probing {
                 continue;
             }
             page.endpoint = hyco.endpoint.clone();
-            page.probe = hyco.probe;
+            page.probing = probing;
+            if moved {
+                page.spent.clear();
+            }
             for listener in page.listeners.values_mut() {
                 // What a probe said is not renewed where none may be sent.
                 listener.last = listener
@@ -164,7 +184,11 @@ impl Book {
                     .take()
                     .filter(|(dial, _)| !moved && (hyco.probe || dial.by_flow));
                 listener.in_vain = 0;
-                due.set(&hyco.name, listener, hyco.probe.then_some(now));
+                if moved {
+                    listener.probes = 0;
+                }
+                let may = probing.may(listener.probes, PROBES_JOINED_MAX);
+                due.set(&hyco.name, listener, may.then_some(now));
             }
         }
         let failing = by_name.values().flat_map(|page| page.listeners.values());
@@ -195,12 +219,15 @@ impl Book {
         if !known && page.listeners.len() >= definition.limits.listeners_max as usize {
             return false;
         }
+        let (spent, probing) = (&mut page.spent, page.probing);
         let listener = page.listeners.entry(who.instance).or_insert_with(|| {
             *joined += 1;
-            Listener::new(who, *joined)
+            let mut listener = Listener::new(who, *joined);
+            listener.probes = spent.take(who.agent_id);
+            listener
         });
         *listener.sessions_by_worker.entry(worker).or_default() += 1;
-        if !known && page.probe {
+        if !known && probing.may(listener.probes, PROBES_JOINED_MAX) {
             due.set(name, listener, Some(now));
         }
         true
@@ -257,6 +284,7 @@ impl Book {
         if listener.sessions_by_worker.is_empty() {
             self.count(listener.is_failing(), false);
             due.set(name, listener, None);
+            page.spent.keep(listener.who.agent_id, listener.probes);
             page.listeners.remove(&instance);
             if page.listeners.is_empty() {
                 page.left = Some((moment, why.to_owned()));
@@ -268,20 +296,54 @@ impl Book {
 
     /// The probes that a worker has to send now, at most `most`. Each is followed by [`Self::dialled`] or [`Self::unsaid`].
     #[must_use]
-    pub(crate) fn due(&self, worker: u8, now: Instant, most: usize) -> Vec<Errand> {
+    pub(crate) fn due(
+        &self,
+        worker: u8,
+        now: Instant,
+        most: usize,
+        rng: &mut impl Rng,
+    ) -> Vec<Errand> {
         let mut pages = self.open();
         let Pages { by_name, due, .. } = &mut *pages;
         let mut errands = Vec::new();
         while errands.len() < most
             && let Some((name, instance)) = due.pop(worker, now)
         {
-            let page = by_name.get_mut(&name);
-            errands.extend(page.and_then(|page| page.errand(name, instance)));
+            let Some(page) = by_name.get_mut(&name) else {
+                continue;
+            };
+            let Some(listener) = page.listeners.get_mut(&instance) else {
+                continue;
+            };
+            listener.due = None;
+            if listener.has_live_flow() {
+                // It says as much as a probe would.
+                let later = page.probing.next_idle(0, rng);
+                due.set(&name, listener, later.map(|wait| now + wait));
+                continue;
+            }
+            listener.probes = listener.probes.saturating_add(1);
+            listener.probed_now = true;
+            errands.push(Errand {
+                hyco: name,
+                instance,
+                endpoint: page.endpoint.clone(),
+            });
         }
         errands
     }
 
-    /// A listener dialled `endpoint`. What says nothing about the endpoint is no dial.
+    /// A probe that a person asked for was sent; [`Self::dialled`] follows where it is answered.
+    pub(crate) fn asked(&self, name: &HycoName, instance: Instance) {
+        let mut pages = self.open();
+        let page = pages.by_name.get_mut(name);
+        if let Some(listener) = page.and_then(|page| page.listeners.get_mut(&instance)) {
+            listener.probes = listener.probes.saturating_add(1);
+        }
+    }
+
+    /// A listener dialled `endpoint`. What says nothing about the endpoint is no dial. Answers what
+    /// is to be kept while the flow that reached it lives.
     pub(crate) fn dialled(
         &self,
         moment: Moment,
@@ -290,48 +352,44 @@ impl Book {
         endpoint: &Endpoint,
         dial: Dial,
         rng: &mut impl Rng,
-    ) {
+    ) -> Option<Live> {
         if !dial.failed.is_none_or(says_of_endpoint) {
             if !dial.by_flow {
                 self.unsaid(moment.now, name, instance, rng);
             }
-            return;
+            return None;
         }
         let mut pages = self.open();
         let Pages { by_name, due, .. } = &mut *pages;
-        let Some(page) = by_name.get_mut(name) else {
-            return;
-        };
-        let Some(listener) = page
+        let page = by_name.get_mut(name)?;
+        let listener = page
             .listeners
             .get_mut(&instance)
-            .filter(|_| page.endpoint == *endpoint)
-        else {
-            return;
-        };
+            .filter(|_| page.endpoint == *endpoint)?;
         // One that a person asked for: what it found is not renewed, so it is no health.
-        if !dial.by_flow && !page.probe {
-            return;
+        if !dial.by_flow && page.probing == Probing::Off {
+            return None;
         }
         let was_failing = listener.is_failing();
         listener.last = Some((dial, moment));
         self.count(was_failing, listener.is_failing());
+        listener.count_probe(dial);
         let wait = match (dial.failed, dial.by_flow) {
-            (None, _) => {
-                listener.in_vain = 0;
-                Some(idle(rng))
-            }
+            (None, _) => page.probing.next_idle(listener.probes, rng),
             // Many flows that fail at once are one failure: the next probe stays where it is.
-            (Some(_), true) if was_failing => None,
+            (Some(_), true) if was_failing => return None,
             (Some(_), true) => {
                 listener.in_vain = 1;
-                Some(retry(1, rng))
+                page.probing.next_retry(listener.probes, retry(1, rng))
             }
-            (Some(_), false) => Some(listener.again(rng)),
+            (Some(_), false) => {
+                let wait = listener.again(rng);
+                page.probing.next_retry(listener.probes, wait)
+            }
         };
-        if let Some(wait) = wait.filter(|_| page.probe) {
-            due.set(name, listener, Some(moment.now + wait));
-        }
+        due.set(name, listener, wait.map(|wait| moment.now + wait));
+        let reached_by_flow = dial.by_flow && dial.failed.is_none();
+        reached_by_flow.then(|| Live::new(&listener.live))
     }
 
     /// A probe came to nothing: it could not be sent, its session was lost, or the answer says nothing about the endpoint.
@@ -344,12 +402,14 @@ impl Book {
     ) {
         let mut pages = self.open();
         let Pages { by_name, due, .. } = &mut *pages;
-        let Some(page) = by_name.get_mut(name).filter(|page| page.probe) else {
+        let Some(page) = by_name.get_mut(name) else {
             return;
         };
         if let Some(listener) = page.listeners.get_mut(&instance) {
+            listener.probed_now = false;
             let wait = listener.again(rng);
-            due.set(name, listener, Some(now + wait));
+            let wait = page.probing.next_retry(listener.probes, wait);
+            due.set(name, listener, wait.map(|wait| now + wait));
         }
     }
 
@@ -381,13 +441,15 @@ impl Book {
                 who: listener.who,
                 worker: *listener.sessions_by_worker.keys().next()?,
                 last: listener.last,
+                probes: listener.probes,
+                rests: listener.due.is_none() && !listener.probed_now && !listener.has_live_flow(),
             })
         };
         let mut listeners: Vec<Seen> = page.listeners.values().filter_map(seen).collect();
         listeners.sort_by_key(|seen| (seen.who.agent_id, seen.who.instance));
         Some(View {
             endpoint: page.endpoint.clone(),
-            probe: page.probe,
+            probing: page.probing,
             listeners,
             left: page.left.clone(),
         })
@@ -408,24 +470,14 @@ impl Book {
 }
 
 impl Page {
-    fn new(endpoint: &Endpoint, probe: bool) -> Self {
+    fn new(hyco: &HybridConnection) -> Self {
         Self {
-            endpoint: endpoint.clone(),
-            probe,
+            endpoint: hyco.endpoint.clone(),
+            probing: Probing::of(hyco),
             listeners: HashMap::new(),
+            spent: Spent::default(),
             left: None,
         }
-    }
-
-    /// The probe of a listener that is due.
-    fn errand(&mut self, hyco: HycoName, instance: Instance) -> Option<Errand> {
-        self.listeners.get_mut(&instance)?.due = None;
-        let endpoint = self.endpoint.clone();
-        Some(Errand {
-            hyco,
-            instance,
-            endpoint,
-        })
     }
 }
 
@@ -437,12 +489,34 @@ impl Listener {
             sessions_by_worker: BTreeMap::new(),
             last: None,
             in_vain: 0,
+            probes: 0,
+            probed_now: false,
+            live: Arc::default(),
             due: None,
         }
     }
 
     fn is_failing(&self) -> bool {
         self.last.is_some_and(|(dial, _)| dial.failed.is_some())
+    }
+
+    fn has_live_flow(&self) -> bool {
+        !self.is_failing() && self.live.load(Ordering::Relaxed) > 0
+    }
+
+    /// What a dial says of the probes that were sent.
+    fn count_probe(&mut self, dial: Dial) {
+        match (dial.failed, dial.by_flow) {
+            // A real connection: services that count those that say nothing begin again.
+            (None, true) => (self.in_vain, self.probes) = (0, 0),
+            (None, false) => (self.in_vain, self.probed_now) = (0, false),
+            // It made no connection.
+            (Some(_), false) => {
+                self.probed_now = false;
+                self.probes = self.probes.saturating_sub(1);
+            }
+            (Some(_), true) => {}
+        }
     }
 
     /// From one more probe in vain to the next.

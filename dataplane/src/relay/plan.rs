@@ -53,6 +53,7 @@ impl Plan {
             keys: HycoKeys::default(),
             limits: HycoLimits::default(),
             probe,
+            probe_always: false,
             over_quota: false,
         };
         Self::new(Snapshot {

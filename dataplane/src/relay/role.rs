@@ -28,7 +28,7 @@ use underpass_proto::{Endpoint, FlowCode, FlowId, Frame, HycoName, Instance, Ses
 use self::queue::Waiter;
 pub(crate) use self::tally::{Counts, WorkerReport};
 use self::tally::{ending, joined_ending};
-use super::listeners::Errand;
+use super::listeners::{Errand, Live};
 use super::peers::{Asker, Granted, Opened, Over, Peers, Verdict};
 use super::plan::{Directory, Place, Plan};
 use crate::core::Core;
@@ -87,6 +87,8 @@ pub(crate) struct RelayFlow {
     since: Instant,
     /// Until Opened.
     opening: Option<Box<Opening>>,
+    /// From Opened on: the endpoint is reached while this lives.
+    live: Option<Live>,
     _place: Place,
 }
 

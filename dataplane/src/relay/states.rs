@@ -12,7 +12,7 @@ use underpass_proto::snapshot::{
 };
 use underpass_proto::{AgentId, HycoName, Instance, KeyId, Role, Rule};
 
-use super::listeners::{Dial, Moment, Seen, View, Who};
+use super::listeners::{Dial, Moment, Probing, Seen, View, Who};
 use super::plan::Plan;
 
 /// Listeners that are named as the cause; of more only the number is told.
@@ -181,7 +181,7 @@ fn judge(moment: Moment, view: &View, sessions: &Sessions) -> Judged {
     if causes.is_empty() {
         return Judged {
             state: HealthState::Ready,
-            why: (untested && !view.probe).then(|| "not probed: probe is off".to_owned()),
+            why: basis(moment, view, untested),
             passing: false,
         };
     }
@@ -190,6 +190,26 @@ fn judge(moment: Moment, view: &View, sessions: &Sessions) -> Judged {
         passing: causes.iter().all(|cause| cause.passing),
         why: Some(words(&causes)),
     }
+}
+
+/// What *ready* rests on, where that is not a dial of just now.
+fn basis(moment: Moment, view: &View, untested: bool) -> Option<String> {
+    if view.probing == Probing::Off {
+        return untested.then(|| "not probed: probe is off".to_owned());
+    }
+    let rests = view.listeners.iter().filter(|seen| seen.rests);
+    let oldest = rests.min_by_key(|seen| seen.last.map(|(_, at)| at.now))?;
+    let since = match oldest.last {
+        Some((_, at)) => {
+            let ago = ago(moment.now.saturating_duration_since(at.now));
+            format!("the endpoint was last reached {ago} ago")
+        }
+        None => "the endpoint was not reached yet".to_owned(),
+    };
+    let probes = oldest.probes;
+    Some(format!(
+        "{since}; it is not probed again after {probes} probes without a flow between, until one reaches it"
+    ))
 }
 
 struct Cause {
@@ -209,7 +229,7 @@ fn cause(view: &View, seen: &Seen, sessions: &Sessions) -> Option<Cause> {
         (Some(SessionState::Suspect), _) => (format!("{agent} does not answer"), false),
         (Some(SessionState::Draining), _) => (format!("{agent} is draining"), false),
         (_, Some((dial, _))) => (format!("{agent} to {endpoint}: {}", dial.failed?), false),
-        (_, None) if view.probe => (
+        (_, None) if view.probing != Probing::Off && !seen.rests => (
             format!("{agent} to {endpoint}: endpoint not dialled yet"),
             true,
         ),

@@ -172,6 +172,7 @@ impl Definition {
             },
             limits: HycoLimits::default(),
             probe: self.number.is_multiple_of(2),
+            probe_always: false,
             over_quota: self.over_quota,
         }
     }

@@ -164,11 +164,13 @@ impl<I: Io, R: Role> Worker<I, R> {
             Completion::Datagrams(batch) => self.datagrams(batch),
             Completion::Received { socket, result } => match core.owner(socket) {
                 Owner::Flow(key) => core.socket_received(key, result),
-                Owner::Role(_) | Owner::None => {}
+                Owner::Role(number) => self.role.received(core, number, result),
+                Owner::None => {}
             },
             Completion::Sent { socket, result } => match core.owner(socket) {
                 Owner::Flow(key) => core.socket_sent(key, result),
-                Owner::Role(_) | Owner::None => {}
+                Owner::Role(number) => self.role.sent(core, number, &result),
+                Owner::None => {}
             },
             Completion::HungUp { socket, error } => match core.owner(socket) {
                 Owner::Flow(key) => core.socket_hung_up(key, &error),

@@ -72,6 +72,24 @@ pub(crate) trait Role: Sized {
         stream: StreamId,
     );
 
+    /// Bytes of a socket that the role owns, or its end, where it asked for them.
+    fn received<I: Io>(
+        &mut self,
+        _: &mut Core<I, Self::Flow>,
+        _number: u64,
+        _: std::io::Result<bytes::Bytes>,
+    ) {
+    }
+
+    /// What the role sent on a socket of its own is sent.
+    fn sent<I: Io>(
+        &mut self,
+        _: &mut Core<I, Self::Flow>,
+        _number: u64,
+        _: &std::io::Result<usize>,
+    ) {
+    }
+
     /// A peer allows more streams than before.
     fn streams_available<I: Io>(&mut self, _: &mut Core<I, Self::Flow>) {}
 

@@ -156,8 +156,6 @@ fn prepared(mut command: Command) -> Command {
     for name in ["UNDERPASS_DIR", "STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"] {
         command.env_remove(name);
     }
-    command
-        .env("UNDERPASS_LOG", "debug")
-        .env("NO_COLOR", "1");
+    command.env("UNDERPASS_LOG", "debug").env("NO_COLOR", "1");
     command
 }

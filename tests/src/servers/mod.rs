@@ -1,5 +1,6 @@
 //! Real servers of the system's packages, each in a temporary directory, on a free port of loopback, and ended with the test.
 
+pub mod mariadb;
 pub mod nginx;
 pub mod postgres;
 pub mod redis;

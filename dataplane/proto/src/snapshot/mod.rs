@@ -114,6 +114,10 @@ pub struct HybridConnection {
     /// Whether the relay may dial the endpoint to learn its health.
     #[serde(default = "yes")]
     pub probe: bool,
+    /// Whether it may do so each minute without end, although no flow confirms the endpoint
+    /// between.
+    #[serde(default)]
+    pub probe_always: bool,
     /// The data of this month is used up and that is enforced: no new flows.
     #[serde(default)]
     pub over_quota: bool,

@@ -44,6 +44,7 @@ fn snapshot() -> Snapshot {
             },
             limits: HycoLimits::default(),
             probe: true,
+            probe_always: false,
             over_quota: false,
         }],
     }

@@ -12,12 +12,10 @@ use super::Listener;
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// The most that this grows to: an endpoint that is back is known to be within it.
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// An endpoint that nothing dialled for so long is probed.
-const IDLE: Duration = Duration::from_secs(60);
-/// Up to so much later, so that thousands that registered together are not probed together for ever.
-const IDLE_SPREAD: Duration = Duration::from_secs(6);
-
-const _: () = assert!(RETRY_MAX.as_millis() < IDLE.as_millis());
+/// After so many in vain, about ten minutes, the pause grows further.
+const RETRY_OFTEN: u32 = 24;
+/// The most that it grows to then.
+const RETRY_MAX_LATER: Duration = Duration::from_secs(300);
 
 /// Who is to be probed when. Each listener of each hybrid connection is in it once at most, so nothing is looked at before its time.
 #[derive(Debug, Default)]
@@ -49,13 +47,13 @@ impl Due {
     }
 }
 
-/// After so many probes in vain: 1 s, 2 s, 4 s, up to 30 s; up to a fifth less by chance, so that many are not probed at once.
+/// After so many probes in vain: 1 s, 2 s, 4 s, up to 30 s, and after ten minutes up to 5 min; up
+/// to a fifth less by chance, so that many are not probed at once.
 pub(super) fn retry(in_vain: u32, rng: &mut impl Rng) -> Duration {
     let doubled = RETRY_MIN.saturating_mul(1 << in_vain.saturating_sub(1).min(16));
-    doubled.min(RETRY_MAX).mul_f64(rng.random_range(0.8..=1.0))
-}
-
-/// After a dial that reached the endpoint.
-pub(super) fn idle(rng: &mut impl Rng) -> Duration {
-    IDLE + IDLE_SPREAD.mul_f64(rng.random_range(0.0..=1.0))
+    let later = RETRY_MAX.saturating_mul(in_vain.saturating_sub(RETRY_OFTEN).max(1));
+    let pause = doubled
+        .min(RETRY_MAX)
+        .max(later.min(RETRY_MAX_LATER).min(doubled));
+    pause.mul_f64(rng.random_range(0.8..=1.0))
 }

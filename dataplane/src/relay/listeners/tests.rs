@@ -8,11 +8,12 @@ use super::*;
 const NAME: &str = "payroll-sql";
 const FIRST: Instance = Instance([1; 16]);
 const SECOND: Instance = Instance([2; 16]);
+const AGENT: AgentId = AgentId([9; 16]);
 const MANY: usize = 1_000;
 
 #[test]
 fn the_first_session_of_a_process_is_probed_at_once_and_once() {
-    let scene = Scene::new();
+    let mut scene = Scene::new();
     scene.join(FIRST, 0);
     scene.join(FIRST, 1);
     assert_eq!(scene.due_anywhere(), [FIRST]);
@@ -63,6 +64,90 @@ fn a_flow_that_reaches_the_endpoint_puts_the_probe_off() {
     }
     scene.pass(Duration::from_secs(20));
     assert_eq!(scene.due_anywhere(), [FIRST]);
+}
+
+#[test]
+fn without_a_flow_probes_are_rarer_and_rarer_and_end_far_below_what_locks_a_host_out() {
+    let mut scene = Scene::new();
+    scene.join(FIRST, 0);
+    let counts = [3, 7, 60, 24 * 60, 30 * 24 * 60]
+        .map(|minutes| scene.probes_in(Duration::from_secs(60 * minutes), None));
+    assert_eq!(
+        counts,
+        [2, 1, 3, 4, 0],
+        "one at once, then after 1, 2, 4 … minutes"
+    );
+    let seen = &scene.view().listeners[0];
+    assert_eq!((seen.rests, seen.probes), (true, thrift::PROBES_IDLE_MAX));
+    // A flow says that all is well, and they begin again.
+    scene.flow(FIRST, None);
+    assert_eq!(scene.view().listeners[0].probes, 0);
+    assert_eq!(scene.probes_in(Duration::from_secs(120), None), 1);
+}
+
+#[test]
+fn a_live_flow_says_as_much_as_a_probe_would() {
+    let mut scene = Scene::new();
+    scene.join(FIRST, 0);
+    let live = scene.live_flow(FIRST, None);
+    assert!(live.is_some());
+    assert_eq!(scene.probes_in(Duration::from_secs(86_400), None), 0);
+    drop(live);
+    assert_eq!(scene.probes_in(Duration::from_secs(120), None), 1);
+}
+
+#[test]
+fn a_session_that_comes_and_goes_does_not_probe_without_end() {
+    let mut scene = Scene::new();
+    let mut count = 0;
+    for number in 0..200 {
+        // Another process each time, of the same installation.
+        let instance = Instance([number; 16]);
+        assert!(scene.joins_as(AGENT, instance, 0));
+        count += scene.probes_in(Duration::from_secs(10), None);
+        scene.leave(instance, 0);
+    }
+    assert_eq!(count, PROBES_JOINED_MAX);
+}
+
+#[test]
+fn an_endpoint_that_flaps_is_probed_until_the_bound_and_no_further() {
+    let mut scene = Scene::new();
+    scene.join(FIRST, 0);
+    let mut reached = 0;
+    for _ in 0..400 {
+        scene.flow(FIRST, Some(FlowCode::EndpointRefused));
+        reached += scene.probes_in(Duration::from_secs(40), None);
+    }
+    assert!(
+        (PROBES_JOINED_MAX..=PROBES_ASKED_MAX).contains(&reached),
+        "{reached}"
+    );
+}
+
+#[test]
+fn an_endpoint_that_is_down_is_probed_on_and_on_and_costs_nothing() {
+    let mut scene = Scene::new();
+    scene.join(FIRST, 0);
+    let refused = Some(FlowCode::EndpointRefused);
+    assert!(scene.probes_in(Duration::from_secs(600), refused) >= 20);
+    let day = scene.probes_in(Duration::from_secs(86_400), refused);
+    assert!((200..400).contains(&day), "{day}: each five minutes");
+    assert_eq!(
+        scene.view().listeners[0].probes,
+        0,
+        "no connection was made"
+    );
+}
+
+#[test]
+fn probe_on_goes_on_each_minute() {
+    let mut scene = Scene::new();
+    scene.plan.snapshot.hycos[0].probe_always = true;
+    scene.book.define(scene.now, &scene.plan);
+    scene.join(FIRST, 0);
+    let day = scene.probes_in(Duration::from_secs(86_400), None);
+    assert!((1_000..=1_441).contains(&day), "{day}");
 }
 
 #[test]
@@ -126,12 +211,12 @@ fn a_changed_endpoint_is_probed_at_once_and_the_old_result_is_forgotten() {
     scene.define("db02.corp:1433", true);
     assert_eq!(scene.last(FIRST), None);
     assert!(scene.book.failing(&name()).is_empty());
-    let errands = scene.book.due(0, scene.now, MANY);
+    let errands = scene.errands(0, MANY);
     assert_eq!(errands.len(), 1);
     assert_eq!(errands[0].endpoint, scene.endpoint);
     // What was still under way to the old one says nothing of the new one.
-    scene.note(FIRST, &old, Some(FlowCode::EndpointRefused), true);
-    scene.note(FIRST, &old, None, false);
+    assert!(scene.note(FIRST, &old, None, true).is_none());
+    assert!(scene.note(FIRST, &old, None, false).is_none());
     assert_eq!(scene.last(FIRST), None);
 }
 
@@ -197,7 +282,7 @@ fn a_removed_definition_is_forgotten() {
 
 #[test]
 fn a_worker_that_has_no_session_of_a_listener_takes_none_away() {
-    let scene = Scene::new();
+    let mut scene = Scene::new();
     scene.join(FIRST, 0);
     scene.leave(FIRST, 1);
     assert_eq!(scene.view().listeners.len(), 1);
@@ -211,14 +296,14 @@ fn no_more_than_was_asked_for_is_handed_out() {
         .iter()
         .map(|name| (name.as_str(), "db01.corp:1433", true))
         .collect();
-    let scene = Scene::new();
+    let mut scene = Scene::new();
     let plan = Plan::of_test(&hycos);
     scene.book.define(scene.now, &plan);
     for definition in &plan.snapshot.hycos {
         assert!(scene.book.join(scene.now, definition, who(FIRST), 0));
     }
-    assert_eq!(scene.book.due(0, scene.now, 600).len(), 600);
-    assert_eq!(scene.book.due(0, scene.now, 600).len(), MANY - 600);
+    assert_eq!(scene.errands(0, 600).len(), 600);
+    assert_eq!(scene.errands(0, 600).len(), MANY - 600);
     assert_eq!(scene.due(0), []);
 }
 
@@ -286,8 +371,16 @@ impl Scene {
 
     /// Whether it was let in.
     fn joins(&self, instance: Instance, worker: u8) -> bool {
+        self.joins_as(AgentId(instance.0), instance, worker)
+    }
+
+    fn joins_as(&self, agent_id: AgentId, instance: Instance, worker: u8) -> bool {
         let definition = &self.plan.snapshot.hycos[0];
-        self.book.join(self.now, definition, who(instance), worker)
+        let who = Who {
+            agent_id,
+            ..who(instance)
+        };
+        self.book.join(self.now, definition, who, worker)
     }
 
     fn leave(&self, instance: Instance, worker: u8) {
@@ -302,7 +395,7 @@ impl Scene {
         endpoint: &Endpoint,
         failed: Option<FlowCode>,
         by_flow: bool,
-    ) {
+    ) -> Option<Live> {
         let dial = Dial {
             failed,
             latency: Duration::from_millis(1),
@@ -310,30 +403,56 @@ impl Scene {
         };
         let moment = self.moment();
         self.book
-            .dialled(moment, &name(), instance, endpoint, dial, &mut self.rng);
+            .dialled(moment, &name(), instance, endpoint, dial, &mut self.rng)
     }
 
+    /// A flow that was over at once.
     fn flow(&mut self, instance: Instance, failed: Option<FlowCode>) {
+        drop(self.live_flow(instance, failed));
+    }
+
+    fn live_flow(&mut self, instance: Instance, failed: Option<FlowCode>) -> Option<Live> {
         let endpoint = self.endpoint.clone();
-        self.note(instance, &endpoint, failed, true);
+        self.note(instance, &endpoint, failed, true)
     }
 
     fn probe(&mut self, instance: Instance, failed: Option<FlowCode>) {
         let endpoint = self.endpoint.clone();
-        self.note(instance, &endpoint, failed, false);
+        let live = self.note(instance, &endpoint, failed, false);
+        assert!(live.is_none(), "a probe is no flow");
+    }
+
+    /// Answers every probe that comes due in this time, a minute at a time; how many that were.
+    fn probes_in(&mut self, length: Duration, failed: Option<FlowCode>) -> u32 {
+        let end = self.now + length;
+        let mut count = 0;
+        while self.now < end {
+            for instance in self.due_anywhere() {
+                self.probe(instance, failed);
+                count += 1;
+            }
+            self.pass(Duration::from_secs(10));
+        }
+        count
     }
 
     fn unsaid(&mut self, instance: Instance) {
         self.book.unsaid(self.now, &name(), instance, &mut self.rng);
     }
 
-    fn due(&self, worker: u8) -> Vec<Instance> {
-        let errands = self.book.due(worker, self.now, MANY);
+    fn errands(&mut self, worker: u8, most: usize) -> Vec<Errand> {
+        self.book.due(worker, self.now, most, &mut self.rng)
+    }
+
+    fn due(&mut self, worker: u8) -> Vec<Instance> {
+        let errands = self.errands(worker, MANY);
         errands.iter().map(|errand| errand.instance).collect()
     }
 
-    fn due_anywhere(&self) -> Vec<Instance> {
-        (0..3).flat_map(|worker| self.due(worker)).collect()
+    fn due_anywhere(&mut self) -> Vec<Instance> {
+        (0..3)
+            .flat_map(|worker| self.due(worker))
+            .collect::<Vec<_>>()
     }
 
     fn view(&self) -> View {

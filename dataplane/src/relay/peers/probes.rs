@@ -50,7 +50,8 @@ impl Peers {
     pub(crate) fn keep_probing(&mut self, now: Instant, quic: &mut Driver) {
         self.give_up(now, quic);
         let room = PROBES_MAX.saturating_sub(self.probes.by_id.len());
-        for errand in self.directory.listeners.due(self.worker, now, room) {
+        let listeners = &self.directory.listeners;
+        for errand in listeners.due(self.worker, now, room, &mut self.rng) {
             if let Err(errand) = self.probe(now, quic, errand, None) {
                 let (name, instance) = (&errand.hyco, errand.instance);
                 self.directory
@@ -69,7 +70,10 @@ impl Peers {
         asker: Asker,
     ) {
         if self.probes.by_id.len() < PROBES_MAX + ASKED_MAX {
-            let _ = self.probe(now, quic, errand, Some(asker));
+            let (name, instance) = (errand.hyco.clone(), errand.instance);
+            if self.probe(now, quic, errand, Some(asker)).is_ok() {
+                self.directory.listeners.asked(&name, instance);
+            }
         }
     }
 
@@ -188,7 +192,7 @@ impl Peers {
     }
 
     fn write_down(&mut self, now: Instant, errand: &Errand, dial: Dial) {
-        self.directory.listeners.dialled(
+        let _ = self.directory.listeners.dialled(
             Moment::at(now),
             &errand.hyco,
             errand.instance,

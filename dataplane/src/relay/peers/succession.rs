@@ -1,5 +1,5 @@
-//! A restarted agent or sender takes the place of its process before. Only a granted registration starts this: what a peer claims before its proof
-//! changes no other session.
+//! A restarted agent or sender takes the place of its process before. Only a granted registration
+//! starts this: what a peer claims before its proof changes no other session.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,10 +10,12 @@ use underpass_proto::{AgentId, HycoName, Instance, Rule};
 use super::{Peer, Peers};
 use crate::quic::{Driver, SessionId};
 
-/// A contested session may be silent for so many of its round trips: its answer to the ping, and one loss of either.
+/// A contested session may be silent for so many of its round trips: its answer to the ping, and
+/// one loss of either.
 const ROUND_TRIPS: u32 = 4;
 
-/// A session that answered is not contested again for so long: two agents that share one identity do not disturb each other.
+/// A session that answered is not contested again for so long: two agents that share one identity
+/// do not disturb each other.
 pub(super) const CONTEST_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// What one process was granted in one turn. Every worker compares it with its own sessions.
@@ -51,7 +53,8 @@ impl Granted {
 }
 
 impl Peers {
-    /// Asks older processes of the same agent for a sign of life; until it comes, what the newer one was granted is not picked on them.
+    /// Asks older processes of the same agent for a sign of life; until it comes, what the newer
+    /// one was granted is not picked on them.
     pub(crate) fn contest(&mut self, now: Instant, quic: &mut Driver, granted: &Granted) {
         for (&session, peer) in &mut self.sessions {
             let Some(hello) = &peer.hello else { continue };
@@ -92,7 +95,8 @@ impl Peer {
         contested.is_some_and(|contested| contested.names.contains(name))
     }
 
-    /// Whether the session is to be closed: all that it is registered for was granted to a newer process, and it does not answer.
+    /// Whether the session is to be closed: all that it is registered for was granted to a newer
+    /// process, and it does not answer.
     pub(super) fn is_replaced(&mut self, now: Instant, silence: Duration, rtt: Duration) -> bool {
         let Some(contested) = &self.contested else {
             return false;

@@ -260,9 +260,11 @@ fn a_probe_that_cannot_be_said_is_put_off_and_one_that_a_person_asked_for_is_not
     let peer = peers.sessions.get_mut(&pair.far).expect("it is there");
     while peer.say(quic, pair.far, &Frame::Draining) == Verdict::Fine {}
     peers.keep_probing(now, quic);
-    assert!(peers.directory.listeners.due(0, now, 8).is_empty());
+    let mut rng = StdRng::seed_from_u64(8);
+    let listeners = &peers.directory.listeners;
+    assert!(listeners.due(0, now, 8, &mut rng).is_empty());
     let later = now + Duration::from_secs(1);
-    assert_eq!(peers.directory.listeners.due(0, later, 8).len(), 1);
+    assert_eq!(listeners.due(0, later, 8, &mut rng).len(), 1);
     let (answers, answered) = bounded(8);
     for instance in [FIRST, SECOND] {
         let answers = answers.clone();
@@ -292,14 +294,22 @@ fn probes_that_a_lost_session_owed_are_sent_again_or_answered_with_what_is_known
     assert!(listeners.join(now, &plan.snapshot.hycos[0], who, 1));
     peers.keep_probing(now, quic);
     let later = now + Duration::from_secs(1);
-    assert!(peers.directory.listeners.due(1, later, 8).is_empty());
+    let mut rng = StdRng::seed_from_u64(8);
+    assert!(
+        peers
+            .directory
+            .listeners
+            .due(1, later, 8, &mut rng)
+            .is_empty()
+    );
     peers.probe_asked(now, quic, errand(FIRST), Asker { token: 7, answers });
     assert_eq!(peers.gone(now, quic, pair.far, "gone"), Some(1));
     let (token, found) = answered.try_recv().expect("an answer");
     assert_eq!((token, found.instance), (7, FIRST));
     assert!(found.dial.is_none());
     // The other worker sends the one that nobody asked for.
-    assert_eq!(peers.directory.listeners.due(1, later, 8), [errand(FIRST)]);
+    let due = peers.directory.listeners.due(1, later, 8, &mut rng);
+    assert_eq!(due, [errand(FIRST)]);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::io::{Close, Io, SocketId};
 use crate::join::{JoinEnd, Toward};
 use crate::opening::Head;
 use crate::quic::SessionId;
-use crate::relay::listeners::{Dial, Moment};
+use crate::relay::listeners::{Dial, Live, Moment};
 use crate::relay::peers::Peers;
 use crate::relay::plan::Place;
 
@@ -117,6 +117,7 @@ impl Relay {
             endpoint: hyco.endpoint.clone(),
             since: core.now,
             opening: Some(Box::new(opening)),
+            live: None,
             _place: place,
         };
         self.counts.entry(name.clone()).or_default().total += 1;
@@ -254,14 +255,16 @@ impl Relay {
         core.fail(key, End::There(code));
     }
 
-    /// A listener dialled for a flow, or refused to.
-    pub(super) fn note(&mut self, now: Instant, flow: &RelayFlow, failed: Option<FlowCode>) {
-        let Some(opening) = flow.opening.as_deref() else {
-            return;
-        };
-        let (Some(instance), Some(asked_at)) = (opening.asked, opening.asked_at) else {
-            return;
-        };
+    /// A listener dialled for a flow, or refused to. Answers what is kept with the flow while it
+    /// lives.
+    pub(super) fn note(
+        &mut self,
+        now: Instant,
+        flow: &RelayFlow,
+        failed: Option<FlowCode>,
+    ) -> Option<Live> {
+        let opening = flow.opening.as_deref()?;
+        let (instance, asked_at) = (opening.asked?, opening.asked_at?);
         let dial = Dial {
             failed,
             latency: now.saturating_duration_since(asked_at),
@@ -271,7 +274,7 @@ impl Relay {
         let moment = Moment::at(now);
         self.directory
             .listeners
-            .dialled(moment, hyco, instance, endpoint, dial, &mut self.rng);
+            .dialled(moment, hyco, instance, endpoint, dial, &mut self.rng)
     }
 
     pub(super) fn try_elsewhere<I: Io>(
@@ -356,7 +359,7 @@ impl Relay {
             Head::Partial => {}
             Head::Frame(Frame::Opened(_), first) => {
                 if let Some(flow) = core.flows.get_mut(key) {
-                    self.note(core.now, &flow.data, None);
+                    flow.data.live = self.note(core.now, &flow.data, None);
                     flow.data.opening = None;
                 }
                 core.opened(key, first);

@@ -99,6 +99,7 @@ impl Relay {
             endpoint: hyco.endpoint.clone(),
             since: core.now,
             opening: Some(Box::new(opening)),
+            live: None,
             _place: place,
         };
         self.counts.entry(hyco.name.clone()).or_default().total += 1;
@@ -182,7 +183,7 @@ impl Relay {
             Head::Partial => {}
             Head::Frame(opened @ Frame::Opened(_), first) => {
                 if let Some(join) = core.joins.get_mut(key) {
-                    self.note(core.now, &join.data, None);
+                    join.data.live = self.note(core.now, &join.data, None);
                     join.data.opening = None;
                 }
                 core.joined(key, Bytes::from(opened.to_vec()), first);

@@ -95,7 +95,7 @@ fn an_endpoint_that_was_never_dialled_is_not_ready_unless_probes_are_off() {
         "the log waits for the dial"
     );
 
-    scene.view.probe = false;
+    scene.view.probing = Probing::Off;
     let health = scene.look(&one);
     assert_eq!(health.state, HealthState::Ready);
     assert_eq!(health.why.as_deref(), Some("not probed: probe is off"));
@@ -105,6 +105,23 @@ fn an_endpoint_that_was_never_dialled_is_not_ready_unless_probes_are_off() {
     assert_eq!(scene.told(), HealthState::Degraded);
     scene.view.listeners[0].last = reached();
     assert_eq!(scene.look(&one).why, None);
+}
+
+#[test]
+fn ready_says_what_it_rests_on_where_no_probe_follows() {
+    let mut scene = Scene::new();
+    scene.view.listeners = vec![seen(1, reached())];
+    scene.view.listeners[0].rests = true;
+    scene.view.listeners[0].probes = 10;
+    scene.pass(7_200);
+    let health = scene.look(&[(1, SessionState::Ready)]);
+    assert_eq!(health.state, HealthState::Ready);
+    assert_eq!(
+        health.why.as_deref(),
+        Some(
+            "the endpoint was last reached 2 h ago; it is not probed again after 10 probes without a flow between, until one reaches it"
+        )
+    );
 }
 
 #[test]
@@ -165,7 +182,7 @@ impl Scene {
             states: States::default(),
             view: View {
                 endpoint: "db01.corp:1433".parse().expect("an endpoint"),
-                probe: true,
+                probing: Probing::Auto,
                 listeners: Vec::new(),
                 left: None,
             },
@@ -212,6 +229,8 @@ fn seen(number: u8, last: Option<(Dial, Moment)>) -> Seen {
         },
         worker: 0,
         last,
+        probes: 1,
+        rests: false,
     }
 }
 
