@@ -167,6 +167,39 @@ on_every_backend! {
         assert_eq!(hyco.agents[0].agent_id, before.agent_id);
     }
 
+    fn a_check_takes_no_place_causes_no_probe_and_leaves_nothing_behind(io) {
+        let scene = Scene::open(io);
+        let before = scene.wait_for_state(HealthState::Ready).agents[0].clone();
+        append(&scene.installation, NAME, "[limits]\nlisteners_max = 1\n");
+        wait_for("the definition to be applied", MOMENT, || {
+            let status = scene.installation.status().unwrap();
+            (status.applied == Some(status.generation) && status.generation.number > 1).then_some(())
+        })
+        .unwrap();
+        let accepted = scene.service().accepted();
+        let config = scene.agent.config();
+        let check = || {
+            let ran = run_underpass(&["agent", "run", "--check", "--config", config.to_str().unwrap()]).unwrap();
+            assert_eq!(ran.status.code(), Some(0), "{}", ran.stderr);
+            assert!(ran.stdout.contains(NAME), "{}", ran.stdout);
+        };
+        // The only place is taken, by the agent that is checked.
+        check();
+        let after = scene.wait_until("the agent alone", |hyco| hyco.listeners == 1);
+        assert_eq!(after.agents[0].instance, before.instance);
+        assert_eq!(terminate(scene.agent.process().as_mut().unwrap(), MOMENT).unwrap(), 0);
+        scene.wait_for_state(HealthState::NoListener);
+        assert_eq!(scene.service().accepted(), accepted);
+        // And it is free at once for the agent that starts after a check.
+        check();
+        scene.agent.start().unwrap();
+        scene.agent.wait_until_registered(NAME).unwrap();
+        let log = scene.agent.process().as_ref().unwrap().stderr();
+        assert!(!log.contains("too many listeners"), "{log}");
+        let relay = scene.installation.relay().as_ref().unwrap().stderr();
+        assert_eq!(relay.lines().filter(|line| line.contains("checked")).count(), 2, "{relay}");
+    }
+
     fn of_two_agents_the_one_that_reaches_the_endpoint_gets_every_flow(io) {
         let scene = Scene::open(io);
         let new = Service::start(b'b').unwrap();

@@ -41,7 +41,8 @@ pub(super) struct RunArgs {
     /// Trust these CA certificates (PEM) where a connection string has no pin [default: the system's]
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// Connect and register once, say what was found, and exit: 0 well, 4 not authorised, 5 unreachable
+    /// Ask the relay once whether it would take this agent, say what was found, and exit: 0 well, 1
+    /// refused, 4 not authorised, 5 unreachable
     #[arg(long)]
     check: bool,
     #[command(flatten)]
@@ -166,10 +167,16 @@ fn explain(error: agent::Error) -> Failure {
     match error {
         agent::Error::Config(_) => Failure::configuration(error),
         agent::Error::Io(_) => Failure::configuration(error).hint("`--io auto` takes what this kernel permits"),
+        agent::Error::Refused { ref hyco, .. } => {
+            let hint = format!("the key is right; `underpass status {hyco}` on the relay's machine shows who is registered, and its definition has the limits");
+            Failure::new(Exit::Failed, error).hint(hint)
+        }
         agent::Error::NotAuthorised(_) => Failure::new(Exit::NotAuthorised, error)
             .hint("on the relay's machine, `underpass connection string NAME --role on-premises` prints the right string; the relay's log says which part is wrong"),
         // The data plane's own words.
         agent::Error::Unreachable(ref why) if why.contains("certificate is not") => Failure::new(Exit::Unreachable, error).hint("another relay is at that address, or its certificate was replaced: take a new string from the relay's machine, by `underpass connection string NAME --role on-premises`"),
+        agent::Error::Unreachable(ref why) if why.contains("the relay closed the session") => Failure::new(Exit::Unreachable, error)
+            .hint("the relay is there and the way to it is open; its log, and `underpass status` on its machine, say why it closed the session"),
         agent::Error::Unreachable(_) => Failure::new(Exit::Unreachable, error).hint("check the address in the connection string, that the relay runs, and that UDP to its port is let through on the way"),
         agent::Error::Worker(_) | agent::Error::Bind { .. } => Failure::new(Exit::Failed, error),
     }

@@ -128,6 +128,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         name().prop_map(|hyco| Frame::Deregister(Deregister { hyco })),
         Just(Frame::Draining),
         (1..=u32::MAX).prop_map(|every_ms| Frame::KeepAlive(KeepAlive { every_ms })),
+        Just(Frame::Check),
         (name(), any::<u64>(), endpoint())
             .prop_map(|(hyco, id, endpoint)| { Frame::Probe(Probe { hyco, id, endpoint }) }),
         (

@@ -19,7 +19,7 @@ use underpass_proto::{
 };
 
 use self::manners::{Manners, Visited};
-use self::role::{Agent, EndpointFound, Message};
+use self::role::{Agent, EndpointFound};
 use crate::link::supervise::{self, Ground, Steward, Workers};
 pub use crate::link::supervise::{Checked, Error};
 use crate::link::wants::{self, Identity, Relay, Want};
@@ -81,7 +81,8 @@ pub fn run(
 /// Connects and registers once, takes no flows, and says what it found.
 ///
 /// # Errors
-/// [`Error::Unreachable`] within `deadline`, [`Error::NotAuthorised`] when any registration was refused.
+/// [`Error::Unreachable`] within `deadline`, [`Error::NotAuthorised`] and [`Error::Refused`] when
+/// any registration was refused.
 pub fn check(
     config: Config,
     settings: Settings,
@@ -106,7 +107,7 @@ pub fn check(
         return Ok(Vec::new());
     };
     let checked = workers.check(&plan, give_up, deadline);
-    workers.tell(|| Message::Stop);
+    workers.leave();
     checked
 }
 

@@ -12,7 +12,7 @@ use crossbeam_channel::Sender;
 use quinn_proto::{ConnectionError, StreamId};
 use tracing::{debug, info, warn};
 use underpass_proto::limits::DIAL_DEADLINE;
-use underpass_proto::wire::{Open, Opened, Probe, Probed, RefusedCode};
+use underpass_proto::wire::{Open, Opened, Probe, Probed};
 use underpass_proto::{Ending, FlowCode, Frame, HycoName, SessionCode, Side};
 
 use super::Plan;
@@ -118,9 +118,7 @@ impl Agent {
             }
             Heard::Refused(hyco, code) => {
                 self.refuse_early(core, session, &hyco);
-                if code == RefusedCode::NotAuthorised {
-                    self.links.tell_refused(hyco);
-                }
+                self.links.tell_refused(hyco, code);
             }
             Heard::Ended(hyco) => self.refuse_early(core, session, &hyco),
             Heard::Probe(probe) => self.probe(core, session, probe),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use quinn_proto::StreamId;
 use rand::rngs::StdRng;
+use underpass_proto::wire::RefusedCode;
 use underpass_proto::{Endpoint, FlowCode, Frame, HycoName, SessionCode};
 
 use super::supervise::Said;
@@ -219,9 +220,9 @@ impl Links {
         });
     }
 
-    /// Tells the supervisor that a name or a key was refused.
-    pub(crate) fn tell_refused(&self, hyco: HycoName) {
-        let _ = self.say.try_send(Said::Refused { hyco });
+    /// Tells the supervisor that a registration was refused.
+    pub(crate) fn tell_refused(&self, hyco: HycoName, code: RefusedCode) {
+        let _ = self.say.try_send(Said::Refused { hyco, code });
     }
 
     /// What this hybrid connection leads to, where both proofs hold on this session.

@@ -283,6 +283,8 @@ impl Link {
             session.say(quic, id, &Frame::KeepAlive(frame));
         }
         if self.identity.check_only {
+            session.say(quic, id, &Frame::Check);
+            // A relay that does not know Check would give it flows.
             session.say(quic, id, &Frame::Draining);
         }
     }

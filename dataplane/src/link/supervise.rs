@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick};
 use tracing::{info, warn};
+use underpass_proto::wire::RefusedCode;
 use underpass_proto::{Endpoint, HycoName, Rule};
 
 use super::wants::Relay;
@@ -25,6 +26,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Between two attempts to resolve the relays' names at the start.
 const RESOLVE_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a check waits for its workers to say goodbye: a turn of their loop, on a busy machine.
+const LEAVE_MAX: Duration = Duration::from_millis(500);
+
+/// How often it looks whether they have.
+const LEAVE_LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// What workers say that the supervisor may not have read yet.
 const SAID_MAX: usize = 4096;
@@ -49,6 +56,14 @@ pub enum Error {
     /// No registration was ever accepted and all were refused.
     #[error("{0}")]
     NotAuthorised(String),
+    /// `check` only: the key is right, and the relay does not take the registration now.
+    #[error("the relay refused to register {hyco}: {code}")]
+    Refused {
+        /// For what.
+        hyco: HycoName,
+        /// Why.
+        code: RefusedCode,
+    },
     /// `check` only: no relay answered.
     #[error("{0}")]
     Unreachable(String),
@@ -80,10 +95,12 @@ pub(crate) enum Said {
         /// Round trip to the relay.
         rtt: Duration,
     },
-    /// A registration was refused because of its key or name.
+    /// A registration was refused.
     Refused {
         /// For what.
         hyco: HycoName,
+        /// Why.
+        code: RefusedCode,
     },
     /// A session could not be had, or was lost.
     Lost {
@@ -305,7 +322,7 @@ impl<P: Plan, M> Workers<P, M> {
                     steward.heard(&said);
                     match said {
                         Said::Registered { .. } => registered = true,
-                        Said::Refused { hyco } if !refused.contains(&hyco) => refused.push(hyco),
+                        Said::Refused { hyco, code: RefusedCode::NotAuthorised } if !refused.contains(&hyco) => refused.push(hyco),
                         Said::Refused { .. } | Said::Lost { .. } => {}
                     }
                 },
@@ -372,6 +389,7 @@ impl<P: Plan, M> Workers<P, M> {
     ) -> Result<Vec<Checked>, Error> {
         let mut checked: Vec<Checked> = Vec::new();
         let mut refused = Vec::new();
+        let mut full = None;
         let mut lost = None;
         while checked.len() + refused.len() < plan.names().len() {
             match self.said.recv_deadline(give_up) {
@@ -384,7 +402,15 @@ impl<P: Plan, M> Workers<P, M> {
                     endpoint,
                     rtt_us: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
                 }),
-                Ok(Said::Refused { hyco }) => refused.push(hyco),
+                Ok(Said::Refused { hyco, code }) => {
+                    if code != RefusedCode::NotAuthorised {
+                        full.get_or_insert((hyco.clone(), code));
+                    }
+                    // It asks again after a while.
+                    if !refused.contains(&hyco) {
+                        refused.push(hyco);
+                    }
+                }
                 // That one attempt was given up says less than that none was answered in all this time.
                 Ok(Said::Lost { why, .. }) if why == NO_ANSWER => {}
                 // No further attempt tells more.
@@ -395,10 +421,25 @@ impl<P: Plan, M> Workers<P, M> {
                 Err(_) => return Err(unreachable(plan.relays(), lost, deadline)),
             }
         }
-        if refused.is_empty() {
-            Ok(checked)
-        } else {
-            Err(not_authorised(&refused, plan.rule()))
+        match full {
+            Some((hyco, code)) => Err(Error::Refused { hyco, code }),
+            None if refused.is_empty() => Ok(checked),
+            None => Err(not_authorised(&refused, plan.rule())),
+        }
+    }
+
+    /// Ends them at once, and waits until what they said last has left: the relay is not to wait
+    /// for a process that is gone.
+    pub(crate) fn leave(self) {
+        self.tell(|| Message::Stop);
+        let end = Instant::now() + LEAVE_MAX;
+        let left = || {
+            self.running
+                .iter()
+                .all(|worker| worker.thread.is_finished())
+        };
+        while !left() && Instant::now() < end {
+            std::thread::sleep(LEAVE_LOOK_EVERY);
         }
     }
 }

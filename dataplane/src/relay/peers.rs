@@ -65,6 +65,8 @@ struct Peer {
     conduct: Conduct,
     /// It has proven a key.
     proven: bool,
+    /// It only asks whether its registrations would be granted.
+    check_only: bool,
     /// A newer process of the same agent was granted what this one is registered for.
     contested: Option<Contested>,
     /// When it last answered after that.
@@ -133,6 +135,7 @@ impl Peers {
             flows_allowed: 0,
             conduct: Conduct::new(now),
             proven: false,
+            check_only: false,
             contested: None,
             answered_contest: None,
             silent: false,
@@ -297,6 +300,7 @@ impl Peers {
                 }
                 Frame::Draining => self.draining(session),
                 Frame::KeepAlive(frame) => self.wants_keep_alive(session, frame),
+                Frame::Check => self.check(session),
                 _ => Verdict::Close(SessionCode::Protocol),
             };
             if verdict != Verdict::Fine {

@@ -112,7 +112,8 @@ pub fn run(
 /// Connects and registers once, takes no connections, and says what it found.
 ///
 /// # Errors
-/// [`Error::Unreachable`] within `deadline`, [`Error::NotAuthorised`] when any registration was refused.
+/// [`Error::Unreachable`] within `deadline`, [`Error::NotAuthorised`] and [`Error::Refused`] when
+/// any registration was refused.
 pub fn check(
     config: Config,
     settings: Settings,
@@ -132,7 +133,7 @@ pub fn check(
     };
     let workers = start(&plan, &ground)?;
     let checked = workers.check(&plan, give_up, deadline);
-    workers.tell(|| Message::Stop);
+    workers.leave();
     checked
 }
 

@@ -13,7 +13,6 @@ use crossbeam_channel::Sender as Say;
 use quinn_proto::{ConnectionError, StreamId};
 use rand::RngExt;
 use tracing::{debug, info, warn};
-use underpass_proto::wire::RefusedCode;
 use underpass_proto::{Ending, Endpoint, FlowCode, FlowId, HycoName, SessionCode, Side};
 
 use self::flows::turn_away;
@@ -139,10 +138,8 @@ impl Sender {
                 let links = &self.links;
                 links.tell_registered(&core.quic, session, hyco, endpoint);
             }
-            Heard::Refused(hyco, RefusedCode::NotAuthorised) => {
-                self.links.tell_refused(hyco);
-            }
-            Heard::Refused(..) | Heard::Ended(_) => {}
+            Heard::Refused(hyco, code) => self.links.tell_refused(hyco, code),
+            Heard::Ended(_) => {}
             Heard::Probe(_) => debug!("a relay asked a sender for a probe"),
             Heard::Broken(code, why) => {
                 core.quic.close(core.now, session, code);

@@ -79,7 +79,8 @@ pub(super) struct RunArgs {
     /// Trust these CA certificates (PEM) where a connection string has no pin [default: the system's]
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// Connect and register once, say what was found, and exit: 0 well, 4 not authorised, 5 unreachable
+    /// Ask the relay once whether it would take this sender, say what was found, and exit: 0 well,
+    /// 1 refused, 4 not authorised, 5 unreachable
     #[arg(long)]
     check: bool,
     #[command(flatten)]
@@ -163,10 +164,12 @@ fn first(
             recv(answered) -> answer => match answer {
                 Ok(Ok(1..)) => continue,
                 Ok(Ok(0)) => {}
-                Ok(Err(Error::Unreachable(why))) if said == why => {}
-                Ok(Err(Error::Unreachable(why))) => {
-                    warn!("{why}; trying on");
-                    said = why;
+                Ok(Err(error @ (Error::Unreachable(_) | Error::Refused { .. }))) => {
+                    let why = error.to_string();
+                    if said != why {
+                        warn!("{why}; trying on");
+                        said = why;
+                    }
                 }
                 Ok(Err(error)) => return Err(explain(error)),
                 Err(_) => return Err(Failure::new(Exit::Failed, "the question for the endpoints was lost")),
@@ -273,10 +276,16 @@ fn explain(error: Error) -> Failure {
             let hint = bind_hint(address, source.kind());
             Failure::configuration(error).hint(hint)
         }
+        Error::Refused { ref hyco, .. } => {
+            let hint = format!("the key is right; `underpass status {hyco}` on the relay's machine shows who is registered, and its definition has the limits");
+            Failure::new(Exit::Failed, error).hint(hint)
+        }
         Error::NotAuthorised(_) => Failure::new(Exit::NotAuthorised, error)
             .hint("on the relay's machine, `underpass connection string NAME --role application` prints the right string; the relay's log says which part is wrong"),
         // The data plane's own words.
         Error::Unreachable(ref why) if why.contains("certificate is not") => Failure::new(Exit::Unreachable, error).hint("another relay is at that address, or its certificate was replaced: take a new string from the relay's machine, by `underpass connection string NAME --role application`"),
+        Error::Unreachable(ref why) if why.contains("the relay closed the session") => Failure::new(Exit::Unreachable, error)
+            .hint("the relay is there and the way to it is open; its log, and `underpass status` on its machine, say why it closed the session"),
         Error::Unreachable(_) => Failure::new(Exit::Unreachable, error).hint("check the address in the connection string, that the relay runs, and that UDP to its port is let through on the way"),
         Error::Worker(_) => Failure::new(Exit::Failed, error),
     }

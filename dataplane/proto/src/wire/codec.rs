@@ -30,6 +30,7 @@ mod kind {
     pub(super) const PROBED: u8 = 0x0a;
     pub(super) const KEEP_ALIVE: u8 = 0x0b;
     pub(super) const CODES: u8 = 0x0c;
+    pub(super) const CHECK: u8 = 0x0d;
     pub(super) const OPEN: u8 = 0x10;
     pub(super) const OPENED: u8 = 0x11;
     pub(super) const ELSEWHERE: u8 = 0x12;
@@ -107,6 +108,7 @@ impl Frame {
             kind::PROBED => ("Probed", probed),
             kind::KEEP_ALIVE => ("KeepAlive", keep_alive),
             kind::CODES => ("Codes", codes),
+            kind::CHECK => ("Check", |_| Ok(Self::Check)),
             kind::OPEN => ("Open", open),
             kind::OPENED => ("Opened", opened),
             kind::ELSEWHERE => ("Elsewhere", elsewhere),
@@ -139,6 +141,7 @@ impl Frame {
             Self::Probed(_) => kind::PROBED,
             Self::KeepAlive(_) => kind::KEEP_ALIVE,
             Self::Codes(_) => kind::CODES,
+            Self::Check => kind::CHECK,
             Self::Open(_) => kind::OPEN,
             Self::Opened(_) => kind::OPENED,
             Self::Elsewhere(_) => kind::ELSEWHERE,
@@ -177,7 +180,7 @@ impl Frame {
                 out.push(ended.code as u8);
             }
             Self::Deregister(deregister) => put_text(deregister.hyco.as_str(), out),
-            Self::Draining => {}
+            Self::Draining | Self::Check => {}
             Self::Probe(probe) => {
                 put_text(probe.hyco.as_str(), out);
                 out.extend(probe.id.to_be_bytes());

@@ -92,6 +92,9 @@ pub enum Frame {
     Probed(Probed),
     /// Relay to peer, behind Welcome: which codes it knows.
     Codes(Codes),
+    /// Peer to relay, before the first Register: this session only asks whether its registrations
+    /// would be granted.
+    Check,
     /// First on a flow stream, from the side that opened it; the application's bytes follow at once.
     Open(Open),
     /// The answer on a flow stream: the endpoint is connected; its bytes follow.

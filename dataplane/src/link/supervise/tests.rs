@@ -75,6 +75,36 @@ fn a_worker_that_ends_by_itself_is_told_with_its_reason() {
     }
 }
 
+#[test]
+fn a_check_names_why_it_was_refused() {
+    let plan = Wanted(relays("relay.test"));
+    let hyco = plan.names().remove(0);
+    for (code, words) in [
+        (
+            RefusedCode::TooManyListeners,
+            "the relay refused to register payroll-sql: too many listeners",
+        ),
+        (
+            RefusedCode::Overloaded,
+            "the relay refused to register payroll-sql: relay overloaded",
+        ),
+        (
+            RefusedCode::NotAuthorised,
+            "the relay refused to register payroll-sql: unknown name, or a key that is not one of its listen keys",
+        ),
+    ] {
+        let mut workers = workers(Handle::to_inbox().0, || Ok(()));
+        let (say, said) = bounded(1);
+        workers.said = said;
+        let hyco = hyco.clone();
+        say.send(Said::Refused { hyco, code })
+            .expect("there is room");
+        let why = workers.check(&plan, Instant::now() + SOON, SOON);
+        assert_eq!(why.expect_err("it was refused").to_string(), words);
+        workers.leave();
+    }
+}
+
 /// One, that does this.
 fn workers(
     handle: Handle<Message<Wanted, ()>>,

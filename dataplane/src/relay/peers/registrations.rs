@@ -57,6 +57,11 @@ impl Peers {
                 return peer.refuse(now, quic, session, &register, code, &why);
             }
         };
+        if peer.check_only {
+            info!(hyco = %name, key = %register.key_id, which = %checked.which, role = %hello.role, "checked");
+            let answer = registered(&checked.key, &register, definition, &peer.exporter);
+            return peer.say(quic, session, &answer);
+        }
         if !peer.registrations.contains_key(&name) {
             if peer.registrations.len() >= REGISTRATIONS_MAX {
                 let why = "a session has no more of them";
@@ -112,6 +117,16 @@ impl Peers {
     ) -> Verdict {
         // Live flows go on; a session that has neither registrations nor flows is overdue.
         self.unregister(now, session, name, "deregistered");
+        Verdict::Fine
+    }
+
+    /// What it registers for is judged and not granted: nothing that others see changes.
+    pub(super) fn check(&mut self, session: SessionId) -> Verdict {
+        let peer = self.sessions.get_mut(&session);
+        let Some(peer) = peer.filter(|peer| peer.hello.is_some() && !peer.proven) else {
+            return Verdict::Close(SessionCode::Protocol);
+        };
+        peer.check_only = true;
         Verdict::Fine
     }
 

@@ -169,6 +169,33 @@ fn what_a_stranger_claims_before_its_proof_changes_no_other_session() {
 }
 
 #[test]
+fn a_check_is_answered_and_changes_nothing() {
+    let mut scene = Scene::greeted(Role::Agent);
+    // Not even where there is no place for one more listener.
+    scene.plan.snapshot.hycos[0].limits.listeners_max = 0;
+    assert_eq!(scene.says(&Frame::Check), Verdict::Fine);
+    let register = scene.register(Rule::Listen);
+    assert_eq!(scene.says(&Frame::Register(register)), Verdict::Fine);
+    scene.until(|scene| matches!(scene.heard.last(), Some(Frame::Registered(_))));
+    let now = scene.now();
+    let Scene { pair, peers, .. } = &mut scene;
+    let view = peers.directory.listeners.view(&name()).expect("defined");
+    assert!(view.listeners.is_empty() && peers.registered().is_empty());
+    assert!(peers.report(&pair.there.quic, now).is_empty());
+    let mut forged = scene.register(Rule::Listen);
+    forged.proof.0[0] ^= 1;
+    assert_eq!(scene.says(&Frame::Register(forged)), Verdict::Fine);
+    scene.until(|scene| matches!(scene.heard.last(), Some(Frame::Refused(_))));
+}
+
+#[test]
+fn a_check_is_said_before_anything_is_granted() {
+    let mut scene = Scene::registered();
+    let verdict = scene.says(&Frame::Check);
+    assert_eq!(verdict, Verdict::Close(SessionCode::Protocol));
+}
+
+#[test]
 fn strangers_give_way_to_newcomers_and_those_who_proved_a_key_do_not() {
     let mut scene = Scene::registered();
     assert_eq!(scene.peers.unproven_beyond(1), None);
