@@ -74,7 +74,7 @@ fn without_a_flow_probes_are_rarer_and_rarer_and_end_far_below_what_locks_a_host
         .map(|minutes| scene.probes_in(Duration::from_secs(60 * minutes), None));
     assert_eq!(
         counts,
-        [2, 1, 3, 4, 0],
+        [2, 2, 3, 3, 0],
         "one at once, then after 1, 2, 4 … minutes"
     );
     let seen = &scene.view().listeners[0];
