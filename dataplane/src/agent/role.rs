@@ -310,7 +310,7 @@ impl Role for Agent {
                 self.keep_links(core);
             }
             Message::RelayFound(number, addresses) => {
-                self.links.found(number, addresses);
+                self.links.found(core.now, number, addresses);
                 self.keep_links(core);
             }
             Message::Own(EndpointFound(number, answer)) => {

@@ -277,19 +277,19 @@ impl Links {
             if !may_dial || !link.wants_session(quic, now) {
                 continue;
             }
-            if link.wants_address() {
+            if link.wants_address(now) {
                 resolve(link, &self.resolver, &self.bring, now);
             }
-            if !link.resolving {
+            if !link.awaits_address() {
                 link.dial(quic, now, &mut self.rng);
             } // Else the answer wakes this worker.
         }
     }
 
     /// A relay's addresses were resolved.
-    pub(crate) fn found(&mut self, number: u64, addresses: Vec<SocketAddr>) {
+    pub(crate) fn found(&mut self, now: Instant, number: u64, addresses: Vec<SocketAddr>) {
         if let Some(link) = self.links.iter_mut().find(|link| link.number == number) {
-            link.found(addresses);
+            link.found(now, addresses);
         }
     }
 }
@@ -299,7 +299,7 @@ fn resolve(link: &mut Link, resolver: &Resolver, bring: &Bring, now: Instant) {
     let port = endpoint.port.get();
     let name = match resolve::name_or_literal(&endpoint) {
         Ok(name) => name,
-        Err(literal) => return link.found(vec![SocketAddr::new(literal.ip, port)]),
+        Err(literal) => return link.found(now, vec![SocketAddr::new(literal.ip, port)]),
     };
     let addresses = move |answer: Answer| -> Vec<SocketAddr> {
         let found = answer.iter().flat_map(|found| found.iter());
@@ -312,7 +312,7 @@ fn resolve(link: &mut Link, resolver: &Resolver, bring: &Bring, now: Instant) {
     let (number, bring) = (link.number, Arc::clone(bring));
     let later = move |answer| bring(number, addresses(answer));
     match resolver.ask(now, name, &asker, now + RESOLVE_MAX, later) {
-        Ok(Asked::Known(answer)) => link.found(addresses(answer)),
+        Ok(Asked::Known(answer)) => link.found(now, addresses(answer)),
         Ok(Asked::Later) => link.resolving = true,
         Err(_) => {} // Asked for again before the next attempt.
     }

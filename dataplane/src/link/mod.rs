@@ -57,6 +57,12 @@ const _: () = assert!(RENEW_AFTER.as_millis() * ATTEMPTS_MAX as u128 >= UNANSWER
 /// Why an attempt is given up that nobody said anything to.
 const NO_ANSWER: &str = "no answer";
 
+/// The same where there is no address to try.
+const NOT_FOUND: &str = "its name is not found";
+
+/// While no session is well, a relay's name is resolved again this often at most. Attempts are at most 31 s apart, so it is at least each minute.
+const RESOLVE_EVERY: Duration = Duration::from_secs(2);
+
 /// How often one cause of a failure is logged.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
@@ -79,8 +85,8 @@ pub(crate) struct Link {
     worked: Option<IpAddr>,
     /// A resolution is under way.
     pub(crate) resolving: bool,
-    /// A resolution ended, with or without an address, and no attempt was made since.
-    resolved: bool,
+    /// When one last ended, with or without an address.
+    resolved: Option<Instant>,
     next_address: usize,
     attempts: u32,
     alone_since: Instant,
@@ -137,7 +143,7 @@ impl Link {
             addresses: Vec::new(),
             worked: None,
             resolving: false,
-            resolved: false,
+            resolved: None,
             next_address: 0,
             attempts: 0,
             alone_since: now,
@@ -166,13 +172,24 @@ impl Link {
         }
     }
 
-    /// The relay's addresses, newly resolved.
-    pub(crate) fn found(&mut self, addresses: Vec<SocketAddr>) {
+    /// The relay's addresses, newly resolved. A name that is not found just now leaves what is known; others than before are tried at once.
+    pub(crate) fn found(&mut self, now: Instant, addresses: Vec<SocketAddr>) {
         self.resolving = false;
-        self.resolved = true;
-        if !addresses.is_empty() {
-            self.addresses = arranged(addresses, self.worked);
+        self.resolved = Some(now);
+        let is_same = addresses.len() == self.addresses.len()
+            && addresses.iter().all(|it| self.addresses.contains(it));
+        if addresses.is_empty() || is_same {
+            return;
         }
+        self.addresses = arranged(addresses, self.worked);
+        self.next_address = 0;
+        self.next_attempt = self.next_attempt.min(now);
+    }
+
+    /// Whether there is no address yet, and one may come.
+    #[must_use]
+    pub(crate) fn awaits_address(&self) -> bool {
+        self.resolving && self.addresses.is_empty()
     }
 
     /// Whether a session is to be dialled now: none is well, and the pause is over. A worker of the relay is dialled once the relay is known to have it;
@@ -186,7 +203,7 @@ impl Link {
             .sessions
             .iter()
             .any(|(&id, session)| session.is_well(quic, id, now));
-        wanted && !well && now >= self.next_attempt && !self.resolving && self.may_try(quic, now)
+        wanted && !well && now >= self.next_attempt && self.may_try(quic, now)
     }
 
     /// Whether another attempt is of use: few are under way, and none of them is being answered.
@@ -203,12 +220,11 @@ impl Link {
         count < ATTEMPTS_MAX.max(self.addresses.len()) && !answered
     }
 
-    /// Whether the relay's name is to be resolved before the next attempt: at first, and after attempts without an answer.
+    /// Whether the relay's name is to be resolved, beside an attempt that goes to what is known: it may lead elsewhere by now.
     #[must_use]
-    pub(crate) fn wants_address(&self) -> bool {
-        let unanswered =
-            self.attempts > 0 && self.attempts.is_multiple_of(4) && self.sessions.is_empty();
-        !self.resolved && (self.addresses.is_empty() || unanswered)
+    pub(crate) fn wants_address(&self, now: Instant) -> bool {
+        let is_old = |at: Instant| now.saturating_duration_since(at) >= RESOLVE_EVERY;
+        !self.resolving && self.resolved.is_none_or(is_old)
     }
 
     /// Dials.
@@ -223,13 +239,12 @@ impl Link {
             false => now + self.pause(now, rng),
         };
         self.attempts += 1;
-        self.resolved = false;
         self.relay_worker %= self.relay.workers();
         let Some(&address) = self
             .addresses
             .get(self.next_address % self.addresses.len().max(1))
         else {
-            return;
+            return self.tell_failure(now, NOT_FOUND);
         };
         self.next_address += 1;
         let mtu = quic.mtu_to(address);

@@ -1,7 +1,7 @@
 //! The supervisor of a process that dials: starts its workers, follows what they say, hands out new configurations, and ends them.
 //! Agents and senders are supervised alike; what they register for and what their workers do is theirs.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use underpass_proto::wire::RefusedCode;
 use underpass_proto::{Endpoint, HycoName, Rule};
 
 use super::wants::Relay;
-use super::{Message, NO_ANSWER, WRONG_CERTIFICATE};
+use super::{Message, NO_ANSWER, NOT_FOUND, WRONG_CERTIFICATE};
 use crate::io::{Kind, udp};
 use crate::quic::{Driver, cid, config};
 use crate::resolve::{self, Resolver};
@@ -154,7 +154,6 @@ pub(crate) trait Steward {
 /// All that is there before the workers are.
 pub(crate) struct Ground {
     kind: Kind,
-    family: IpAddr,
     count: u8,
     mtu_max: Option<u16>,
     /// Names are resolved here.
@@ -175,14 +174,13 @@ impl Ground {
         let (kind, why) = io::choose(settings.io).map_err(|why| Error::Io(why.to_string()))?;
         info!(io = %kind, %why, "io backend");
         check_trust(relays)?;
-        let Some(family) = first_address(relays, requests, give_up)? else {
+        if !await_name(relays, requests, give_up)? {
             return Ok(None);
-        };
+        }
         let count = settings.workers.unwrap_or_else(worker::usual_count);
         let count = count.clamp(1, WORKERS_MAX);
         Ok(Some(Self {
             kind,
-            family,
             count: u8::try_from(count).unwrap_or(u8::MAX),
             mtu_max: settings.mtu_max,
             resolver: Resolver::of_system(),
@@ -223,17 +221,12 @@ impl Ground {
         R: Role,
         F: Fn(u8, Start<R::Message>, Sender<Said>) -> R + Send + 'static,
     {
-        let any = if self.family.is_ipv4() {
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-        } else {
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-        };
         let keys = config::EndpointKeys::ephemeral();
         // Its own socket: nothing is steered.
         let parts = Parts {
             worker,
             workers: 1,
-            udp: udp::bind(SocketAddr::new(any, 0), false)?,
+            udp: udp::bind_both()?,
             kind: self.kind,
             quic: Driver::new(worker, &keys, None, self.mtu_max),
         };
@@ -257,29 +250,30 @@ pub(crate) fn check_trust(relays: &[Arc<Relay>]) -> Result<(), Error> {
     Ok(())
 }
 
-/// The address family of the relays: of the first one whose name can be resolved, tried until then.
-fn first_address(
+/// Waits until any relay's name can be resolved. False when the process was asked to end before.
+fn await_name(
     relays: &[Arc<Relay>],
     requests: &drain::Requests,
     give_up: Option<Instant>,
-) -> Result<Option<IpAddr>, Error> {
+) -> Result<bool, Error> {
     let mut said = false;
     loop {
-        let found = |relay: &Arc<Relay>| resolve::now(&relay.endpoint).ok()?.first().copied();
-        if let Some(found) = relays.iter().find_map(found) {
-            return Ok(Some(found.ip));
+        let is_found =
+            |relay: &Arc<Relay>| resolve::now(&relay.endpoint).is_ok_and(|found| !found.is_empty());
+        if relays.iter().any(is_found) {
+            return Ok(true);
         }
         let relay = &relays[0].endpoint;
         if give_up.is_some_and(|give_up| Instant::now() + RESOLVE_EVERY > give_up) {
             return Err(Error::Unreachable(format!(
-                "cannot reach {relay} (udp): its name is not found"
+                "cannot reach {relay} (udp): {NOT_FOUND}"
             )));
         }
         if !std::mem::replace(&mut said, true) {
             warn!(%relay, "the relay's name is not found; trying on");
         }
         if requests.0.recv_timeout(RESOLVE_EVERY).is_ok() {
-            return Ok(None);
+            return Ok(false);
         }
     }
 }

@@ -50,7 +50,7 @@ fn a_registration_stands_from_both_proofs_on_and_what_the_relay_says_of_it_later
 fn the_addresses_of_a_relay_are_raced_and_what_worked_last_is_first() {
     let silent: SocketAddr = "127.0.0.9:2".parse().expect("an address");
     let mut scene = Scene::new();
-    scene.link.found(vec![silent, THERE]);
+    scene.link.found(scene.now, vec![silent, THERE]);
     scene.dial_now();
     let wants = |scene: &Scene, after| {
         let quic = &scene.pair.here.quic;
@@ -69,7 +69,7 @@ fn the_addresses_of_a_relay_are_raced_and_what_worked_last_is_first() {
 
     let mut scene = Scene::welcomed();
     scene.until_asked();
-    scene.link.found(vec![silent, THERE]);
+    scene.link.found(scene.now, vec![silent, THERE]);
     assert_eq!(scene.link.addresses, [THERE, silent]);
 }
 
@@ -209,13 +209,13 @@ fn without_an_address_or_a_trust_of_use_nothing_is_dialled_and_it_is_tried_later
     assert!(scene.link.all().is_empty());
     assert!(!scene.link.wants_session(&scene.pair.here.quic, scene.now));
 
-    scene.link.found(vec![THERE]);
+    scene.link.found(scene.now, vec![THERE]);
     let ca = [b"no certificate".to_vec()];
     let relays = by_relay(vec![want(1, 100)], Rule::Listen, &ca, &[]).expect("a relay");
     scene.link.relay = Arc::clone(&relays[0]);
     scene.dial_now();
     assert!(scene.link.all().is_empty());
-    assert_eq!(scene.link.logged.len(), 1, "why is logged");
+    assert_eq!(scene.link.logged.len(), 2, "no address, and then no trust");
     let later = scene.now + PAUSE_LATER + RENEW_AFTER;
     assert!(scene.link.wants_session(&scene.pair.here.quic, later));
 }
@@ -237,6 +237,28 @@ fn a_new_cause_of_a_failure_is_logged_at_once_and_a_known_one_once_a_minute() {
         let causes = logged(&format!("cause {cause}"), 60);
         assert!(causes.len() <= CAUSES_MAX, "{causes:?}");
     }
+}
+
+#[test]
+fn a_relays_name_is_resolved_again_while_it_is_dialled_and_other_addresses_are_tried_at_once() {
+    let mut scene = Scene::new();
+    let (now, later) = (scene.now, scene.now + RESOLVE_EVERY);
+    assert!(!scene.link.wants_address(now) && scene.link.wants_address(later));
+    scene.dial();
+    // Beside the attempts, not in their way.
+    scene.link.resolving = true;
+    assert!(!scene.link.wants_address(later) && !scene.link.awaits_address());
+    let next = scene.link.next_attempt;
+    for same in [Vec::new(), vec![THERE]] {
+        scene.link.found(now, same);
+        assert_eq!(scene.link.next_attempt, next);
+    }
+    let moved = "10.0.0.9:4433".parse().expect("an address");
+    scene.link.found(now, vec![moved]);
+    assert_eq!(
+        (&scene.link.addresses[..], scene.link.next_attempt),
+        (&[moved][..], now)
+    );
 }
 
 /// A link, and the other end of its session.
@@ -266,7 +288,7 @@ impl Scene {
         let identity = Identity::of_test();
         let now = pair.now();
         let mut link = Link::new(1, Arc::clone(&relays[0]), 0, identity, now);
-        link.found(vec![THERE]);
+        link.found(now, vec![THERE]);
         Self {
             far: pair.far,
             pair,

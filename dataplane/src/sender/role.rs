@@ -189,7 +189,7 @@ impl Role for Sender {
                 self.keep_links(core);
             }
             Message::RelayFound(number, addresses) => {
-                self.links.found(number, addresses);
+                self.links.found(core.now, number, addresses);
                 self.keep_links(core);
             }
             Message::Own(change) => self.listening.change(core, change),

@@ -10,7 +10,7 @@ mod tests;
 
 use std::cell::Cell;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -124,6 +124,21 @@ pub fn bind(address: SocketAddr, reuse_port: bool) -> io::Result<Udp> {
         return Udp::new(bound(address, false)?);
     }
     Udp::new(bound(reserve(address)?, true)?)
+}
+
+/// A UDP socket of its own for both families, on a port of the kernel's choice; for IPv4 alone where this machine has no IPv6.
+///
+/// # Errors
+/// No socket can be had.
+pub fn bind_both() -> io::Result<Udp> {
+    let both = || {
+        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        let socket = datagram_socket(any)?;
+        socket.set_only_v6(false)?;
+        socket.bind(&SockAddr::from(any))?;
+        Udp::new(socket)
+    };
+    both().or_else(|_| bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), false))
 }
 
 /// `count` sockets on one address, in the order of the workers that take them. A port that is still in use is tried again for up to a second.
