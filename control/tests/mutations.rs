@@ -9,6 +9,7 @@ use std::path::Path;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use underpass::files::agent::AgentFile;
+use underpass::files::allow::List;
 use underpass::files::definition::{Definition, Probe};
 use underpass::files::namespace::{Namespace, TEMPLATE};
 use underpass::files::sender::SenderFile;
@@ -116,7 +117,7 @@ fn an_edited_allow_list_can_be_read_and_is_what_was_asked_for() {
         let text = damage(texts[rng.random_range(0..texts.len())], &mut rng);
         let Ok(before) = read(&text) else { continue };
         edited += 1;
-        let added = allow::add(&text, std::slice::from_ref(&new)).unwrap();
+        let added = allow::add(&text, List::ForAll, std::slice::from_ref(&new)).unwrap();
         let after = read(&added.text);
         let after = after.unwrap_or_else(|faults| panic!("seed {seed}: {faults:?} in {text:?}"));
         let mut expected = before.allow.0.clone();
@@ -129,7 +130,7 @@ fn an_edited_allow_list_can_be_read_and_is_what_was_asked_for() {
             comments(&text),
             "seed {seed}: {text:?}"
         );
-        let removed = allow::remove(&added.text, std::slice::from_ref(&new)).unwrap();
+        let removed = allow::remove(&added.text, List::ForAll, std::slice::from_ref(&new)).unwrap();
         let after = read(&removed.text);
         let after = after.unwrap_or_else(|faults| panic!("seed {seed}: {faults:?} in {text:?}"));
         assert_eq!(after, before, "seed {seed}: {text:?}");

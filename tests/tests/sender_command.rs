@@ -80,24 +80,38 @@ fn a_key_is_rotated_under_live_flows_and_localhost_stays_out_of_the_hosts_file()
 }
 
 #[test]
-fn a_changed_endpoint_moves_the_address_once_the_agent_may_dial_it() {
+fn a_changed_endpoint_moves_the_address_once_agent_and_sender_allow_it() {
     let _turn = turn::shared();
     let scene = Scene::open("localhost");
-    let mut sender = scene.start_sender(&["--hosts", "write"]);
+    let config = scene.folder.path().join("sender.toml");
+    fs::write(
+        &config,
+        "[[connect]]\nstring_file = \"sender.connection\"\n",
+    )
+    .unwrap();
+    let config = config.display().to_string();
+    let mut sender = scene.start_sender_by("--config", &config, &["--hosts", "write"]);
     let before = scene.wait_for_place(&mut sender);
     let other = Service::start(b'o').unwrap();
     let endpoint = format!("localhost:{}", other.address.port());
     scene.installation.define(NAME, &endpoint).unwrap();
-    let config = scene.agent.config();
-    let allowed = run_ok(
-        underpass()
-            .unwrap()
-            .args(["agent", "allow", &endpoint, "--config"])
-            .arg(&config),
-        MOMENT,
-    );
-    allowed.unwrap();
+    let told =
+        format!("{NAME}: the relay names {endpoint} as the endpoint, and nothing here allows");
+    let line = sender.wait_for_line(&told, MOMENT).unwrap();
+    let command =
+        format!("`underpass sender allow {endpoint} --connection {NAME} --config {config}`");
+    assert!(line.ends_with(&command), "{line}");
     let after = SocketAddr::new(before.ip(), other.address.port());
+    assert!(TcpListener::bind(after).is_ok(), "{after} is not taken");
+    // Applications of the old address are not cut off: the relay carries their flows.
+    for (role, config) in [
+        ("agent", scene.agent.config().display().to_string()),
+        ("sender", config),
+    ] {
+        let mut command = underpass().unwrap();
+        command.args([role, "allow", &endpoint, "--config", &config]);
+        run_ok(&mut command, MOMENT).unwrap();
+    }
     wait_for("the other service to be reached", MOMENT, || {
         let mut talk = Talk::start(after).ok()?;
         talk.exchange().ok()?;
@@ -204,10 +218,14 @@ impl Scene {
     }
 
     fn start_sender(&self, options: &[&str]) -> Process {
+        let string_file = self.string_file().display().to_string();
+        self.start_sender_by("--connection-string-file", &string_file, options)
+    }
+
+    fn start_sender_by(&self, source: &str, file: &str, options: &[&str]) -> Process {
         let mut command = underpass().unwrap();
         command
-            .args(["sender", "run", "--io", "poll", "--connection-string-file"])
-            .arg(self.string_file())
+            .args(["sender", "run", "--io", "poll", source, file])
             .arg("--hosts-file")
             .arg(self.hosts())
             .args(options);

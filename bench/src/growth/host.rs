@@ -57,6 +57,7 @@ fn config(string: ConnectionString, nth: usize) -> Config {
             string,
             weight: 100,
             priority: 0,
+            allow: AllowList::default(),
         }],
         allow: AllowList::default(),
         ca: Vec::new(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use underpass_dataplane::agent::{self, Checked, Config, Connect};
-use underpass_proto::{AgentId, ConnectionString, Role, Rule};
+use underpass_proto::{AgentId, AllowList, ConnectionString, Role, Rule};
 
 use super::allow;
 use super::relay::raise_file_limit;
@@ -52,7 +52,7 @@ pub(super) struct RunArgs {
 pub(super) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run(args) => serve(args),
-        Command::Allow(args) => allow::run(&args),
+        Command::Allow(args) => allow::run::<AgentFile>(&args),
     }
 }
 
@@ -92,6 +92,10 @@ impl RoleFile for AgentFile {
         Self::load(path)
     }
 
+    fn parse(file: &str, text: &str) -> Result<Self, Vec<Fault>> {
+        Self::parse(file, text, Path::new(""))
+    }
+
     fn of_one(string_file: PathBuf) -> Self {
         Self::of_one(string_file)
     }
@@ -102,6 +106,14 @@ impl RoleFile for AgentFile {
 
     fn string_file(entry: &ConnectEntry) -> &Path {
         &entry.string_file
+    }
+
+    fn allow(&self) -> &AllowList {
+        &self.allow
+    }
+
+    fn own_allow(entry: &ConnectEntry) -> &AllowList {
+        &entry.allow
     }
 
     fn data_plane(&self) -> &DataPlane {
@@ -117,6 +129,7 @@ fn config(loaded: &Loaded<AgentFile>, agent_id: AgentId) -> Result<Config, Failu
         string: string.clone(),
         weight: entry.weight,
         priority: entry.priority,
+        allow: entry.allow.clone(),
     });
     Ok(Config {
         connects: connects.collect(),
@@ -143,8 +156,11 @@ pub(super) fn check_once_each<'a>(
 
 /// An agent dials nothing but what its own list permits.
 fn check_allows_something(loaded: &Loaded<AgentFile>) -> Result<(), Failure> {
-    let mut strings = loaded.connects.iter().map(|(_, string)| string);
-    if !loaded.file.allow.0.is_empty() || strings.any(|string| string.target.is_some()) {
+    let mut connects = loaded.connects.iter();
+    let names_some = |(entry, string): &(ConnectEntry, ConnectionString)| {
+        !entry.allow.0.is_empty() || string.target.is_some()
+    };
+    if !loaded.file.allow.0.is_empty() || connects.any(names_some) {
         return Ok(());
     }
     Err(Failure::configuration("this agent may dial nothing: the connection string names no Target, and there is no allow-list")

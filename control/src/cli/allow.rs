@@ -1,37 +1,62 @@
-//! `underpass agent allow`: what the agent may dial, by its own file. A running agent takes a change up by itself.
+//! `underpass agent allow` and `underpass sender allow`: what a connection string may lead to, by the file of the agent or sender.
+//! A running process takes a change up by itself.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use underpass_proto::{AllowEntry, Rule};
+use underpass_proto::{AllowEntry, HycoName, Rule};
 
+use super::reload::RoleFile;
 use super::{Exit, Failure};
-use crate::files::agent::AgentFile;
+use crate::files::allow::{Changed, List};
 use crate::files::wording::nearest;
 use crate::files::{Lock, LockError, allow, disk, strings, unreadable};
 use crate::output::note;
 use crate::shell;
 
-/// Options of `underpass agent allow`.
+/// Options of `underpass agent allow` and `underpass sender allow`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// What the agent may dial: host:port, *.corp:1433, 10.0.0.0/8:443, host:*
+    /// Host and port to allow: host:port, *.corp:1433, 10.0.0.0/8:443, host:*
     #[arg(required = true, value_name = "ENTRY")]
     entries: Vec<AllowEntry>,
     /// Take the entries out instead
     #[arg(long)]
     remove: bool,
-    /// The agent's file
+    /// For this hybrid connection only [default: for all in the file]
+    #[arg(long, value_name = "NAME")]
+    connection: Option<HycoName>,
+    /// The file of the agent or sender
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    config: Option<std::path::PathBuf>,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
+/// How messages name a role and what its list permits.
+struct Words {
+    role: &'static str,
+    may: &'static str,
+    may_not: &'static str,
+}
+
+fn words(rule: Rule) -> Words {
+    match rule {
+        Rule::Listen => Words {
+            role: "agent",
+            may: "may be dialled",
+            may_not: "may not be dialled any more",
+        },
+        Rule::Send => Words {
+            role: "sender",
+            may: "may be taken on this machine",
+            may_not: "may not be taken on this machine any more",
+        },
+    }
+}
+
+pub(super) fn run<F: RoleFile>(args: &Args) -> Result<(), Failure> {
     let Some(config) = &args.config else {
-        return Err(Failure::new(
-            Exit::Usage,
-            "`--config FILE` is missing: the allow-list stands in the agent's file",
-        )
-        .hint(STARTED_WITHOUT));
+        let role = words(F::RULE).role;
+        let what = format!("`--config FILE` is missing: the allow-list is in the {role}'s file");
+        return Err(Failure::new(Exit::Usage, what).hint(started_without(F::RULE)));
     };
     if let Some(entry) = args
         .entries
@@ -43,117 +68,165 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     }
     // A link stays one: what it leads to is what is replaced.
     let path = std::fs::canonicalize(config).unwrap_or_else(|_| config.clone());
-    let _alone = lock_beside(&path)?;
+    let _alone = lock_beside(&path, F::RULE)?;
     let read = disk::read(&path).map_err(|error| {
         let failure = Failure::from(unreadable(&config.display().to_string(), &error));
         match error.kind() {
-            std::io::ErrorKind::NotFound => failure.hint(STARTED_WITHOUT),
+            std::io::ErrorKind::NotFound => failure.hint(started_without(F::RULE)),
             _ => failure,
         }
     })?;
-    let file = AgentFile::load(&path)?;
-    let own_targets = if args.remove {
-        Vec::new()
-    } else {
-        targets_that_would_go(&file)
+    let file = F::load(&path)?;
+    let list = match &args.connection {
+        None => List::ForAll,
+        Some(name) => List::Connect(index_of::<F>(&file, name, config)?),
     };
-    let wanted: Vec<AllowEntry> = own_targets.iter().chain(&args.entries).cloned().collect();
-    let changed = if args.remove {
-        allow::remove(&read.text, &wanted)
-    } else {
-        allow::add(&read.text, &wanted)
+    let unfit = |why| Failure::configuration(format!("{}: {why}", config.display()));
+    let mut text = read.text.to_string();
+    let mut kept = Vec::new();
+    if !args.remove {
+        for (at, target) in targets_that_would_go(&file, list) {
+            let own = allow::add(&text, List::Connect(at), std::slice::from_ref(&target));
+            text = own.map_err(unfit)?.text;
+            kept.push(target);
+        }
     }
-    .map_err(|why| Failure::configuration(format!("{}: {why}", config.display())))?;
-    if !changed.done.is_empty() {
+    let changed = if args.remove {
+        allow::remove(&text, list, &args.entries)
+    } else {
+        allow::add(&text, list, &args.entries)
+    }
+    .map_err(unfit)?;
+    if changed.text != *read.text {
         // What is written can be read again.
-        AgentFile::parse(&config.display().to_string(), &changed.text, Path::new(""))?;
+        F::parse(&config.display().to_string(), &changed.text)?;
         let mode = read.stamp.mode & 0o777;
         disk::replace(&path, changed.text.as_bytes(), mode).map_err(|error| {
             Failure::configuration(format!("cannot write {}: {error}", config.display()))
                 .hint("this command must run as a user that can write there")
         })?;
     }
-    tell(args, config, &changed, &own_targets)
+    report(args, config, &changed, &kept, F::RULE)
 }
 
-const STARTED_WITHOUT: &str = "an agent that was started with one connection string alone has no file: write agent.toml with `[[connect]]` and, below, `string_file = \"FILE\"`, start it with `underpass agent run --config agent.toml`, and name that file here";
+fn started_without(rule: Rule) -> String {
+    let role = words(rule).role;
+    let single = match rule {
+        Rule::Listen => "",
+        Rule::Send => {
+            "; or start the sender again with `--allow HOST:PORT`, or with a new application string, which names its target"
+        }
+    };
+    format!(
+        "a process that was started with one connection string alone has no file: write {role}.toml with `[[connect]]` and, below, `string_file = \"FILE\"`, start it with `underpass {role} run --config {role}.toml`, and name that file here{single}"
+    )
+}
 
-/// A list of its own replaces what the connection strings say, so the first entry brings their targets along.
-fn targets_that_would_go(file: &AgentFile) -> Vec<AllowEntry> {
-    if !file.allow.0.is_empty() {
+/// Which `[[connect]]` is of this hybrid connection.
+fn index_of<F: RoleFile>(file: &F, name: &HycoName, config: &Path) -> Result<usize, Failure> {
+    let names: Vec<Option<HycoName>> = file
+        .entries()
+        .iter()
+        .map(|entry| Some(strings::load(F::string_file(entry), F::RULE).ok()?.name))
+        .collect();
+    let found = names.iter().position(|known| known.as_ref() == Some(name));
+    found.ok_or_else(|| {
+        let names: Vec<String> = names.iter().flatten().map(ToString::to_string).collect();
+        Failure::configuration(format!(
+            "no connection string in {} is of {name}",
+            config.display()
+        ))
+        .hint(format!("there are {}", names.join(", ")))
+    })
+}
+
+/// A list replaces what a connection string says, so the first entry for a string is written beside its target, in the list of that string alone.
+fn targets_that_would_go<F: RoleFile>(file: &F, list: List) -> Vec<(usize, AllowEntry)> {
+    if !file.allow().0.is_empty() {
         return Vec::new();
     }
-    let strings = file.connects.iter().filter_map(|connect| {
-        strings::load(&connect.string_file, Rule::Listen)
-            .inspect_err(|fault| note!("warning: {fault}; its target is not carried over"))
-            .ok()
+    let entries = file.entries().iter().enumerate();
+    let concerned = entries.filter(|(at, entry)| {
+        F::own_allow(entry).0.is_empty() && (list == List::ForAll || list == List::Connect(*at))
     });
-    strings
-        .filter_map(|string| string.target.as_ref().map(AllowEntry::from))
-        .collect()
+    let target = |(at, entry): (usize, &F::Entry)| {
+        let string = strings::load(F::string_file(entry), F::RULE)
+            .inspect_err(|fault| note!("warning: {fault}; its target is not carried over"))
+            .ok()?;
+        Some((at, string.target.as_ref().map(AllowEntry::from)?))
+    };
+    concerned.filter_map(target).collect()
 }
 
-fn tell(
+fn report(
     args: &Args,
     config: &Path,
-    changed: &allow::Changed,
-    own_targets: &[AllowEntry],
+    changed: &Changed,
+    kept: &[AllowEntry],
+    rule: Rule,
 ) -> Result<(), Failure> {
-    let file = config.display();
+    let (file, words) = (config.display(), words(rule));
+    for target in kept {
+        note!(
+            "{target} stays allowed for its connection string: it is the target there, and is now written in {file}"
+        );
+    }
     for entry in &changed.done {
-        let what = match (args.remove, own_targets.contains(entry)) {
-            (true, _) => "may not be dialled any more",
-            (false, true) => {
-                "stays allowed: it is the target of a connection string, and was so without being written here"
-            }
-            (false, false) => "may be dialled",
+        let may = if args.remove {
+            words.may_not
+        } else {
+            words.may
         };
-        note!("{entry} {what}");
+        match &args.connection {
+            Some(name) => note!("{entry} {may} for {name}"),
+            None => note!("{entry} {may}"),
+        }
     }
     if args.remove && !changed.idle.is_empty() {
         let errors = changed
             .idle
             .iter()
-            .map(|entry| format!("{entry} does not stand in {file}"))
+            .map(|entry| format!("{entry} is not in that list of {file}"))
             .collect();
         return Err(Failure {
             exit: Exit::Failed,
             errors,
-            hint: Some(standing(changed)),
+            hint: Some(entries_now(changed)),
         });
     }
     for entry in &changed.idle {
-        note!("{entry} stood in {file} already");
+        note!("{entry} was in {file} already");
     }
     if args.remove && changed.now.is_empty() {
         note!(
-            "the list is empty now: the targets of the connection strings, and nothing else, may be dialled"
+            "the list is empty now: a connection string without other entries permits its target, and nothing else"
         );
     }
     if !changed.done.is_empty() {
         note!(
-            "a running agent with `--config {}` goes by it within a second",
+            "a running {} with `--config {}` goes by it within a second",
+            words.role,
             shell::word(config)
         );
     }
     Ok(())
 }
 
-fn standing(changed: &allow::Changed) -> String {
-    let asked = changed
+fn entries_now(changed: &Changed) -> String {
+    let wanted = changed
         .idle
         .first()
         .map(AllowEntry::to_string)
         .unwrap_or_default();
-    match nearest(&asked, changed.now.iter().map(String::as_str)) {
+    match nearest(&wanted, changed.now.iter().map(String::as_str)) {
         Some(meant) => format!("did you mean `{meant}`?"),
         None if changed.now.is_empty() => "the list there is empty".into(),
-        None => format!("there stand {}", changed.now.join(", ")),
+        None => format!("the list has {}", changed.now.join(", ")),
     }
 }
 
 /// Two that change the file at once do it one after the other.
-fn lock_beside(path: &Path) -> Result<Lock, Failure> {
+fn lock_beside(path: &Path, rule: Rule) -> Result<Lock, Failure> {
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())
@@ -168,6 +241,6 @@ fn lock_beside(path: &Path) -> Result<Lock, Failure> {
             "cannot open the folder of {}: {error}",
             path.display()
         ))
-        .hint(STARTED_WITHOUT),
+        .hint(started_without(rule)),
     })
 }

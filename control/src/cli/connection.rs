@@ -216,9 +216,9 @@ fn set(args: &SetArgs) -> Result<(), Failure> {
     let endpoint = described.endpoint.as_deref().unwrap_or("-");
     note!("changed {} → {endpoint}", described.name);
     if args.host.is_some() || args.port.is_some() {
+        let word = shell::word(endpoint);
         note!(
-            "hint: agents dial {endpoint} only if their own allow-list has it: `underpass agent allow {} --config agent.toml` there, or a new string",
-            shell::word(endpoint)
+            "hint: agents dial {endpoint}, and senders take its name and port, only if their own list has it: `underpass agent allow {word} --config agent.toml` and `underpass sender allow {word} --config sender.toml` there, or new strings"
         );
     }
     Ok(())

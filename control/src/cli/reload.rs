@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, bounded};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tracing::{info, warn};
-use underpass_proto::{ConnectionString, Rule};
+use underpass_proto::{AllowList, ConnectionString, Rule};
 
 use super::Failure;
 use super::source::Source;
@@ -28,10 +28,16 @@ pub(super) trait RoleFile: Clone + PartialEq + Send + Sized + 'static {
     /// The rule of its connection strings.
     const RULE: Rule;
     fn load(path: &Path) -> Result<Self, Vec<Fault>>;
+    /// Reads the text of the file; relative paths start in the working folder.
+    fn parse(file: &str, text: &str) -> Result<Self, Vec<Fault>>;
     /// What the file would say of a single string.
     fn of_one(string_file: PathBuf) -> Self;
     fn entries(&self) -> &[Self::Entry];
     fn string_file(entry: &Self::Entry) -> &Path;
+    /// What every string may lead to.
+    fn allow(&self) -> &AllowList;
+    /// What the string of this entry alone may lead to.
+    fn own_allow(entry: &Self::Entry) -> &AllowList;
     fn data_plane(&self) -> &DataPlane;
 }
 

@@ -11,15 +11,15 @@ use super::{Fault, disk, unreadable};
 /// The share of new flows that a listener asks for, unless it says otherwise.
 pub const WEIGHT_DEFAULT: u16 = 100;
 
-/// The most that a weight may be.
-const WEIGHT_MAX: u16 = 10_000;
+/// The most that a weight may be. A relay takes less: see docs/limits.md.
+pub const WEIGHT_MAX: u16 = 10_000;
 
 /// What `agent.toml` says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AgentFile {
     /// What to listen for.
     pub connects: Vec<ConnectEntry>,
-    /// Entries beyond the targets of the strings.
+    /// What may be dialled for every string. With an entry here, the targets of the strings no longer count.
     pub allow: AllowList,
     /// How the process works.
     pub data_plane: DataPlane,
@@ -34,6 +34,8 @@ pub struct ConnectEntry {
     pub weight: u16,
     /// Lower is preferred.
     pub priority: u8,
+    /// What may be dialled for this string alone.
+    pub allow: AllowList,
 }
 
 impl AgentFile {
@@ -45,6 +47,7 @@ impl AgentFile {
                 string_file,
                 weight: WEIGHT_DEFAULT,
                 priority: 0,
+                allow: AllowList::default(),
             }],
             allow: AllowList::default(),
             data_plane: DataPlane::default(),
@@ -68,7 +71,7 @@ impl AgentFile {
     pub fn parse(file: &str, text: &str, folder: &Path) -> Result<Self, Vec<Fault>> {
         let (mut document, mut root) = Document::parse(file, text)?;
         let connects = document.tables(&mut root, "connect");
-        let allow = document.list::<AllowEntry>(&mut root, "allow", "sql01.corp.example:1433", 0);
+        let allow = read_allow(&mut document, &mut root);
         let data_plane = DataPlane::read(&mut document, &mut root, folder);
         document.missing_section(&root, "connect", "[[connect]]", "with `string_file = \"payroll-sql.connection\"` under it, once for each hybrid connection");
         document.end(root);
@@ -83,7 +86,7 @@ impl AgentFile {
                 .collect::<Option<Vec<_>>>()
                 .map(|connects| Self {
                     connects,
-                    allow: AllowList(allow.map(|list| list.value).unwrap_or_default()),
+                    allow,
                     data_plane,
                 }),
         )
@@ -99,6 +102,12 @@ pub fn host_name() -> String {
         .into_owned()
 }
 
+/// The `allow` of a file or of one `[[connect]]`; of an agent or of a sender.
+pub(super) fn read_allow<'t>(document: &mut Document<'t>, section: &mut Section<'t>) -> AllowList {
+    let list = document.list::<AllowEntry>(section, "allow", "sql01.corp.example:1433", 0);
+    AllowList(list.map(|list| list.value).unwrap_or_default())
+}
+
 fn read_connect<'t>(
     document: &mut Document<'t>,
     mut section: Section<'t>,
@@ -107,11 +116,13 @@ fn read_connect<'t>(
     let string_file = document.string(&mut section, "string_file", "payroll-sql.connection");
     let weight = document.integer(&mut section, "weight", 1..=WEIGHT_MAX, WEIGHT_DEFAULT);
     let priority = document.integer(&mut section, "priority", 0..=u8::MAX, 0);
+    let allow = read_allow(document, &mut section);
     document.missing(&section, "string_file", "\"payroll-sql.connection\"");
     document.end(section);
     let Placed { value, .. } = string_file?;
     Some(ConnectEntry {
         string_file: folder.join(value),
+        allow,
         weight: weight.map_or(WEIGHT_DEFAULT, |weight| weight.value),
         priority: priority.map_or(0, |priority| priority.value),
     })
@@ -125,14 +136,15 @@ mod tests {
 
     #[test]
     fn every_field_is_read_and_paths_start_at_the_file() {
-        let text = "allow = [\"10.0.0.0/8:443\"]\nca_file = \"ca.pem\"\nworkers = 3\nio = \"poll\"\nmtu_max = 1452\nkeep_alive = \"30s\"\n[[connect]]\nstring_file = \"a.connection\"\n[[connect]]\nstring_file = \"/b\"\nweight = 5\npriority = 1\n";
+        let text = "allow = [\"10.0.0.0/8:443\"]\nca_file = \"ca.pem\"\nworkers = 3\nio = \"poll\"\nmtu_max = 1452\nkeep_alive = \"30s\"\n[[connect]]\nstring_file = \"a.connection\"\n[[connect]]\nstring_file = \"/b\"\nweight = 5\npriority = 1\nallow = [\"sql01:1433\"]\n";
         let file = AgentFile::parse("agent.toml", text, Path::new("/etc/underpass")).unwrap();
         assert_eq!(
             file.connects[0],
             ConnectEntry {
                 string_file: "/etc/underpass/a.connection".into(),
                 weight: 100,
-                priority: 0
+                priority: 0,
+                allow: AllowList::default(),
             }
         );
         assert_eq!(
@@ -140,7 +152,8 @@ mod tests {
             ConnectEntry {
                 string_file: "/b".into(),
                 weight: 5,
-                priority: 1
+                priority: 1,
+                allow: AllowList(vec!["sql01:1433".parse().unwrap()]),
             }
         );
         let data_plane = file.data_plane;

@@ -1,8 +1,18 @@
-//! Changes the allow-list in the text of an `agent.toml`. What else stands there stays as it is, comments and all.
+//! Changes an allow-list in the text of an `agent.toml` or a `sender.toml`: the one for all connection strings, or that of one `[[connect]]`.
+//! All other text stays as it is, comments included.
 
 use underpass_proto::AllowEntry;
 
 use super::wording::one_line;
+
+/// Which list of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum List {
+    /// The one for all connection strings.
+    ForAll,
+    /// That of one `[[connect]]`, counted from 0.
+    Connect(usize),
+}
 
 /// What became of the text.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -21,8 +31,8 @@ pub struct Changed {
 ///
 /// # Errors
 /// Why the text cannot be changed.
-pub fn add(text: &str, entries: &[AllowEntry]) -> Result<Changed, String> {
-    edit(text, entries, |list, entry| {
+pub fn add(text: &str, which: List, entries: &[AllowEntry]) -> Result<Changed, String> {
+    edit(text, which, entries, |list, entry| {
         if position(list, entry).is_some() {
             return false;
         }
@@ -35,8 +45,8 @@ pub fn add(text: &str, entries: &[AllowEntry]) -> Result<Changed, String> {
 ///
 /// # Errors
 /// Why the text cannot be changed.
-pub fn remove(text: &str, entries: &[AllowEntry]) -> Result<Changed, String> {
-    edit(text, entries, |list, entry| {
+pub fn remove(text: &str, which: List, entries: &[AllowEntry]) -> Result<Changed, String> {
+    edit(text, which, entries, |list, entry| {
         let found = position(list, entry);
         if let Some(index) = found {
             take_out(list, index);
@@ -47,18 +57,14 @@ pub fn remove(text: &str, entries: &[AllowEntry]) -> Result<Changed, String> {
 
 fn edit(
     text: &str,
+    which: List,
     entries: &[AllowEntry],
     mut each: impl FnMut(&mut toml_edit::Array, &AllowEntry) -> bool,
 ) -> Result<Changed, String> {
     let mut document: toml_edit::DocumentMut = text
         .parse()
         .map_err(|error: toml_edit::TomlError| one_line(error.message()))?;
-    if document.get("allow").is_none() {
-        document.insert("allow", toml_edit::value(toml_edit::Array::new()));
-    }
-    let list = document["allow"]
-        .as_array_mut()
-        .ok_or("allow is not a list")?;
+    let list = list_of(&mut document, which)?;
     let (mut done, mut idle) = (Vec::new(), Vec::new());
     for entry in entries {
         let to = if each(list, entry) {
@@ -83,6 +89,34 @@ fn edit(
         idle,
         now,
     })
+}
+
+/// The list, made where it is missing.
+fn list_of(
+    document: &mut toml_edit::DocumentMut,
+    which: List,
+) -> Result<&mut toml_edit::Array, String> {
+    let table: &mut dyn toml_edit::TableLike = match which {
+        List::ForAll => document.as_table_mut(),
+        List::Connect(at) => match document.get_mut("connect") {
+            Some(toml_edit::Item::ArrayOfTables(tables)) => tables
+                .get_mut(at)
+                .map(|table| table as &mut dyn toml_edit::TableLike),
+            Some(item) => item
+                .as_array_mut()
+                .and_then(|array| array.get_mut(at)?.as_inline_table_mut())
+                .map(|table| table as &mut dyn toml_edit::TableLike),
+            None => None,
+        }
+        .ok_or("[[connect]] is not a list of sections")?,
+    };
+    if table.get("allow").is_none() {
+        table.insert("allow", toml_edit::value(toml_edit::Array::new()));
+    }
+    let list = table
+        .get_mut("allow")
+        .and_then(toml_edit::Item::as_array_mut);
+    list.ok_or_else(|| "allow is not a list".into())
 }
 
 /// Where an entry stands, however it is spelled there.
@@ -164,7 +198,7 @@ mod tests {
     #[test]
     fn an_entry_joins_the_others_and_all_else_stays() {
         let text = "# mine\nallow = [\"a:1\"] # those\n\n[[connect]] # first\nstring_file = 'x'\n";
-        let changed = add(text, &entries(&["b.corp:1433", "A:1"])).unwrap();
+        let changed = add(text, List::ForAll, &entries(&["b.corp:1433", "A:1"])).unwrap();
         assert_eq!(
             changed.text,
             "# mine\nallow = [\"a:1\", \"b.corp:1433\"] # those\n\n[[connect]] # first\nstring_file = 'x'\n"
@@ -179,17 +213,21 @@ mod tests {
     #[test]
     fn a_list_with_comments_on_its_lines_keeps_them() {
         let text = "allow = [\n    \"a:1\", # payroll\n    \"b:2\", # crm\n]\n";
-        let changed = add(text, &entries(&["c:3"])).unwrap();
+        let changed = add(text, List::ForAll, &entries(&["c:3"])).unwrap();
         assert_eq!(
             changed.text,
             "allow = [\n    \"a:1\", # payroll\n    \"b:2\", # crm\n    \"c:3\",\n]\n"
         );
         let text = "allow = [\n  \"a:1\",\n  \"b:2\" # crm\n]\n";
         assert_eq!(
-            add(text, &entries(&["c:3"])).unwrap().text,
+            add(text, List::ForAll, &entries(&["c:3"])).unwrap().text,
             "allow = [\n  \"a:1\",\n  \"b:2\", # crm\n  \"c:3\",\n]\n"
         );
-        let taken = |entry| remove(&changed.text, &entries(&[entry])).unwrap().text;
+        let taken = |entry| {
+            remove(&changed.text, List::ForAll, &entries(&[entry]))
+                .unwrap()
+                .text
+        };
         assert_eq!(
             taken("b:2"),
             "allow = [\n    \"a:1\", # payroll\n    \"c:3\",\n]\n"
@@ -207,7 +245,7 @@ mod tests {
     #[test]
     fn a_missing_list_is_made_above_the_sections() {
         let text = "workers = 2\n[[connect]]\nstring_file = 'x'\n";
-        let changed = add(text, &entries(&["[fd00::/8]:443"])).unwrap();
+        let changed = add(text, List::ForAll, &entries(&["[fd00::/8]:443"])).unwrap();
         assert_eq!(
             changed.text,
             "workers = 2\nallow = [\"[fd00::/8]:443\"]\n[[connect]]\nstring_file = 'x'\n"
@@ -215,19 +253,49 @@ mod tests {
     }
 
     #[test]
+    fn one_connection_string_has_a_list_of_its_own() {
+        let text = "allow = ['a:1']\n[[connect]]\nstring_file = 'x'\n\n[[connect]]\nstring_file = 'y' # two\n";
+        let changed = add(text, List::Connect(1), &entries(&["b:2"])).unwrap();
+        assert_eq!(
+            changed.text,
+            text.replace("# two\n", "# two\nallow = [\"b:2\"]\n")
+        );
+        assert_eq!(changed.now, ["b:2"]);
+        let inline = "connect = [{ string_file = 'x' }]\n";
+        let changed = add(inline, List::Connect(0), &entries(&["b:2"])).unwrap();
+        assert_eq!(
+            changed.text,
+            "connect = [{ string_file = 'x' , allow = [\"b:2\"] }]\n"
+        );
+        assert_eq!(
+            add(inline, List::Connect(1), &entries(&["b:2"])).unwrap_err(),
+            "[[connect]] is not a list of sections"
+        );
+    }
+
+    #[test]
     fn nothing_to_do_leaves_the_text_alone() {
         let text = "allow=['a:1']\n";
-        assert_eq!(add(text, &entries(&["a:1"])).unwrap().text, text);
-        assert_eq!(remove(text, &entries(&["b:1"])).unwrap().text, text);
-        assert_eq!(remove("", &entries(&["b:1"])).unwrap().text, "");
+        assert_eq!(
+            add(text, List::ForAll, &entries(&["a:1"])).unwrap().text,
+            text
+        );
+        assert_eq!(
+            remove(text, List::ForAll, &entries(&["b:1"])).unwrap().text,
+            text
+        );
+        assert_eq!(
+            remove("", List::ForAll, &entries(&["b:1"])).unwrap().text,
+            ""
+        );
     }
 
     #[test]
     fn what_cannot_be_changed_is_told() {
         assert_eq!(
-            add("allow = 5", &entries(&["a:1"])).unwrap_err(),
+            add("allow = 5", List::ForAll, &entries(&["a:1"])).unwrap_err(),
             "allow is not a list"
         );
-        assert!(add("allow = = 5", &entries(&["a:1"])).is_err());
+        assert!(add("allow = = 5", List::ForAll, &entries(&["a:1"])).is_err());
     }
 }

@@ -4,6 +4,9 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use underpass_proto::AllowList;
+
+use super::agent::read_allow;
 use super::data_plane::DataPlane;
 use super::document::{Document, Placed, Section};
 use super::{Fault, disk, unreadable};
@@ -13,6 +16,8 @@ use super::{Fault, disk, unreadable};
 pub struct SenderFile {
     /// What applications can reach.
     pub connects: Vec<ConnectEntry>,
+    /// Hosts and ports that every string may take on this machine. With an entry here, the targets of the strings no longer count.
+    pub allow: AllowList,
     /// How the process works.
     pub data_plane: DataPlane,
 }
@@ -24,6 +29,8 @@ pub struct ConnectEntry {
     pub string_file: PathBuf,
     /// Where applications connect; `None`: on the endpoint's own port, at a loopback address of its own.
     pub bind: Option<SocketAddr>,
+    /// Hosts and ports that this string alone may take on this machine.
+    pub allow: AllowList,
 }
 
 impl SenderFile {
@@ -34,7 +41,9 @@ impl SenderFile {
             connects: vec![ConnectEntry {
                 string_file,
                 bind: None,
+                allow: AllowList::default(),
             }],
+            allow: AllowList::default(),
             data_plane: DataPlane::default(),
         }
     }
@@ -56,6 +65,7 @@ impl SenderFile {
     pub fn parse(file: &str, text: &str, folder: &Path) -> Result<Self, Vec<Fault>> {
         let (mut document, mut root) = Document::parse(file, text)?;
         let connects = document.tables(&mut root, "connect");
+        let allow = read_allow(&mut document, &mut root);
         let data_plane = DataPlane::read(&mut document, &mut root, folder);
         document.missing_section(&root, "connect", "[[connect]]", "with `string_file = \"payroll-sql.connection\"` under it, once for each hybrid connection");
         document.end(root);
@@ -67,6 +77,7 @@ impl SenderFile {
         let connects: Option<Vec<_>> = connects.into_iter().collect();
         document.finish(connects.map(|connects| Self {
             connects,
+            allow,
             data_plane,
         }))
     }
@@ -80,6 +91,7 @@ fn read_connect<'t>(
 ) -> Option<ConnectEntry> {
     let string_file = document.string(&mut section, "string_file", "payroll-sql.connection");
     let bind = document.parsed::<SocketAddr>(&mut section, "bind", "127.0.0.1:14330");
+    let allow = read_allow(document, &mut section);
     document.missing(&section, "string_file", "\"payroll-sql.connection\"");
     document.end(section);
     if let Some(bind) = &bind {
@@ -89,6 +101,7 @@ fn read_connect<'t>(
     Some(ConnectEntry {
         string_file: folder.join(value),
         bind: bind.map(|bind| bind.value),
+        allow,
     })
 }
 
@@ -128,18 +141,20 @@ mod tests {
 
     #[test]
     fn every_field_is_read_and_paths_start_at_the_file() {
-        let text = "workers = 3\nio = \"poll\"\nmtu_max = 1452\nkeep_alive = \"30s\"\nca_file = \"ca.pem\"\n[[connect]]\nstring_file = \"a.connection\"\n[[connect]]\nstring_file = \"/b\"\nbind = \"[::1]:1433\"\n";
+        let text = "workers = 3\nio = \"poll\"\nmtu_max = 1452\nkeep_alive = \"30s\"\nca_file = \"ca.pem\"\n[[connect]]\nstring_file = \"a.connection\"\n[[connect]]\nstring_file = \"/b\"\nbind = \"[::1]:1433\"\nallow = [\"*.corp:1433\"]\n";
         let file = SenderFile::parse("sender.toml", text, Path::new("/etc/underpass")).unwrap();
         assert_eq!(
             file.connects,
             [
                 ConnectEntry {
                     string_file: "/etc/underpass/a.connection".into(),
-                    bind: None
+                    bind: None,
+                    allow: AllowList::default(),
                 },
                 ConnectEntry {
                     string_file: "/b".into(),
-                    bind: Some("[::1]:1433".parse().unwrap())
+                    bind: Some("[::1]:1433".parse().unwrap()),
+                    allow: AllowList(vec!["*.corp:1433".parse().unwrap()]),
                 }
             ]
         );
@@ -183,7 +198,7 @@ mod tests {
         );
         assert_eq!(
             told[1],
-            "sender.toml:4: unknown field \"weight\" in [[connect]]; known here are `string_file`, `bind`"
+            "sender.toml:4: unknown field \"weight\" in [[connect]]; known here are `string_file`, `bind`, `allow`"
         );
     }
 

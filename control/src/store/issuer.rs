@@ -22,7 +22,7 @@ impl Issuer {
         self.keys.rule(rule)?.which(which)
     }
 
-    /// The string with that key. Its target is what the administrator on-premises is shown, and what an agent may dial unless told more.
+    /// The string with that key. Its target is what an agent may dial, and what a sender may take on its machine, unless a file there says more.
     #[must_use]
     pub fn string(&self, rule: Rule, which: Which) -> Option<ConnectionString> {
         let Self {
@@ -36,7 +36,7 @@ impl Issuer {
             key: self.key(rule, which)?.clone(),
             rule,
             pins: vec![self.identity.pin],
-            target: (rule == Rule::Listen).then(|| definition.endpoint.clone()),
+            target: Some(definition.endpoint.clone()),
             name: definition.name.clone(),
         })
     }

@@ -20,7 +20,7 @@ fn entries_come_and_go_and_the_rest_of_the_file_stays() {
     assert_eq!(
         place.shown(&added.stderr),
         "*.corp:443 may be dialled\n\
-         sql01.corp:1433 stood in DIR/agent.toml already\n\
+         sql01.corp:1433 was in DIR/agent.toml already\n\
          a running agent with `--config DIR/agent.toml` goes by it within a second\n"
     );
     assert_eq!(
@@ -66,16 +66,36 @@ fn the_first_entry_does_not_take_the_targets_of_the_strings_away() {
         "DIR/agent.toml",
     ]);
     let told = place.shown(&added.stderr);
-    assert!(told.contains("sql01.corp:1433 stays allowed"), "{told}");
+    assert!(
+        told.contains("sql01.corp:1433 stays allowed for its connection string"),
+        "{told}"
+    );
     assert!(
         told.starts_with("warning: DIR/gone.connection: is not there"),
         "{told}"
     );
+    // In the list of its own string: another relay or hybrid connection has no right to it.
+    assert_eq!(
+        place.read("agent.toml"),
+        "allow = [\"web.corp:443\"]\n[[connect]]\nstring_file = \"a.connection\"\nallow = [\"sql01.corp:1433\"]\n[[connect]]\nstring_file = \"gone.connection\"\n"
+    );
+    let one = place.run(&[
+        "agent",
+        "allow",
+        "db.corp:1",
+        "--connection",
+        "payroll-sql",
+        "--config",
+        "DIR/agent.toml",
+    ]);
+    assert!(
+        place
+            .shown(&one.stderr)
+            .contains("db.corp:1 may be dialled for payroll-sql\n")
+    );
     assert!(
         place
             .read("agent.toml")
-            .starts_with("allow = [\"sql01.corp:1433\", \"web.corp:443\"]\n"),
-        "{}",
-        place.read("agent.toml")
+            .contains("allow = [\"sql01.corp:1433\", \"db.corp:1\"]")
     );
 }

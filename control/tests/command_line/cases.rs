@@ -142,7 +142,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 &["sender", "run", "--config", "DIR/sender.toml"],
                 3,
                 "error: DIR/sender.toml:3: bind in [[connect]] cannot be \"sql01:1433\": invalid socket address syntax; write, for example, `bind = \"127.0.0.1:14330\"`\n\
-                 error: DIR/sender.toml:4: unknown field \"weight\" in [[connect]]; known here are `string_file`, `bind`\n",
+                 error: DIR/sender.toml:4: unknown field \"weight\" in [[connect]]; known here are `string_file`, `bind`, `allow`\n",
             ),
             "sender.toml",
             0o644,
@@ -191,7 +191,7 @@ pub(crate) fn cases() -> Vec<Case> {
                     "DIR/agent.toml",
                 ],
                 1,
-                "error: sql1.corp:1433 does not stand in DIR/agent.toml\nhint: did you mean `sql01.corp:1433`?\n",
+                "error: sql1.corp:1433 is not in that list of DIR/agent.toml\nhint: did you mean `sql01.corp:1433`?\n",
             ),
             "agent.toml",
             0o644,

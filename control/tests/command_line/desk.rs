@@ -112,7 +112,7 @@ const STEPS: &[Step] = &[
             "off",
         ],
         0,
-        "changed payroll-sql → sql02.corp:1433\nhint: agents dial sql02.corp:1433 only if",
+        "changed payroll-sql → sql02.corp:1433\nhint: agents dial sql02.corp:1433, and senders take its name and port, only if",
     ),
     (
         &[

@@ -138,7 +138,7 @@ fn create_and_string_work_without_control_and_strings_carry_what_they_should() {
         listen.target.as_ref().unwrap().to_string(),
         "sql01.corp:1433"
     );
-    assert_eq!((send.target.as_ref(), listen.pins.len()), (None, 1));
+    assert_eq!((&send.target, listen.pins.len()), (&listen.target, 1));
     assert!(
         listen.pins == second.pins && listen.pins == send.pins,
         "one relay, one pin"

@@ -74,6 +74,17 @@ enum Ports {
 }
 
 impl AllowList {
+    /// What one connection string permits: the entries for all strings and its own; exactly its target where there are none.
+    ///
+    /// A target never counts for another string: another relay, or another hybrid connection, has no right to it.
+    #[must_use]
+    pub fn of_connection(for_all: &Self, own: &Self, target: Option<&Endpoint>) -> Self {
+        if for_all.0.is_empty() && own.0.is_empty() {
+            return target.map(AllowEntry::from).into_iter().collect();
+        }
+        for_all.0.iter().chain(&own.0).cloned().collect()
+    }
+
     /// Whether any entry could permit this endpoint, before its name is resolved. A network admits names: their addresses are checked after.
     #[must_use]
     pub fn permits(&self, endpoint: &Endpoint) -> bool {
@@ -96,6 +107,19 @@ impl AllowList {
             && self
                 .on_port(endpoint)
                 .any(|hosts| hosts.permit(&endpoint.host, ip, from_hosts_file))
+    }
+
+    /// Whether an entry names this very host, or the domain that it is in: what a sender goes by before it takes a name and a port.
+    ///
+    /// A network names the addresses in it and no name: what a name resolves to is not the sender's to check.
+    #[must_use]
+    pub fn names(&self, endpoint: &Endpoint) -> bool {
+        self.on_port(endpoint)
+            .any(|hosts| match (hosts, endpoint.host.ip()) {
+                (Hosts::Net(net), Some(ip)) => net.contains(&ip),
+                (Hosts::Net(_), None) => false,
+                _ => hosts.concerns(&endpoint.host),
+            })
     }
 
     fn on_port(&self, endpoint: &Endpoint) -> impl Iterator<Item = &Hosts> {

@@ -131,6 +131,13 @@ impl Dials {
         self.number_by_stream.get(&(session, stream)).copied()
     }
 
+    /// Who asked for the dial of this number, and for which hybrid connection.
+    #[must_use]
+    pub(crate) fn asked_by(&self, number: u64) -> Option<(SessionId, &HycoName)> {
+        let dial = self.by_number.get(&number)?;
+        Some((dial.session, dial.hyco()))
+    }
+
     /// How many a session waits for.
     #[must_use]
     pub(crate) fn count_of_session(&self, session: SessionId) -> usize {
@@ -426,9 +433,17 @@ impl Dial {
     }
 
     fn hyco(&self) -> &HycoName {
-        match &self.errand {
-            Errand::Flow { open, .. } => &open.hyco,
-            Errand::Probe(probe) => &probe.hyco,
+        self.errand.hyco()
+    }
+}
+
+impl Errand {
+    /// For which hybrid connection.
+    #[must_use]
+    pub(crate) fn hyco(&self) -> &HycoName {
+        match self {
+            Self::Flow { open, .. } => &open.hyco,
+            Self::Probe(probe) => &probe.hyco,
         }
     }
 }

@@ -14,9 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use underpass_proto::{
-    AgentId, AllowEntry, AllowList, ConnectionString, Instance, Role as PeerRole, Rule,
-};
+use underpass_proto::{AgentId, AllowList, ConnectionString, Instance, Role as PeerRole, Rule};
 
 use self::manners::{Manners, Visited};
 use self::role::{Agent, EndpointFound};
@@ -36,6 +34,8 @@ pub struct Connect {
     pub weight: u16,
     /// Lower is preferred (default 0).
     pub priority: u8,
+    /// What may be dialled for it, beside the entries for all.
+    pub allow: AllowList,
 }
 
 /// What an agent goes by.
@@ -43,7 +43,7 @@ pub struct Connect {
 pub struct Config {
     /// What to listen for. Strings of one relay address share sessions.
     pub connects: Vec<Connect>,
-    /// Entries beyond the targets of the strings. Empty: only the targets.
+    /// What may be dialled for all of them. A string without an entry here and of its own may have its target dialled, and nothing else.
     pub allow: AllowList,
     /// Extra CA certificates (PEM already decoded to DER) to trust where a string has no pin; empty: the system's roots.
     pub ca: Vec<Vec<u8>>,
@@ -116,22 +116,16 @@ pub fn check(
 pub(crate) struct Plan {
     identity: Identity,
     relays: Vec<Arc<Relay>>,
-    allow: AllowList,
 }
 
 impl Plan {
     fn new(config: Config, identity: Identity, before: &[Arc<Relay>]) -> Result<Self, Error> {
-        let targets = config
-            .connects
-            .iter()
-            .filter_map(|connect| connect.string.target.as_ref())
-            .map(AllowEntry::from);
-        let allow = if config.allow.0.is_empty() {
-            targets.collect()
-        } else {
-            config.allow.clone()
-        };
         let want = |connect: Connect| Want {
+            allow: AllowList::of_connection(
+                &config.allow,
+                &connect.allow,
+                connect.string.target.as_ref(),
+            ),
             string: connect.string,
             weight: connect.weight,
             priority: connect.priority,
@@ -140,11 +134,7 @@ impl Plan {
         let relays = wants::by_relay(all, Rule::Listen, &config.ca, before)
             .map_err(|why| Error::Config(why.to_string()))?;
         supervise::check_trust(&relays)?;
-        Ok(Self {
-            identity,
-            relays,
-            allow,
-        })
+        Ok(Self { identity, relays })
     }
 }
 

@@ -13,7 +13,7 @@ use quinn_proto::{ConnectionError, StreamId};
 use tracing::{debug, info, warn};
 use underpass_proto::limits::DIAL_DEADLINE;
 use underpass_proto::wire::{Open, Opened, Probe, Probed};
-use underpass_proto::{Ending, FlowCode, Frame, HycoName, SessionCode, Side};
+use underpass_proto::{AllowList, Ending, Endpoint, FlowCode, Frame, HycoName, SessionCode, Side};
 
 use super::Plan;
 use super::dials::{Dials, Done, Errand};
@@ -33,6 +33,9 @@ use crate::worker::{Role, Start};
 
 /// Flows whose Open has not come whole, on one worker: as many as may be dialled at once.
 const PARTIAL_MAX: usize = 10_000;
+
+/// Permits nothing.
+static NOTHING: AllowList = AllowList(Vec::new());
 
 /// Addresses of the endpoint that the dial of this number waits for, or why there are none.
 pub(crate) struct EndpointFound(pub(crate) u64, pub(crate) Answer);
@@ -106,7 +109,7 @@ impl Agent {
     fn heard<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId, heard: Heard) {
         match heard {
             Heard::Registered(hyco, endpoint) => {
-                if !self.plan.allow.permits(&endpoint) {
+                if !self.permits(session, &hyco, &endpoint) {
                     warn!(%hyco, %endpoint, "the endpoint is not on this agent's allow-list: its flows are refused; \
                         add it to `allow` in the agent's file");
                 }
@@ -182,10 +185,16 @@ impl Agent {
         let Some(relay) = self.links.relay_of(session) else {
             return; // The session is gone, and its streams with it.
         };
-        let done = self
-            .dials
-            .begin(core, &self.plan.allow, (relay, session), errand);
+        let allow = self.links.allow(session, errand.hyco());
+        let allow = allow.unwrap_or(&NOTHING);
+        let done = self.dials.begin(core, allow, (relay, session), errand);
         self.dialled(core, done);
+    }
+
+    /// Whether this endpoint may be dialled for this hybrid connection of this relay.
+    fn permits(&self, session: SessionId, hyco: &HycoName, endpoint: &Endpoint) -> bool {
+        let allow = self.links.allow(session, hyco);
+        allow.is_some_and(|allow| allow.permits(endpoint))
     }
 
     fn verdict(&self, session: SessionId, open: &Open) -> Result<(), FlowCode> {
@@ -193,7 +202,7 @@ impl Agent {
             Err(FlowCode::RegistrationEnded)
         } else if self.drain.is_some() || self.plan.identity.check_only {
             Err(FlowCode::Draining)
-        } else if !self.plan.allow.permits(&open.endpoint) {
+        } else if !self.permits(session, &open.hyco, &open.endpoint) {
             Err(FlowCode::NotAllowed)
         } else if self.dials.is_full() {
             Err(FlowCode::Overloaded)
@@ -206,7 +215,7 @@ impl Agent {
     fn probe<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId, probe: Probe) {
         let failed = if self.links.registered(session, &probe.hyco).is_none() {
             FlowCode::RegistrationEnded
-        } else if !self.plan.allow.permits(&probe.endpoint) {
+        } else if !self.permits(session, &probe.hyco, &probe.endpoint) {
             FlowCode::NotAllowed
         } else if self.dials.is_full() || !self.manners.may_probe(&probe.endpoint) {
             FlowCode::Overloaded
@@ -314,7 +323,11 @@ impl Role for Agent {
                 self.keep_links(core);
             }
             Message::Own(EndpointFound(number, answer)) => {
-                let done = self.dials.found(core, &self.plan.allow, number, &answer);
+                let asked_by = self.dials.asked_by(number);
+                let allow = asked_by.and_then(|(session, hyco)| self.links.allow(session, hyco));
+                // A string that was taken out meanwhile permits nothing.
+                let allow = allow.unwrap_or(&NOTHING);
+                let done = self.dials.found(core, allow, number, &answer);
                 self.dialled(core, done);
             }
             Message::Drain(until) => {

@@ -9,7 +9,7 @@ use crossbeam_channel::Sender;
 use quinn_proto::StreamId;
 use rand::rngs::StdRng;
 use underpass_proto::wire::RefusedCode;
-use underpass_proto::{Endpoint, FlowCode, Frame, HycoName, SessionCode};
+use underpass_proto::{AllowList, Endpoint, FlowCode, Frame, HycoName, SessionCode};
 
 use super::supervise::Said;
 use super::wants::{Identity, Relay};
@@ -231,6 +231,13 @@ impl Links {
         self.links
             .iter()
             .find_map(|link| link.registered(session, hyco))
+    }
+
+    /// What may be dialled for this hybrid connection, by its own connection string. `None`: it is not wanted on this session.
+    #[must_use]
+    pub(crate) fn allow(&self, session: SessionId, hyco: &HycoName) -> Option<&AllowList> {
+        let link = self.links.iter().find(|link| link.has(session))?;
+        Some(&link.relay.want(hyco)?.allow)
     }
 
     /// Whether this hybrid connection was asked for on this session, nothing stands, and the relay has not answered yet.

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 #[cfg(test)]
 use underpass_proto::limits::PING_AFTER;
-use underpass_proto::{AgentId, ConnectionString, Endpoint, HycoName, Instance, Role, Rule};
+use underpass_proto::{
+    AgentId, AllowList, ConnectionString, Endpoint, HycoName, Instance, Role, Rule,
+};
 
 use crate::quic::Pulse;
 use crate::quic::config::Trust;
@@ -35,6 +37,8 @@ pub(crate) struct Want {
     pub(crate) weight: u16,
     /// Lower is preferred.
     pub(crate) priority: u8,
+    /// What may be dialled for it; a sender dials nothing.
+    pub(crate) allow: AllowList,
 }
 
 #[cfg(test)]
@@ -49,6 +53,7 @@ impl Want {
             string: string.parse().expect("a string"),
             weight: 100,
             priority: 0,
+            allow: AllowList::default(),
         }
     }
 }

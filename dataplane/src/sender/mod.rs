@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use tracing::warn;
 use underpass_proto::{
-    AgentId, ConnectionString, Endpoint, HycoName, Instance, Role as PeerRole, Rule,
+    AgentId, AllowList, ConnectionString, Endpoint, HycoName, Instance, Role as PeerRole, Rule,
 };
 
 use self::role::{Message, Sender};
@@ -184,6 +184,7 @@ impl Plan {
             string: connect.string,
             weight: 100,
             priority: 0,
+            allow: AllowList::default(),
         };
         let all = config.connects.into_iter().map(want).collect();
         let relays = wants::by_relay(all, Rule::Send, &config.ca, before)

@@ -6,8 +6,8 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use underpass_proto::snapshot::{HycoKeys, HycoLimits, RelayKeys, RelayLimits, Tls};
 use underpass_proto::{
-    AgentId, ConnectionString, Generation, Host, HybridConnection, HycoName, Key, KeyPair, Pin,
-    Rule, Secret, Secret32, Snapshot,
+    AgentId, AllowList, ConnectionString, Generation, Host, HybridConnection, HycoName, Key,
+    KeyPair, Pin, Rule, Secret, Secret32, Snapshot,
 };
 
 use super::net::RELAY;
@@ -126,6 +126,7 @@ impl Scene {
             string: definition.string(Rule::Listen),
             weight: 100,
             priority: 0,
+            allow: AllowList::default(),
         };
         agent::Config {
             connects: self.definitions.iter().map(connect).collect(),

@@ -1,10 +1,10 @@
 //! `underpass sender run`: gives applications on this machine local addresses for endpoints elsewhere.
 
 mod names;
+mod permit;
 mod places;
 mod site;
 
-use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -17,11 +17,13 @@ use crossbeam_channel::{Receiver, bounded, select};
 use rand::RngExt as _;
 use tracing::warn;
 use underpass_dataplane::sender::{self, Checked, Config, Error, Heard};
-use underpass_proto::{Role, Rule};
+use underpass_proto::{AllowEntry, AllowList, Role, Rule};
 
 use self::names::{Mode, Names};
+use self::permit::{NextStep, Refused};
 use self::site::Site;
 use super::agent::check_once_each;
+use super::allow;
 use super::options::binding;
 use super::relay::raise_file_limit;
 use super::reload::{self, Loader, RoleFile};
@@ -49,6 +51,8 @@ const PAUSE_MAX: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30
 pub(super) enum Command {
     /// Listen on this machine for applications, and carry their bytes to the relay
     Run(RunArgs),
+    /// Change which hosts and ports the sender may take on this machine, in its file
+    Allow(allow::Args),
 }
 
 /// Options of `underpass sender run`.
@@ -59,6 +63,9 @@ pub(super) struct RunArgs {
     /// Where applications connect, like 127.0.0.1:1433 [default: the endpoint's own port, at an address 127.0.0.x that its host has alone]
     #[arg(long, value_name = "ADDR", value_parser = binding, conflicts_with = "config")]
     bind: Option<SocketAddr>,
+    /// Host and port that the sender may take on this machine, like sql01.corp:1433 [default: the target in the connection string]
+    #[arg(long, value_name = "ENTRY", conflicts_with = "config")]
+    allow: Vec<AllowEntry>,
     /// Let applications use the original host names: print the hosts entries for that, or keep them in the hosts file while the sender runs
     #[arg(
         long,
@@ -88,8 +95,10 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn run(command: Command) -> Result<(), Failure> {
-    let Command::Run(args) = command;
-    serve(args)
+    match command {
+        Command::Run(args) => serve(args),
+        Command::Allow(args) => allow::run::<SenderFile>(&args),
+    }
 }
 
 fn serve(mut args: RunArgs) -> Result<(), Failure> {
@@ -109,7 +118,12 @@ fn serve(mut args: RunArgs) -> Result<(), Failure> {
         true => configuration,
         false => identity::keep(Role::Sender, loader.source()),
     };
-    let site = Arc::new(Site::new(id, args.bind, args.data_plane.settings()));
+    let next_step = NextStep::of(loader.source());
+    let mut site = Site::new(id, args.data_plane.settings(), next_step);
+    site.bind = args.bind;
+    site.allow = AllowList(std::mem::take(&mut args.allow));
+    site.takes_names = args.hosts.is_some();
+    let site = Arc::new(site);
     if args.check {
         return check(&site, &loader);
     }
@@ -124,20 +138,26 @@ fn serve(mut args: RunArgs) -> Result<(), Failure> {
     let heard = {
         let (site, names) = (Arc::clone(&site), Arc::clone(&names));
         move |heard| {
-            if let Heard::Registered {
-                hyco,
-                endpoint,
-                bound,
-            } = heard
-            {
-                site.heard(&hyco, &endpoint, bound);
-                names.registered(hyco, endpoint, bound);
+            match heard {
+                Heard::Registered {
+                    hyco,
+                    endpoint,
+                    bound,
+                } => site.heard(&hyco, &endpoint, bound),
+                Heard::Gone { hyco } => site.gone(&hyco),
             }
+            show(&site, &names);
         }
     };
     let ended = sender::run(config, site.settings.clone(), requests, updates, heard);
     names.end();
     ended.map_err(explain)
+}
+
+/// Brings the hosts entries in line with what is registered and permitted.
+fn show(site: &Site, names: &Names) {
+    let (shown, relays) = site.shown();
+    names.show(shown, relays);
 }
 
 /// Waits until at least one can be bound. `None`: the process was told to end before.
@@ -154,10 +174,15 @@ fn first(
             site.is_news(&sited.config);
             return Ok(Some((sited.config, loader)));
         }
+        let is_refused = !sited.refused.is_empty();
         let (answer, answered) = bounded(1);
         let (asker, ca) = (Arc::clone(site), loader.loaded().ca.clone());
         thread::spawn(move || {
-            let _ = answer.send(asker.ask(&sited.waiting, &ca));
+            let asked = match sited.waiting.is_empty() {
+                true => Ok(0),
+                false => asker.ask(&sited.waiting, &ca),
+            };
+            let _ = answer.send(asked);
         });
         select! {
             recv(told) -> _ => return Ok(None),
@@ -175,7 +200,9 @@ fn first(
                 Err(_) => return Err(Failure::new(Exit::Failed, "the question for the endpoints was lost")),
             }
         }
-        let most = PAUSE_MAX[usize::from(started.elapsed() > EAGER_FOR)];
+        // Where only a person's word is missing, the files are read again soon.
+        let is_late = started.elapsed() > EAGER_FOR && !is_refused;
+        let most = PAUSE_MAX[usize::from(is_late)];
         if told
             .recv_timeout(rand::rng().random_range(Duration::ZERO..most))
             .is_ok()
@@ -207,15 +234,10 @@ fn watch(
             sited = site.sited(loaded);
         }
         if sited.config.connects.is_empty() || !site.is_news(&sited.config) {
+            show(&site, &names);
             return Ok(None);
         }
-        let bound: HashSet<SocketAddr> = sited
-            .config
-            .connects
-            .iter()
-            .map(|connect| connect.bind)
-            .collect();
-        names.keep(&bound);
+        show(&site, &names);
         Ok(Some(sited.config))
     })
     .map_err(|error| Failure::new(Exit::Failed, format!("cannot watch files: {error}")))
@@ -240,7 +262,20 @@ fn check(site: &Site, loader: &Loader<SenderFile>) -> Result<(), Failure> {
     for connect in &sited.config.connects {
         try_binding(connect.bind)?;
     }
-    print(&report(&checked, &sited.config))
+    print(&report(&checked, &sited.config))?;
+    check_refused(site, &sited.refused)
+}
+
+/// An endpoint that may not be taken is what keeps a sender from serving its applications.
+fn check_refused(site: &Site, refused: &[Refused]) -> Result<(), Failure> {
+    let Some(first) = refused.first() else {
+        return Ok(());
+    };
+    Err(Failure {
+        exit: Exit::Configuration,
+        errors: refused.iter().map(Refused::words).collect(),
+        hint: Some(site.next_step.words(first)),
+    })
 }
 
 /// Whether the address could be had. One that is in use may be this sender's own, which runs.
@@ -317,6 +352,10 @@ impl RoleFile for SenderFile {
         Self::load(path)
     }
 
+    fn parse(file: &str, text: &str) -> Result<Self, Vec<Fault>> {
+        Self::parse(file, text, Path::new(""))
+    }
+
     fn of_one(string_file: PathBuf) -> Self {
         Self::of_one(string_file)
     }
@@ -327,6 +366,14 @@ impl RoleFile for SenderFile {
 
     fn string_file(entry: &ConnectEntry) -> &Path {
         &entry.string_file
+    }
+
+    fn allow(&self) -> &AllowList {
+        &self.allow
+    }
+
+    fn own_allow(entry: &ConnectEntry) -> &AllowList {
+        &entry.allow
     }
 
     fn data_plane(&self) -> &DataPlane {

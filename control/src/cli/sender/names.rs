@@ -1,6 +1,6 @@
 //! Lets applications go on using the original host names: says, or writes, the hosts entries that lead them to the sender's addresses.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,8 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use clap::ValueEnum;
 use tracing::{info, warn};
-use underpass_proto::{AgentId, Endpoint, Host, HostName, HycoName};
+use underpass_proto::{AgentId, Endpoint, HostName, HycoName};
 
+use super::permit::Reserved;
 use crate::cli::{Failure, print};
 use crate::files::hosts::{self, Entry};
 
@@ -32,9 +33,21 @@ pub(super) struct Names {
     known: Mutex<Known>,
 }
 
+/// A hybrid connection that applications can use.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Shown {
+    pub(super) hyco: HycoName,
+    pub(super) endpoint: Endpoint,
+    pub(super) bound: SocketAddr,
+    /// Whether a hosts entry may lead the endpoint's name here.
+    pub(super) may_name: bool,
+}
+
 #[derive(Default, Debug)]
 struct Known {
-    endpoints: BTreeMap<(HycoName, SocketAddr), Endpoint>,
+    /// In the order of their names.
+    shown: Vec<Shown>,
+    reserved: Reserved,
     printed: BTreeSet<Entry>,
     /// What was said once is not said again.
     said: HashSet<String>,
@@ -63,42 +76,26 @@ impl Names {
         Ok(names)
     }
 
-    /// A hybrid connection is registered, or its endpoint changed.
-    pub(super) fn registered(&self, hyco: HycoName, endpoint: Endpoint, bound: SocketAddr) {
+    /// This is all that applications can use now, in the order of their names.
+    pub(super) fn show(&self, shown: Vec<Shown>, relays: Vec<HostName>) {
         let mut known = self.known();
-        let key = (hyco, bound);
-        if known.endpoints.get(&key) == Some(&endpoint) {
+        if known.shown == shown {
             return;
         }
-        for (level, note) in notes(&key.0, &endpoint, bound, self.mode) {
-            known.say(level, note);
+        known.reserved = Reserved::of_this_machine(relays);
+        let before = std::mem::replace(&mut known.shown, shown.clone());
+        for new in shown.iter().filter(|new| !before.contains(new)) {
+            for (level, note) in notes(new, &known.reserved, self.mode) {
+                known.say(level, note);
+            }
         }
-        known.endpoints.insert(key, endpoint);
         self.settle(&mut known);
-    }
-
-    /// Nothing else is bound any more.
-    pub(super) fn keep(&self, bound: &HashSet<SocketAddr>) {
-        let mut known = self.known();
-        let before = known.endpoints.len();
-        // A free port was asked for: which one it became is known only by what was heard.
-        let any_of: HashSet<_> = bound
-            .iter()
-            .filter(|bind| bind.port() == 0)
-            .map(SocketAddr::ip)
-            .collect();
-        known
-            .endpoints
-            .retain(|(_, at), _| bound.contains(at) || any_of.contains(&at.ip()));
-        if known.endpoints.len() != before {
-            self.settle(&mut known);
-        }
     }
 
     /// Takes the entries out of the file.
     pub(super) fn end(&self) {
         let mut known = self.known();
-        known.endpoints.clear();
+        known.shown.clear();
         self.settle(&mut known);
     }
 
@@ -153,10 +150,11 @@ impl Known {
     fn entries(&mut self) -> BTreeSet<Entry> {
         let mut entries: BTreeSet<Entry> = BTreeSet::new();
         let mut notes = Vec::new();
-        for ((hyco, bound), endpoint) in &self.endpoints {
-            let Ok(name) = led_here(&endpoint.host) else {
+        for shown in self.shown.iter().filter(|shown| shown.may_name) {
+            let Ok(name) = self.reserved.led_here(&shown.endpoint.host) else {
                 continue;
             };
+            let (hyco, bound) = (&shown.hyco, shown.bound);
             let other = entries
                 .iter()
                 .find(|entry| entry.name.matches(name) && entry.ip != bound.ip());
@@ -191,27 +189,22 @@ impl Known {
     }
 }
 
-/// The name that a hosts entry can lead to this sender, or what is in its way.
-fn led_here(host: &Host) -> Result<&HostName, &'static str> {
-    match host {
-        Host::Name(name) if name.is_localhost() => Err("is this machine itself to everybody here"),
-        Host::Name(name) => Ok(name),
-        Host::V4(_) | Host::V6(_) => Err("is an address"),
-    }
-}
-
 /// What a person has to know of one.
-fn notes(
-    hyco: &HycoName,
-    endpoint: &Endpoint,
-    bound: SocketAddr,
-    mode: Option<Mode>,
-) -> Vec<(Level, String)> {
+fn notes(shown: &Shown, reserved: &Reserved, mode: Option<Mode>) -> Vec<(Level, String)> {
+    let Shown {
+        hyco,
+        endpoint,
+        bound,
+        may_name,
+    } = shown;
     let mut notes = vec![(
         Level::Info,
         format!("{hyco}: applications reach {endpoint} at {bound}"),
     )];
-    if let Err(why) = led_here(&endpoint.host) {
+    if !may_name {
+        return notes; // The log names the refusal and what to do.
+    }
+    if let Err(why) = reserved.led_here(&endpoint.host) {
         notes.push((
             Level::Info,
             format!(
@@ -246,26 +239,39 @@ mod tests {
         let start = || Names::start(Some(Mode::Write), path.clone(), AgentId([7; 16])).unwrap();
         let read = || fs::read_to_string(&path).unwrap();
         let names = start();
-        register(&names, "payroll-sql", "sql01.corp:1433", "127.0.0.2:1433");
-        register(&names, "payroll-web", "sql01.corp:443", "127.0.0.2:443");
-        register(&names, "archive-sql", "10.0.0.5:1433", "127.0.0.3:1433");
-        register(&names, "another-sql", "sql01.corp:1434", "127.0.0.9:1434");
-        register(&names, "local-sql", "localhost:1433", "127.0.0.4:1433");
-        register(&names, "local-web", "web.LocalHost.:443", "127.0.0.5:443");
+        let all = [
+            shown("another-sql", "sql01.corp:1434", "127.0.0.9:1434"),
+            shown("archive-sql", "10.0.0.5:1433", "127.0.0.3:1433"),
+            shown("local-sql", "localhost:1433", "127.0.0.4:1433"),
+            shown("local-web", "web.LocalHost.:443", "127.0.0.5:443"),
+            shown("payroll-sql", "sql01.corp:1433", "127.0.0.2:1433"),
+            shown("payroll-web", "sql01.corp:443", "127.0.0.2:443"),
+            shown("proxy-web", "wpad.corp:80", "127.0.0.6:80"),
+            shown("the-relay", "relay.corp:80", "127.0.0.7:80"),
+            Shown {
+                may_name: false,
+                ..shown("unasked", "security.debian.org:443", "127.0.0.8:443")
+            },
+        ];
+        let relays = vec!["Relay.corp".parse().unwrap()];
+        names.show(all.to_vec(), relays.clone());
         let expected = "127.0.0.1 localhost\n# underpass begin (sender 07070707)\n127.0.0.9 sql01.corp sql01.corp. # by underpass\n# underpass end\n";
         assert_eq!(read(), expected, "the first by name has it");
-        names.keep(&HashSet::from([
-            "127.0.0.2:443".parse().unwrap(),
-            "127.0.0.2:1433".parse().unwrap(),
-        ]));
+        names.show(all[4..6].to_vec(), relays.clone());
         assert_eq!(read(), expected.replace("127.0.0.9", "127.0.0.2"));
-        register(&names, "payroll-sql", "sql09.corp.:1433", "127.0.0.2:1433");
-        assert!(read().contains("127.0.0.2 sql09.corp sql09.corp. #"));
+        let moved = shown("payroll-sql", "sql09.corp:1433", "127.0.0.2:1433");
+        names.show(vec![moved], relays.clone());
+        assert_eq!(
+            read(),
+            expected
+                .replace("127.0.0.9", "127.0.0.2")
+                .replace("sql01", "sql09")
+        );
         // As if it had been killed: the next start takes out what is left.
         drop(names);
         let names = start();
         assert_eq!(read(), "127.0.0.1 localhost\n");
-        register(&names, "payroll-sql", "sql01.corp:1433", "127.0.0.2:1433");
+        names.show(all[4..5].to_vec(), relays);
         names.end();
         assert_eq!(read(), "127.0.0.1 localhost\n");
     }
@@ -273,12 +279,8 @@ mod tests {
     #[test]
     fn what_cannot_be_done_by_a_hosts_entry_is_said() {
         let said = |endpoint: &str, bound: &str| {
-            let notes = notes(
-                &"payroll-sql".parse().unwrap(),
-                &endpoint.parse().unwrap(),
-                bound.parse().unwrap(),
-                Some(Mode::Print),
-            );
+            let shown = shown("payroll-sql", endpoint, bound);
+            let notes = notes(&shown, &Reserved::default(), Some(Mode::Print));
             notes.into_iter().map(|(_, note)| note).collect::<Vec<_>>()
         };
         assert_eq!(said("sql01:1433", "127.0.0.2:1433").len(), 1);
@@ -300,11 +302,12 @@ mod tests {
         );
     }
 
-    fn register(names: &Names, hyco: &str, endpoint: &str, bound: &str) {
-        names.registered(
-            hyco.parse().unwrap(),
-            endpoint.parse().unwrap(),
-            bound.parse().unwrap(),
-        );
+    fn shown(hyco: &str, endpoint: &str, bound: &str) -> Shown {
+        Shown {
+            hyco: hyco.parse().unwrap(),
+            endpoint: endpoint.parse().unwrap(),
+            bound: bound.parse().unwrap(),
+            may_name: true,
+        }
     }
 }

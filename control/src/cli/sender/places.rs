@@ -29,7 +29,17 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// The relay said where it leads. Whether that is news.
+    /// Which endpoint's place this hybrid connection has, once it may have one.
+    pub(super) fn endpoint(&self, id: &Id) -> Option<&Endpoint> {
+        self.endpoints.get(id)
+    }
+
+    /// It has no place any more.
+    pub(super) fn forget(&mut self, id: &Id) {
+        self.endpoints.remove(id);
+    }
+
+    /// It may have the place of this endpoint. Whether that is news.
     pub(super) fn learn(&mut self, id: Id, endpoint: Endpoint) -> bool {
         self.endpoints.insert(id, endpoint.clone()) != Some(endpoint)
     }
