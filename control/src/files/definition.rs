@@ -9,6 +9,7 @@ use underpass_proto::snapshot::HycoLimits;
 use underpass_proto::{Endpoint, HycoName};
 
 use super::Fault;
+use super::agent::{WEIGHT_DEFAULT, WEIGHT_MAX};
 use super::document::{Document, Placed, Section};
 use super::edit::Edit;
 use super::typed::{Binding, Network, ServiceHost};
@@ -231,9 +232,17 @@ fn read_limits<'t>(document: &mut Document<'t>, mut section: Section<'t>) -> Hyc
             .integer(&mut section, field, 1..=LIMIT_MAX, default)
             .map_or(default, |limit| limit.value)
     };
+    let (listeners_max, flows_max) = (
+        limit("listeners_max", default.listeners_max),
+        limit("flows_max", default.flows_max),
+    );
+    let weight = document.integer(&mut section, "weight", 1..=WEIGHT_MAX, WEIGHT_DEFAULT);
+    let priority = document.integer(&mut section, "priority", 0..=u8::MAX, 0);
     let limits = HycoLimits {
-        listeners_max: limit("listeners_max", default.listeners_max),
-        flows_max: limit("flows_max", default.flows_max),
+        listeners_max,
+        flows_max,
+        weight: weight.map(|weight| weight.value),
+        priority: priority.map(|priority| priority.value),
     };
     document.end(section);
     limits
@@ -318,13 +327,15 @@ mod tests {
 
     #[test]
     fn every_field_is_read() {
-        let definition = parse("host = \"a\"\nport = 1\nprobe = \"off\"\nbind = \"[::1]:0\"\n[limits]\nlisteners_max = 3\nflows_max = 4").unwrap();
+        let definition = parse("host = \"a\"\nport = 1\nprobe = \"off\"\nbind = \"[::1]:0\"\n[limits]\nlisteners_max = 3\nflows_max = 4\nweight = 100\npriority = 2").unwrap();
         assert_eq!(definition.bind.unwrap().to_string(), "[::1]:0");
         assert_eq!(
             definition.limits,
             HycoLimits {
                 listeners_max: 3,
-                flows_max: 4
+                flows_max: 4,
+                weight: Some(100),
+                priority: Some(2),
             }
         );
         assert_eq!(definition.probe, Probe::Off);

@@ -111,6 +111,8 @@ impl Wanted {
             limits: HycoLimits {
                 listeners_max: limit("listeners_max", self.listeners_max, default.listeners_max)?,
                 flows_max: limit("flows_max", self.flows_max, default.flows_max)?,
+                // Of the file alone: a change by REST leaves them there.
+                ..default
             },
             probe: Probe::of(self.probe),
             bind_line: 0,

@@ -3,9 +3,17 @@
 //! Health orders the choice and never empties it: a failing or suspect listener is picked when there is no better one.
 
 use rand::{Rng, RngExt};
-use underpass_proto::Instance;
+use underpass_proto::snapshot::HycoLimits;
+use underpass_proto::{Instance, Register};
 
 use crate::quic::SessionId;
+
+/// The most that a listener's weight counts, four times the usual one: a listener with a stolen key has at most four fifths of the flows by its
+/// weight beside one that asks for the usual.
+pub(crate) const WEIGHT_MAX: u16 = 400;
+
+/// Of so many picks one follows the weights alone. A listener that ends its flows at once never has load, and would have all flows by that.
+const BY_WEIGHT_ONE_IN: u32 = 2;
 
 /// One session that listens.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -14,7 +22,7 @@ pub(crate) struct Entry {
     pub(crate) session: SessionId,
     /// Its process: sessions of one instance are one listener.
     pub(crate) instance: Instance,
-    /// Its share of new flows relative to others; at least 1 counts.
+    /// Its share of new flows relative to others, from 1 to [`WEIGHT_MAX`].
     pub(crate) weight: u16,
     /// Lower is preferred.
     pub(crate) priority: u8,
@@ -37,6 +45,24 @@ pub(crate) enum Health {
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
     entries: Vec<Entry>,
+}
+
+impl Entry {
+    /// Of a session by what its Register asks for, as far as the definition and the bound permit.
+    pub(crate) fn new(
+        session: SessionId,
+        instance: Instance,
+        register: &Register,
+        limits: &HycoLimits,
+    ) -> Self {
+        let weight = limits.weight.unwrap_or(register.weight);
+        Self {
+            session,
+            instance,
+            weight: weight.clamp(1, WEIGHT_MAX),
+            priority: limits.priority.unwrap_or(register.priority),
+        }
+    }
 }
 
 impl Roster {
@@ -77,8 +103,8 @@ impl Roster {
             .map(|entry| entry.session)
     }
 
-    /// The session for the next flow: of those in best health and preferred, the one with less load for its weight of two picked at random.
-    /// `without` was tried already.
+    /// The session for the next flow, of those in best health and preferred: by weight alone, or the one with less load for its weight of two picked
+    /// at random. `without` was tried already.
     pub(crate) fn pick(
         &self,
         health: impl Fn(SessionId) -> Health,
@@ -95,6 +121,20 @@ impl Roster {
         let best = candidates().map(rank).min()?;
         let count = candidates().filter(|entry| rank(entry) == best).count();
         let nth = |n: usize| candidates().filter(|entry| rank(entry) == best).nth(n);
+        if count > 1 && rng.random_ratio(1, BY_WEIGHT_ONE_IN) {
+            let weight = |entry: &Entry| u64::from(entry.weight);
+            let of_best = || candidates().filter(|entry| rank(entry) == best);
+            let mut left = rng.random_range(0..of_best().map(weight).sum::<u64>().max(1));
+            let mut by_weight = of_best();
+            let picked = by_weight.find(|entry| match left.checked_sub(weight(entry)) {
+                Some(rest) => {
+                    left = rest;
+                    false
+                }
+                None => true,
+            });
+            return picked.map(|entry| entry.session);
+        }
         let first = rng.random_range(0..count);
         // The second is another one, where there is another.
         let second = if count > 1 {
@@ -224,6 +264,54 @@ mod tests {
         assert!(loads[1].abs_diff(400) < 40, "{loads:?}");
         assert!(loads[2].abs_diff(1_200) < 80, "{loads:?}");
         assert!(loads[3].abs_diff(400) < 40, "{loads:?}");
+    }
+
+    #[test]
+    fn neither_weight_nor_quick_ends_take_every_flow() {
+        let limits = HycoLimits::default();
+        let greedy = Entry::new(
+            SessionId::of_test(1),
+            Instance([1; 16]),
+            &register(u16::MAX),
+            &limits,
+        );
+        assert_eq!(greedy.weight, WEIGHT_MAX);
+        let roster = roster(&[greedy, entry(2, 100, 0)]);
+        let honest = SessionId::of_test(2);
+        // It has no flow for longer than a moment; the honest one keeps all that it gets.
+        let mut kept = 0;
+        for _ in 0..PICKS {
+            let load = |session| if session == honest { kept } else { 0 };
+            let picked = roster.pick(|_| Health::Ready, load, None, &mut rand::rng());
+            kept += usize::from(picked == Some(honest));
+        }
+        // Half of the picks by 100 of 500: 200.
+        assert!(kept > 130, "{kept}");
+
+        let fixed = HycoLimits {
+            weight: Some(100),
+            priority: Some(3),
+            ..limits
+        };
+        let entry = Entry::new(
+            SessionId::of_test(1),
+            Instance([1; 16]),
+            &register(u16::MAX),
+            &fixed,
+        );
+        assert_eq!((entry.weight, entry.priority), (100, 3));
+    }
+
+    fn register(weight: u16) -> Register {
+        Register::new(
+            &underpass_proto::Key::from_random([7; 32]),
+            "payroll-sql".parse().expect("a name"),
+            underpass_proto::Rule::Listen,
+            underpass_proto::Nonce([0; 16]),
+            weight,
+            0,
+            &underpass_proto::Exporter([0; 32]),
+        )
     }
 
     #[test]

@@ -152,6 +152,10 @@ pub struct HycoLimits {
     pub listeners_max: u32,
     /// Live flows at once.
     pub flows_max: u32,
+    /// The weight of each listener, whatever it asks for; `None`: what it asks for, up to the relay's bound.
+    pub weight: Option<u16>,
+    /// The priority of each listener, whatever it asks for.
+    pub priority: Option<u8>,
 }
 
 /// Something that a person has to put right.
@@ -264,6 +268,8 @@ impl Default for HycoLimits {
         Self {
             listeners_max: limits::LISTENERS_MAX_DEFAULT,
             flows_max: limits::FLOWS_MAX_DEFAULT,
+            weight: None,
+            priority: None,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use tracing::info;
 use underpass_proto::limits::REGISTRATIONS_MAX;
 use underpass_proto::proof::{CheckedKey, check_register, relay_proof};
-use underpass_proto::snapshot::{HybridConnection, RegistrationReport, Standing};
+use underpass_proto::snapshot::{HybridConnection, HycoLimits, RegistrationReport, Standing};
 use underpass_proto::wire::{Ended, EndedCode, Hello, RefusedCode, Registered};
 use underpass_proto::{
     Exporter, Frame, HycoName, Instance, Key, Register, Role, Rule, SessionCode, Which,
@@ -16,7 +16,7 @@ use super::{Granted, Peer, Peers, Verdict, unix_ms};
 use crate::quic::{Driver, SessionId};
 use crate::relay::listeners::Who;
 use crate::relay::plan::Plan;
-use crate::relay::roster::{Entry, Roster};
+use crate::relay::roster::{Entry, Roster, WEIGHT_MAX};
 use crate::relay::senders;
 
 /// A registration that is over, and whose flows are to end.
@@ -91,12 +91,11 @@ impl Peers {
         }
         info!(hyco = %name, key = %register.key_id, which = %checked.which, role = %hello.role, agent = %hello.agent_id, "registered");
         if register.rule == Rule::Listen {
-            self.rosters.entry(name.clone()).or_default().add(Entry {
-                session,
-                instance: hello.instance,
-                weight: register.weight,
-                priority: register.priority,
-            });
+            let entry = Entry::new(session, hello.instance, &register, &definition.limits);
+            if register.weight > WEIGHT_MAX && definition.limits.weight.is_none() {
+                info!(hyco = %name, agent = %hello.agent_id, weight = register.weight, counts = WEIGHT_MAX, "a weight is over the bound");
+            }
+            self.rosters.entry(name.clone()).or_default().add(entry);
         }
         let answer = registered(&checked.key, &register, definition, &peer.exporter);
         let which = checked.which;
@@ -169,6 +168,19 @@ impl Peers {
         let mut changed = Vec::new();
         for (&session, peer) in &mut self.sessions {
             let instance = peer.hello.as_ref().map(|hello| hello.instance);
+            for (name, registration) in &peer.registrations {
+                if let Some((instance, limits)) = instance.zip(reweighed(old, new, name))
+                    && let Some(roster) = self.rosters.get_mut(name)
+                    && registration.register.rule == Rule::Listen
+                {
+                    roster.add(Entry::new(
+                        session,
+                        instance,
+                        &registration.register,
+                        limits,
+                    ));
+                }
+            }
             let above = |name| {
                 let instances = too_many.get(name).zip(instance);
                 instances.is_some_and(|(above, instance)| above.contains(&instance))
@@ -266,6 +278,14 @@ enum Judged {
     /// The endpoint is another one.
     Moved,
     Over(EndedCode),
+}
+
+/// The limits of a definition that fixes weight or priority otherwise than before.
+fn reweighed<'a>(old: &Plan, new: &'a Plan, name: &HycoName) -> Option<&'a HycoLimits> {
+    let limits = &new.hyco(name)?.limits;
+    let before = &old.hyco(name)?.limits;
+    let fixed = |limits: &HycoLimits| (limits.weight, limits.priority);
+    (fixed(limits) != fixed(before)).then_some(limits)
 }
 
 /// Whether this peer may have what it asks for, and by which key.
