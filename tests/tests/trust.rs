@@ -13,7 +13,7 @@ use underpass_tests::deadline::{MOMENT, wait_for};
 use underpass_tests::installation::{
     Installation, Io, Setup, run_underpass, underpass, write_secret,
 };
-use underpass_tests::process::Process;
+use underpass_tests::process::{Process, free_tcp_address};
 use underpass_tests::service::{Service, Talk};
 use underpass_tests::turn;
 
@@ -115,6 +115,68 @@ fn a_string_without_a_target_waits_and_takes_what_the_command_line_allows() {
     let line = sender.wait_for_line(&told, MOMENT).unwrap();
     let place: SocketAddr = line.rsplit(' ').next().unwrap().parse().unwrap();
     Talk::start(place).unwrap().finish().unwrap();
+}
+
+#[test]
+fn a_loop_is_broken_after_a_handful_of_flows_and_a_chain_goes_on() {
+    let _turn = turn::shared();
+    let service = service();
+    let all = [
+        "own-binding",
+        "ring-one",
+        "ring-two",
+        "chain-one",
+        "chain-two",
+        "by-a-sender",
+    ];
+    let nowhere = all.map(|name| (name, "127.0.0.1:1"));
+    let installation = Installation::start(Setup::new(Io::Poll), &nowhere).unwrap();
+    let at = |name| installation.wanted_binding(name).unwrap().to_string();
+    let at_sender = free_tcp_address().to_string();
+    for (name, leads_to) in [
+        ("own-binding", at("own-binding")),
+        ("ring-one", at("ring-two")),
+        ("ring-two", at("ring-one")),
+        ("chain-one", at("chain-two")),
+        ("chain-two", endpoint(&service)),
+        ("by-a-sender", at_sender.clone()),
+    ] {
+        installation.define(name, &leads_to).unwrap();
+    }
+    let string = installation
+        .string_of("by-a-sender", Rule::Send, &[])
+        .unwrap();
+    let folder = TempDir::new().unwrap();
+    let string_file = folder.path().join("s.connection");
+    write_secret(&string_file, &string).unwrap();
+    let mut command = underpass().unwrap();
+    command.args(["sender", "run", "--io", "poll", "--bind", &at_sender]);
+    command.arg("--connection-string-file").arg(&string_file);
+    let mut sender = Process::start("sender", &mut command).unwrap();
+    sender.wait_for_line("sender registered", MOMENT).unwrap();
+    let allow = ["127.0.0.1:*", "localhost:*"];
+    let _agent = installation.start_agent(&all, &allow).unwrap();
+
+    let loops = ["own-binding", "ring-one", "ring-two", "by-a-sender"];
+    for name in loops {
+        let is_found = |hyco: &HycoReport| {
+            let why = hyco.health.why.as_deref().unwrap_or_default();
+            hyco.health.state == HealthState::Degraded
+                && why.contains("endpoint leads back to its own binding")
+        };
+        let what = "found to be a loop";
+        installation.wait_for_hyco(name, what, is_found).unwrap();
+    }
+    let binding = |name| installation.binding(name).unwrap();
+    let mut talk = Talk::start(binding("own-binding"));
+    assert!(talk.as_mut().map(Talk::exchange).is_err());
+    Talk::start(binding("chain-one")).unwrap().finish().unwrap();
+    for name in loops {
+        let is_over = |hyco: &HycoReport| hyco.flows_live == 0;
+        let hyco = installation.wait_for_hyco(name, "no flow left", is_over);
+        let total = hyco.unwrap().flows_total;
+        assert!(total < 40, "{name}: {total} flows");
+    }
 }
 
 /// A service, an agent beside it, and what a sender needs.

@@ -34,6 +34,9 @@ pub(super) fn of(name: &str) -> Option<&'static str> {
         FlowCode::NotAllowed => {
             "the agent may not dial that: run `underpass agent allow HOST:PORT --config agent.toml` on its machine"
         }
+        FlowCode::Loop => {
+            "the definition's host and port are a binding of this relay, or of a sender beside the agent: name the service itself there"
+        }
         FlowCode::Draining => {
             "the agent is on its way out: start it again, or wait for the next one"
         }
@@ -66,6 +69,7 @@ mod tests {
             "name_server_silent",
             "no_source_port",
             "not_allowed",
+            "loop",
             "no_listener",
         ] {
             assert!(of(name).is_some(), "{name}");

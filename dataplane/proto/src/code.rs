@@ -70,6 +70,8 @@ pub enum FlowCode {
     NoSourcePort = 30,
     /// No name server answered for the endpoint's name.
     NameServerSilent = 31,
+    /// The endpoint leads back to the flow's own binding.
+    Loop = 32,
 }
 
 /// Who a failure is laid to.
@@ -154,7 +156,7 @@ impl fmt::Display for SessionCode {
 
 impl FlowCode {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Reset,
         Self::Timeout,
         Self::Aborted,
@@ -174,13 +176,14 @@ impl FlowCode {
         Self::OverQuota,
         Self::NoSourcePort,
         Self::NameServerSilent,
+        Self::Loop,
     ];
 
     /// The highest number that is known to a relay that announces none.
     pub const MAX_UNANNOUNCED: u8 = 29;
 
     /// The highest number that is known here.
-    pub const MAX: u8 = 31;
+    pub const MAX: u8 = 32;
 
     /// The code of a number on the wire.
     #[must_use]
@@ -201,7 +204,7 @@ impl FlowCode {
     pub fn known_up_to(self, max: u8) -> Self {
         match self {
             known if known.to_u32() <= u32::from(max) => known,
-            Self::NoSourcePort => Self::EndpointUnreachable,
+            Self::NoSourcePort | Self::Loop => Self::EndpointUnreachable,
             Self::NameServerSilent => Self::NameNotFound,
             other => other,
         }
@@ -222,7 +225,8 @@ impl FlowCode {
             Self::EndpointRefused
             | Self::EndpointTimedOut
             | Self::EndpointUnreachable
-            | Self::NameNotFound => Side::Endpoint,
+            | Self::NameNotFound
+            | Self::Loop => Side::Endpoint,
             Self::NotAllowed | Self::NoListener | Self::NoSourcePort | Self::NameServerSilent => {
                 Side::Agent
             }
@@ -273,6 +277,7 @@ impl FlowCode {
                 "name_server_silent",
                 "no name server answered for the endpoint's name",
             ),
+            Self::Loop => ("loop", "endpoint leads back to its own binding"),
         }
     }
 }

@@ -133,7 +133,7 @@ impl Dials {
 
     /// Who asked for the dial of this number, and for which hybrid connection.
     #[must_use]
-    pub(crate) fn asked_by(&self, number: u64) -> Option<(SessionId, &HycoName)> {
+    pub(crate) fn origin(&self, number: u64) -> Option<(SessionId, &HycoName)> {
         let dial = self.by_number.get(&number)?;
         Some((dial.session, dial.hyco()))
     }
@@ -202,6 +202,7 @@ impl Dials {
             Ok(found) => self.candidates(core, allow, number, found),
             Err(Failure::NotFound) => self.fail(core, number, FlowCode::NameNotFound),
             Err(Failure::Silent) => self.fail(core, number, FlowCode::NameServerSilent),
+            Err(Failure::OwnEntry) => self.fail(core, number, FlowCode::Loop),
         }
     }
 

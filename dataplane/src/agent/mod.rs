@@ -5,6 +5,7 @@
 mod dials;
 mod early;
 mod manners;
+mod own_dials;
 mod role;
 #[cfg(test)]
 pub(crate) mod simulated;
@@ -17,6 +18,7 @@ use crossbeam_channel::Receiver;
 use underpass_proto::{AgentId, AllowList, ConnectionString, Instance, Role as PeerRole, Rule};
 
 use self::manners::{Manners, Visited};
+use self::own_dials::OwnDials;
 use self::role::{Agent, EndpointFound};
 use crate::link::supervise::{self, Ground, Steward, Workers};
 pub use crate::link::supervise::{Checked, Error};
@@ -116,6 +118,8 @@ pub fn check(
 pub(crate) struct Plan {
     identity: Identity,
     relays: Vec<Arc<Relay>>,
+    /// Of all workers, whatever the configuration becomes.
+    own_dials: Arc<OwnDials>,
 }
 
 impl Plan {
@@ -134,7 +138,11 @@ impl Plan {
         let relays = wants::by_relay(all, Rule::Listen, &config.ca, before)
             .map_err(|why| Error::Config(why.to_string()))?;
         supervise::check_trust(&relays)?;
-        Ok(Self { identity, relays })
+        Ok(Self {
+            identity,
+            relays,
+            own_dials: Arc::default(),
+        })
     }
 }
 
@@ -162,7 +170,11 @@ impl Steward for Keeper {
 
     fn update(&mut self, config: Config) -> Result<(), Error> {
         let (identity, before) = (self.0.identity, &self.0.relays);
-        self.0 = Arc::new(Plan::new(config, identity, before)?);
+        let plan = Plan::new(config, identity, before)?;
+        self.0 = Arc::new(Plan {
+            own_dials: Arc::clone(&self.0.own_dials),
+            ..plan
+        });
         Ok(())
     }
 }

@@ -16,9 +16,10 @@ use underpass_proto::wire::{Open, Opened, Probe, Probed};
 use underpass_proto::{AllowList, Ending, Endpoint, FlowCode, Frame, HycoName, SessionCode, Side};
 
 use super::Plan;
-use super::dials::{Dials, Done, Errand};
+use super::dials::{Dial, Dials, Done, Errand};
 use super::early::Early;
 use super::manners::Manners;
+use super::own_dials::Hops;
 use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Datagrams, Io, SocketId};
@@ -207,7 +208,33 @@ impl Agent {
         } else if self.dials.is_full() {
             Err(FlowCode::Overloaded)
         } else {
+            self.hops(session, &open.hyco, Some(open.application))?;
             Ok(())
+        }
+    }
+
+    /// The chain of hybrid connections that this connection is part of; an error where it is a loop.
+    fn hops(
+        &self,
+        session: SessionId,
+        hyco: &HycoName,
+        application: Option<SocketAddr>,
+    ) -> Result<Hops, FlowCode> {
+        let relay = self.links.relay_of(session);
+        let relay = relay.ok_or(FlowCode::RegistrationEnded)?;
+        self.plan.own_dials.hops(relay, hyco, application)
+    }
+
+    /// A connection was made: should it lead back here, the flow that it becomes is known by the own address of the connection.
+    fn remember<I: Io>(&self, core: &mut Core<I, AgentFlow>, dial: &Dial, socket: SocketId) {
+        let (hyco, application) = match &dial.errand {
+            Errand::Flow { open, .. } => (&open.hyco, Some(open.application)),
+            Errand::Probe(probe) => (&probe.hyco, None),
+        };
+        if let Some(local) = core.io.local_address(socket)
+            && let Ok(hops) = self.hops(dial.session, hyco, application)
+        {
+            self.plan.own_dials.made(core.now, local, hops);
         }
     }
 
@@ -240,6 +267,9 @@ impl Agent {
             return;
         };
         let session = dial.session;
+        if let Ok((socket, _)) = result {
+            self.remember(core, &dial, socket);
+        }
         match (dial.errand, result) {
             (
                 Errand::Flow {
@@ -323,8 +353,8 @@ impl Role for Agent {
                 self.keep_links(core);
             }
             Message::Own(EndpointFound(number, answer)) => {
-                let asked_by = self.dials.asked_by(number);
-                let allow = asked_by.and_then(|(session, hyco)| self.links.allow(session, hyco));
+                let origin = self.dials.origin(number);
+                let allow = origin.and_then(|(session, hyco)| self.links.allow(session, hyco));
                 // A string that was taken out meanwhile permits nothing.
                 let allow = allow.unwrap_or(&NOTHING);
                 let done = self.dials.found(core, allow, number, &answer);

@@ -220,6 +220,11 @@ pub trait Io {
     /// the calls that a socket costs set these, and one that is closed after a single request has no use for them.
     fn settle(&mut self, _: SocketId) {}
 
+    /// The own address of a connected socket; `None` where it is not known.
+    fn local_address(&mut self, _: SocketId) -> Option<SocketAddr> {
+        None
+    }
+
     /// Arms one receive; one [`Completion::Received`] follows. At most one is armed per socket. Replaces [`watch`](Self::watch).
     fn receive(&mut self, socket: SocketId);
 

@@ -125,6 +125,8 @@ struct Listener {
     joined: u64,
     sessions_by_worker: BTreeMap<u8, u32>,
     last: Option<(Dial, Moment)>,
+    /// A probe connected since a flow was found to lead back here. What it connected to may be the own binding.
+    connected_since_loop: bool,
     /// Probes in a row that did not reach the endpoint.
     in_vain: u32,
     /// Probes since a flow last reached the endpoint, less those that did not reach it.
@@ -370,6 +372,13 @@ impl Book {
         if !dial.by_flow && page.probing == Probing::Off {
             return None;
         }
+        if listener.may_loop_still(dial) {
+            listener.probed_now = false;
+            let wait = listener.again(rng);
+            let wait = page.probing.next_retry(listener.probes, wait);
+            due.set(name, listener, wait.map(|wait| moment.now + wait));
+            return None;
+        }
         let was_failing = listener.is_failing();
         listener.last = Some((dial, moment));
         self.count(was_failing, listener.is_failing());
@@ -488,6 +497,7 @@ impl Listener {
             joined,
             sessions_by_worker: BTreeMap::new(),
             last: None,
+            connected_since_loop: false,
             in_vain: 0,
             probes: 0,
             probed_now: false,
@@ -519,6 +529,16 @@ impl Listener {
         }
     }
 
+    /// Whether a probe that connected says nothing yet: each one of a loop connects, and the loop is found a moment later.
+    fn may_loop_still(&mut self, dial: Dial) -> bool {
+        let looped = matches!(self.last, Some((last, _)) if last.failed == Some(FlowCode::Loop));
+        if dial.failed.is_some() || dial.by_flow || !looped {
+            self.connected_since_loop = false;
+            return false;
+        }
+        !std::mem::replace(&mut self.connected_since_loop, true)
+    }
+
     /// From one more probe in vain to the next.
     fn again(&mut self, rng: &mut impl Rng) -> Duration {
         self.in_vain = self.in_vain.saturating_add(1);
@@ -537,6 +557,7 @@ fn says_of_endpoint(code: FlowCode) -> bool {
             | FlowCode::NotAllowed
             | FlowCode::NoSourcePort
             | FlowCode::NameServerSilent
+            | FlowCode::Loop
     )
 }
 

@@ -49,6 +49,8 @@ pub(crate) enum Failure {
     NotFound,
     /// No name server answered in time.
     Silent,
+    /// This machine's hosts file leads it to a sender, and nowhere else.
+    OwnEntry,
 }
 
 /// What became of a question: at least one address, or why there is none.

@@ -13,6 +13,9 @@ const ADDRESSES_MAX: usize = 8;
 /// What the C libraries say when no name server answered (EAI_AGAIN): glibc and musl. Rust passes on the text alone.
 const SILENT: [&str; 2] = ["Temporary failure in name resolution", "Try again"];
 
+/// How a sender ends each of its lines in a hosts file.
+const SENDERS_ENTRY: &str = "# by underpass";
+
 /// Resolves by the system: blocks.
 pub(super) fn look_up(name: &HostName) -> Answer {
     // Any port will do: none is looked up.
@@ -39,11 +42,29 @@ pub(super) fn look_up(name: &HostName) -> Answer {
             .as_deref()
             .is_some_and(|hosts| hosts_file_says(hosts, name.as_str(), ip))
     };
+    let of_sender = |ip: &IpAddr| {
+        let hosts = hosts.as_deref().filter(|_| ip.is_loopback());
+        hosts.is_some_and(|hosts| is_senders(hosts, name.as_str(), *ip))
+    };
+    ips.retain(|ip| !of_sender(ip));
+    if ips.is_empty() {
+        return Err(Failure::OwnEntry);
+    }
     let found = |ip: IpAddr| Found {
         ip,
         from_hosts_file: ip.is_loopback() && in_hosts(ip),
     };
     Ok(ips.into_iter().map(found).collect())
+}
+
+/// Whether a hosts file gives this address for this name by entries of a sender alone, which `sender run --hosts write` marks so. They lead
+/// applications into a tunnel: an agent that followed them would come back to itself.
+fn is_senders(hosts: &str, name: &str, ip: IpAddr) -> bool {
+    let (of_senders, of_others): (Vec<&str>, Vec<&str>) = hosts
+        .lines()
+        .partition(|line| line.trim_end().ends_with(SENDERS_ENTRY));
+    hosts_file_says(&of_senders.join("\n"), name, ip)
+        && !hosts_file_says(&of_others.join("\n"), name, ip)
 }
 
 fn failure(error: &io::Error) -> Failure {
@@ -89,5 +110,15 @@ mod tests {
         assert!(!says("db", "127.0.0.1"));
         assert!(!says("commented", "127.0.0.1"));
         assert!(!says("database", "127.0.1.1"));
+    }
+
+    #[test]
+    fn an_entry_of_a_sender_is_no_answer_unless_another_line_gives_it_too() {
+        let hosts = "127.0.0.1 localhost\n# underpass begin (sender 1)\n127.0.0.7 db.corp # by underpass\n127.0.0.8 web.corp # by underpass\n# underpass end\n127.0.0.8 web.corp\n";
+        let says = |name: &str, ip: &str| is_senders(hosts, name, ip.parse().expect("an address"));
+        assert!(says("DB.corp.", "127.0.0.7"));
+        assert!(!says("web.corp", "127.0.0.8"));
+        assert!(!says("localhost", "127.0.0.1"));
+        assert!(!says("db.corp", "127.0.0.8"));
     }
 }

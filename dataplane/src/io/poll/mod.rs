@@ -213,6 +213,12 @@ impl Io for Poll {
         self.counters.system_calls += 5;
     }
 
+    fn local_address(&mut self, socket: SocketId) -> Option<SocketAddr> {
+        self.counters.system_calls += 1;
+        let stream = &self.stream(socket)?.stream;
+        socket::local_address(&socket2::SockRef::from(stream)).ok()
+    }
+
     fn receive(&mut self, socket: SocketId) {
         let Some(stream) = self.stream(socket) else {
             return;

@@ -193,6 +193,12 @@ impl Io for Ring {
         self.counters.system_calls += 5;
     }
 
+    fn local_address(&mut self, socket: SocketId) -> Option<SocketAddr> {
+        self.counters.system_calls += 1;
+        let stream = open(&mut self.sockets, socket)?;
+        socket::local_address(&SockRef::from(&stream.fd)).ok()
+    }
+
     fn receive(&mut self, socket: SocketId) {
         let Some(stream) = open(&mut self.sockets, socket) else {
             return;

@@ -173,6 +173,7 @@ fn only_what_tells_of_the_endpoint_counts() {
             FlowCode::NameNotFound,
             FlowCode::NoSourcePort,
             FlowCode::NameServerSilent,
+            FlowCode::Loop,
             FlowCode::NotAllowed,
         ]
         .contains(&code);
