@@ -1,4 +1,5 @@
-//! Files of other users, as root meets them: nobody's but root's and one's own are gone by, and what is written stays its owner's.
+//! Files of other users, as root meets them: nobody's but root's and one's own are gone by, and
+//! what is written stays its owner's.
 //!
 //! Other users and mounts need root; without, there is nothing to try.
 
@@ -306,19 +307,32 @@ fn what_is_there_is_read_and_deleted_on_a_full_disk_and_read_on_one_that_is_read
 #[test]
 fn up_starts_on_a_full_disk() {
     let Some(place) = Place::new() else { return };
-    let listen = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let namespace = format!(
-        "listen = \\\"{}\\\"\\n[control]\\nlisten = \\\"127.0.0.1:0\\\"\\n",
-        listen.local_addr().unwrap()
-    );
-    drop(listen);
-    let script = Script::on_a_small_disk(&place)
-        .sh(&format!("printf \"{namespace}\" > DIR/namespace.toml"))
+    ends_well_once_ready(&with_a_namespace(&place).fill());
+}
+
+#[test]
+fn up_starts_on_a_read_only_disk_where_run_is_mounted_as_its_hint_says() {
+    let Some(place) = Place::new() else { return };
+    let script = with_a_namespace(&place)
+        .sh("mount -o remount,ro DIR")
+        .sh("hint=$(PROGRAM up --dir DIR 2>&1 | sed -n 's/^hint: .*: `\\(mount.*\\)`.*/\\1/p')")
+        .sh("$hint");
+    ends_well_once_ready(&script);
+}
+
+/// An installation with one definition on a small disk, and a free port for its relay.
+fn with_a_namespace(place: &Place) -> Script<'_> {
+    let free = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let listen = free.local_addr().unwrap();
+    let text = format!("listen = \"{listen}\"\n[control]\nlisten = \"127.0.0.1:0\"\n");
+    Script::on_a_small_disk(place)
+        .sh(&format!("cat > DIR/namespace.toml <<'.'\n{text}."))
         .does("connection create payroll-sql --host sql01 --port 1433")
-        .fill()
-        .sh("exec PROGRAM up --dir DIR");
+}
+
+fn ends_well_once_ready(script: &Script<'_>) {
     let mut child = script
-        .command()
+        .command("exec PROGRAM up --dir DIR")
         .stderr(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()
@@ -331,13 +345,11 @@ fn up_starts_on_a_full_disk() {
             break;
         }
     }
-    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    // Without a word of its end, it is gone already.
+    let _ = kill_process(Pid::from_child(&child), Signal::TERM);
     let ended = child.wait().unwrap();
-    assert_eq!(
-        told.last().map(String::as_str),
-        Some("Underpass is ready."),
-        "{told:?}"
-    );
+    let last = told.last().map(String::as_str);
+    assert_eq!(last, Some("Underpass is ready."), "{told:?}");
     assert!(ended.success(), "{told:?}");
 }
 
@@ -458,13 +470,18 @@ impl<'a> Script<'a> {
         self.sh("! head -c 1m /dev/zero > DIR/filling 2>/dev/null")
     }
 
-    fn command(&self) -> Command {
+    /// All of it, and a last line.
+    fn command(&self, last: &str) -> Command {
+        let script = Self {
+            place: self.place,
+            text: self.text.clone(),
+        };
         let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", &self.text]);
+        command.args(["--mount", "sh", "-c", &script.sh(last).text]);
         command
     }
 
     fn run(&self) -> Output {
-        self.command().output().unwrap()
+        self.command("true").output().unwrap()
     }
 }

@@ -1,5 +1,7 @@
 //! What commands read of the directory by themselves, without control.
 
+use std::io;
+
 use super::Failure;
 use crate::files::namespace::Namespace;
 use crate::files::tls::{self, Identity};
@@ -39,7 +41,15 @@ pub(super) fn lock(directory: &Directory, what: &str) -> Result<Lock, Failure> {
             shell::word(directory.root())
         )),
         LockError::Io(error) => {
-            Failure::configuration(format!("cannot lock {}: {error}", path.display()))
+            let failure =
+                Failure::configuration(format!("cannot lock {}: {error}", path.display()));
+            match error.kind() {
+                io::ErrorKind::ReadOnlyFilesystem => failure.hint(format!(
+                    "locks and sockets are made there: `mount -t tmpfs -o mode=700 none {}`, or make it a link to a folder that can be written",
+                    shell::word(&run)
+                )),
+                _ => failure,
+            }
         }
     })
 }
