@@ -1,4 +1,5 @@
-//! Where commands have their changes made: by the control process that runs on the directory, over its REST API, or on the files
+//! Where commands have their changes made: by the control process that runs on the directory, over
+//! its REST API, or on the files
 //! themselves when none does. Both check the same and say the same.
 
 use std::net::SocketAddr;
@@ -118,7 +119,8 @@ impl Desk {
             Self::Files(store) => {
                 store.find(name)?;
                 match audit(store, "listKeys", name, rule, which) {
-                    // Who can read the files could take the keys unseen: a disk that takes no line is no reason to fail.
+                    // Who can read the files could take the keys unseen:
+                    // a disk that takes no line is no reason to fail.
                     Err(refusal) if refusal.code == Code::Storage => warn_unrecorded(&refusal),
                     audited => audited?,
                 }
@@ -211,7 +213,8 @@ fn change_by(client: &Client, name: &HycoName, change: &Change) -> Result<Descri
     }
 }
 
-/// Whoever works on the files could read the keys unseen; this is for those who ask later who took which.
+/// Whoever works on the files could read the keys unseen; this is for those who ask later who took
+/// which.
 fn audit(
     store: &Store,
     action: &str,

@@ -1,4 +1,5 @@
-//! One process of a kind per directory: a lock that the kernel gives up with the process, however that ends.
+//! One process of a kind per directory: a lock that the kernel gives up with the process, however
+//! that ends.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
@@ -9,7 +10,8 @@ use rustix::fs::OFlags;
 
 use super::disk;
 
-/// How long a lock is tried for: a process that was just killed lets go of its files a little later.
+/// How long a lock is tried for: a process that was just killed lets go of its files a little
+/// later.
 const WAIT: Duration = Duration::from_secs(1);
 
 /// Between two tries.
@@ -33,7 +35,8 @@ pub enum LockError {
 }
 
 impl Lock {
-    /// Takes the lock at `path`, making the file. Waits a second for a process that is about to be gone.
+    /// Takes the lock at `path`, making the file. Waits a second for a process that is about to be
+    /// gone.
     ///
     /// # Errors
     /// See [`LockError`].
@@ -49,13 +52,15 @@ impl Lock {
         // Not truncated: the file is another's until the lock is had.
         let mut file = disk::open_own(path, OFlags::WRONLY)?;
         hold(&file, wait)?;
-        // For a person who looks who has it. A full disk does not take it, and the lock holds all the same.
+        // For a person who looks who has it. A full disk does not take it, and the lock holds all
+        // the same.
         let _ = file.set_len(0);
         let _ = writeln!(file, "{}", std::process::id());
         Ok(Self { _file: file })
     }
 
-    /// Takes the lock of a folder itself: for one who reads a file in it, and then replaces that. Leaves nothing behind.
+    /// Takes the lock of a folder itself: for one who reads a file in it, and then replaces that.
+    /// Leaves nothing behind.
     ///
     /// # Errors
     /// See [`LockError`].

@@ -1,7 +1,9 @@
 //! The directory of an installation: what stands where, how it is read, checked and written.
 //!
-//! Everything has a default but a definition's host and port; what is missing is made. A file that is wrong is a [`Fault`]
-//! with its line and what to write instead. Nothing here decides what happens with a faulty file: that is [`crate::publish`]'s.
+//! Everything has a default but a definition's host and port; what is missing is made.
+//! A file that is wrong is a [`Fault`]
+//! with its line and what to write instead. Nothing here decides what happens with a faulty file:
+//! that is [`crate::publish`]'s.
 
 pub mod agent;
 pub mod allow;
@@ -125,7 +127,8 @@ impl Directory {
             .to_string()
     }
 
-    /// Refuses a directory that others than root and this process's user can change: they would decide what it does. Root acts for
+    /// Refuses a directory that others than root and this process's user can change:
+    /// they would decide what it does. Root acts for
     /// the directory's owner in a command.
     ///
     /// # Errors
@@ -153,7 +156,8 @@ impl Directory {
         ]
     }
 
-    /// Makes the folders and a `namespace.toml` that says what may be written there. What is there is left alone.
+    /// Makes the folders and a `namespace.toml` that says what may be written there.
+    /// What is there is left alone.
     ///
     /// # Errors
     /// The path that could not be made, and the kernel's reason.
@@ -187,7 +191,8 @@ impl Directory {
         }
     }
 
-    /// Removes what writers left behind that died in the middle, if it is old enough to be nobody's.
+    /// Removes what writers left behind that died in the middle, if it is old enough to be
+    /// nobody's.
     pub fn sweep(&self) {
         for entry in self
             .folders()
@@ -206,7 +211,8 @@ impl Directory {
         }
     }
 
-    /// The files of a folder whose names end in `.toml`, hidden ones left out, sorted. A missing folder is an empty one.
+    /// The files of a folder whose names end in `.toml`, hidden ones left out, sorted.
+    /// A missing folder is an empty one.
     ///
     /// # Errors
     /// The kernel's.

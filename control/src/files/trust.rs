@@ -1,7 +1,10 @@
-//! Decides whether a path can be trusted: nobody but root and the user of this process can change what it leads to.
+//! Decides whether a path can be trusted: nobody but root and the user of this process can change
+//! what it leads to.
 //!
-//! Every folder on the way counts, and every symbolic link: who can change one of them can put a file of his own in the place
-//! of ours. Links to files of root or of the link's own user are followed, as Kubernetes mounts its volumes by such links.
+//! Every folder on the way counts, and every symbolic link:
+//! who can change one of them can put a file of his own in the place
+//! of ours. Links to files of root or of the link's own user are followed, as Kubernetes mounts its
+//! volumes by such links.
 
 mod users;
 
@@ -22,7 +25,7 @@ use users::shown;
 /// Links that are followed on one way; as many as the kernel follows (path_resolution(7)).
 const LINKS_MAX: usize = 40;
 
-/// Whoever owns the process owns everything that it may read.
+/// May change every file anyway.
 const ROOT: u32 = 0;
 
 /// Mode bits of those who are not the owner.
@@ -30,7 +33,8 @@ const WRITABLE_BY_GROUP: u32 = 0o020;
 const WRITABLE_BY_ALL: u32 = 0o002;
 const STICKY: u32 = 0o1000;
 
-/// The extended attribute of access lists: with one, the group's bits are those of every entry (acl(5)).
+/// The extended attribute of access lists: with one, the group's bits are those of every entry
+/// (acl(5)).
 const ACCESS_LIST: &str = "system.posix_acl_access";
 
 /// The user whose directory root works on; what root makes there belongs to him.
@@ -47,7 +51,8 @@ pub struct Untrusted {
 /// Who goes by a directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Caller {
-    /// A command that reads or changes files once. Root may run it on the directory of any user, and acts for that user.
+    /// A command that reads or changes files once. Root may run it on the directory of any user,
+    /// and acts for that user.
     Command,
     /// A process that goes on. It trusts root and its own user alone.
     Process,
@@ -56,7 +61,8 @@ pub enum Caller {
 /// Refuses a file that others can change, by itself or by what is on the way to it.
 ///
 /// # Errors
-/// The kernel's, but for a missing file; `InvalidData` with [`Untrusted`] where others can change it.
+/// The kernel's, but for a missing file; `InvalidData` with [`Untrusted`] where others can change
+/// it.
 pub fn check_file(path: &Path) -> io::Result<()> {
     let walked = walk(path, |seen, metadata, is_last| {
         if metadata.is_dir() {
@@ -70,7 +76,8 @@ pub fn check_file(path: &Path) -> io::Result<()> {
     check_links(&walked)
 }
 
-/// Refuses a folder that others can change, by itself or by what is on the way to it. One that is not there is trusted if its parents are.
+/// Refuses a folder that others can change, by itself or by what is on the way to it.
+/// One that is not there is trusted if its parents are.
 ///
 /// # Errors
 /// See [`check_file`].
@@ -85,7 +92,8 @@ pub fn check_folder(path: &Path) -> io::Result<()> {
     check_links(&walked)
 }
 
-/// Where a file is written that is named by this path: links are followed if their users may lead there.
+/// Where a file is written that is named by this path: links are followed if their users may lead
+/// there.
 ///
 /// # Errors
 /// The kernel's; `InvalidData` with [`Untrusted`] for a link that is not followed.
@@ -95,7 +103,7 @@ pub fn follow(path: &Path) -> io::Result<PathBuf> {
     Ok(walked.path)
 }
 
-/// Sets whom root works for: the owner of the directory, for a command or by `sudo`.
+/// Sets the user that root works for: the owner of the directory, for a command or by `sudo`.
 pub fn act_for_owner_of(directory: &Path, caller: Caller) {
     let Ok(metadata) = fs::metadata(directory) else {
         return;
@@ -108,7 +116,8 @@ pub fn act_for_owner_of(directory: &Path, caller: Caller) {
     }
 }
 
-/// Owner and group of what is made in a folder, where that is not this process's user: root makes it for the folder's owner.
+/// Owner and group of what is made in a folder, where that is not this process's user:
+/// root makes it for the folder's owner.
 #[must_use]
 pub(super) fn owner_in(folder: &Metadata) -> Option<(u32, u32)> {
     let acting = ACTING_FOR.get() == Some(&folder.uid()) && geteuid().is_root();
@@ -155,7 +164,8 @@ struct Walked {
     owner: u32,
 }
 
-/// Goes from `/` to the end of a path and along its links. `see` is shown each folder, and the file at the end.
+/// Goes from `/` to the end of a path and along its links.
+/// `see` is shown each folder, and the file at the end.
 fn walk(
     path: &Path,
     mut see: impl FnMut(&Path, &Metadata, bool) -> io::Result<()>,

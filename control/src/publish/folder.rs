@@ -1,4 +1,5 @@
-//! The source that reads the directory's files. Each file keeps its own last good content; a bad one stops no other.
+//! The source that reads the directory's files. Each file keeps its own last good content; a bad
+//! one stops no other.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,8 @@ use crate::files::{Caller, Directory, Fault, agent, disk, keys, unreadable};
 use crate::store::{Code, Store};
 use crate::usage::Meter;
 
-/// The most definitions of one directory: their snapshot is under the feed's limit of 64 MiB with room to spare.
+/// The most definitions of one directory: their snapshot is under the feed's limit of 64 MiB with
+/// room to spare.
 const DEFINITIONS_MAX: usize = 20_000;
 
 /// How long missing keys wait for somebody who edits: they are looked for again soon.
@@ -47,7 +49,8 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Starts to watch the directory, which is prepared already. `meter` says how much of the month's data is used.
+    /// Starts to watch the directory, which is prepared already.
+    /// `meter` says how much of the month's data is used.
     #[must_use]
     pub fn open(directory: Directory, meter: Arc<Meter>) -> Self {
         let folders = vec![
@@ -254,7 +257,8 @@ impl Folder {
                 Presence::Here => {}
             }
             faults.extend_from_slice(cached.faults());
-            // What is in force, before what was merely read: the text may be good and its binding taken.
+            // What is in force, before what was merely read: the text may be good and its binding
+            // taken.
             let name = name_of(&file, path).ok();
             let in_force = name.and_then(|name| standing.by_file(&name, &file));
             let last_good = in_force.or(cached.good()).cloned();
@@ -269,7 +273,8 @@ impl Folder {
         candidates
     }
 
-    /// Key files by name, with those that were there a moment ago; several where they differ in case alone.
+    /// Key files by name, with those that were there a moment ago; several where they differ in
+    /// case alone.
     fn key_files(&self, faults: &mut Vec<Fault>) -> BTreeMap<HycoName, Vec<PathBuf>> {
         let folder = self.directory.keys();
         let paths = Directory::toml_files(&folder).unwrap_or_else(|error| {

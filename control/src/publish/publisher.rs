@@ -39,7 +39,8 @@ impl Published {
     }
 }
 
-/// When this control started, nanoseconds since 1970; later than every start before it on this directory, whatever the clock says.
+/// When this control started, nanoseconds since 1970; later than every start before it on this
+/// directory, whatever the clock says.
 pub(super) fn next_start(directory: &Directory) -> u64 {
     let path = directory.run().join("start");
     let last = disk::read(&path)
@@ -49,7 +50,8 @@ pub(super) fn next_start(directory: &Directory) -> u64 {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(0));
     let start = last.map_or(now, |last| now.max(last.saturating_add(1)));
-    // On a full disk the file keeps an older start, and a later one is still later if the clock goes forward.
+    // On a full disk the file keeps an older start, and a later one is still later if the clock
+    // goes forward.
     if let Err(error) = disk::replace(&path, format!("{start}\n").as_bytes(), disk::SECRET) {
         warn!(%error, "cannot write {}", path.display());
     }

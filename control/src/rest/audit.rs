@@ -1,4 +1,5 @@
-//! Who was shown keys, and who made them anew: a line in the log and one in `run/audit.log`. Never a key.
+//! Who was shown keys, and who made them anew: a line in the log and one in `run/audit.log`.
+//! Never a key.
 
 use std::fs;
 use std::io::{self, Write};
@@ -14,13 +15,15 @@ use underpass_proto::HycoName;
 use crate::clock::Clock;
 use crate::files::{Directory, Lock, LockError, disk};
 
-/// A file this large becomes `audit.log.1`, bytes: some 100,000 lines are kept, and twice as many at most.
+/// A file this large becomes `audit.log.1`, bytes: some 100,000 lines are kept, and twice as many
+/// at most.
 const FILE_SIZE_MAX: u64 = 16 * 1024 * 1024;
 
 /// Who did it, as the log has it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Actor {
-    /// The rule of the key that was shown, or `files` where somebody worked on the files themselves.
+    /// The rule of the key that was shown, or `files` where somebody worked on the files
+    /// themselves.
     pub rule: &'static str,
     /// From where.
     pub remote: String,
@@ -53,7 +56,8 @@ pub(super) fn record(
     note(directory, clock, actor, action, name, key)
 }
 
-/// Notes an action before it is done, in the file alone: for commands, whose log is what a person reads.
+/// Notes an action before it is done, in the file alone: for commands, whose log is what a person
+/// reads.
 ///
 /// # Errors
 /// See [`record`].
@@ -87,7 +91,8 @@ fn append(path: &Path, line: &[u8]) -> io::Result<()> {
     file.sync_data()
 }
 
-/// Under a lock: of two who find the file too large, the second would put a new one in the place of what the first has kept.
+/// Under a lock: of two who find the file too large, the second would put a new one in the place of
+/// what the first has kept.
 fn make_room(path: &Path) -> io::Result<()> {
     let is_large = || fs::metadata(path).is_ok_and(|metadata| metadata.len() > FILE_SIZE_MAX);
     if !is_large() {

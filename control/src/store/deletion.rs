@@ -1,6 +1,7 @@
 //! Deletes a hybrid connection so that its keys never work again, wherever a crash cuts it short.
 //!
-//! The key file goes out of use first, by a name that nothing reads; then the definition goes, then that file. A deletion that was
+//! The key file goes out of use first, by a name that nothing reads; then the definition goes, then
+//! that file. A deletion that was
 //! killed between two of these is finished by the next edit, or by control when it starts.
 
 use std::io;

@@ -1,8 +1,12 @@
-//! Every change of definitions and keys, as an operation on the files: what the REST API and the command line do is this and nothing else.
+//! Every change of definitions and keys, as an operation on the files:
+//! what the REST API and the command line do is this and nothing else.
 //!
-//! Whoever changes something holds `run/edit.lock` from the check to the write, so any number of processes may edit at once, and a
-//! condition on an ETag holds. Files that a person writes by hand need no lock: each write replaces one file whole.
-//! A crash between the two files of a hybrid connection leaves something sound: see `deletion.rs`, and keys without a definition that
+//! Whoever changes something holds `run/edit.lock` from the check to the write, so any number of
+//! processes may edit at once, and a
+//! condition on an ETag holds. Files that a person writes by hand need no lock:
+//! each write replaces one file whole.
+//! A crash between the two files of a hybrid connection leaves something sound:
+//! see `deletion.rs`, and keys without a definition that
 //! nobody was ever given. Nothing is written by reading, but missing keys, under the lock.
 
 mod deletion;
@@ -40,7 +44,8 @@ const EDIT_WAIT: Duration = Duration::from_secs(5);
 pub struct Store {
     directory: Directory,
     system: Arc<dyn FileSystem>,
-    /// Within the process, before the lock between processes: who waits for that one looks again and again.
+    /// Within the process, before the lock between processes:
+    /// who waits for that one looks again and again.
     own_turn: Mutex<()>,
 }
 
@@ -88,7 +93,8 @@ impl Store {
             .collect())
     }
 
-    /// How many hybrid connections there are, as the edition counts them: files whose names are names.
+    /// How many hybrid connections there are, as the edition counts them:
+    /// files whose names are names.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -306,7 +312,8 @@ impl Store {
         Ok(keys::load(&self.directory.shown(&path), &path)?)
     }
 
-    /// Makes the keys of definitions that a person put there without any. Under the lock: a deletion takes the keys before the
+    /// Makes the keys of definitions that a person put there without any. Under the lock:
+    /// a deletion takes the keys before the
     /// definition, and nothing may make them again between the two.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! No space, a broken disk or a crash at each step of each edit: what stands afterwards is the old or the new, never neither.
+//! No space, a broken disk or a crash at each step of each edit:
+//! what stands afterwards is the old or the new, never neither.
 
 use std::fs;
 use std::sync::Arc;
@@ -149,7 +150,8 @@ struct State {
     keys: Option<String>,
 }
 
-/// Does `edit` with a failure at its first step, then at its second, and so on until it comes to its end.
+/// Does `edit` with a failure at its first step, then at its second, and so on until it comes to
+/// its end.
 fn at_each_step(
     prepare: impl Fn(&Place),
     edit: impl Fn(&Store) -> Result<(), Refusal>,

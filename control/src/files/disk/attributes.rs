@@ -1,4 +1,5 @@
-//! What a file is beside its content: owner, group, mode, extended attributes. A file that replaces another keeps them.
+//! What a file is beside its content: owner, group, mode, extended attributes.
+//! A file that replaces another keeps them.
 
 use std::ffi::{CStr, CString};
 use std::fs::{self, File, Metadata};
@@ -14,7 +15,8 @@ use crate::files::trust;
 /// The bits by which others than the owner get at a file.
 const OTHERS: u32 = 0o077;
 
-/// The most that names of extended attributes take, bytes, and one value (xattr(7), `XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+/// The most that names of extended attributes take, bytes, and one value (xattr(7),
+/// `XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
 const XATTRS_MAX: usize = 64 * 1024;
 
 /// Attributes that the kernel makes of the content: another content has others.
@@ -44,7 +46,8 @@ impl Attributes {
         })
     }
 
-    /// Of a file that replaces this one. Where `mode` is for secrets, others lose what they were allowed.
+    /// Of a file that replaces this one. Where `mode` is for secrets, others lose what they were
+    /// allowed.
     ///
     /// # Errors
     /// The kernel's.

@@ -1,4 +1,5 @@
-//! Reading and writing of small files: reads are bounded, writes leave the old file or the new one, never neither.
+//! Reading and writing of small files: reads are bounded, writes leave the old file or the new one,
+//! never neither.
 
 mod attributes;
 mod system;
@@ -77,7 +78,8 @@ pub fn stamp(path: &Path) -> io::Result<Option<Stamp>> {
 /// Reads a small text file that nobody else can change.
 ///
 /// # Errors
-/// The kernel's; `InvalidData` where others can change it (see [`trust`]), where it is no plain file, over [`FILE_SIZE_MAX`], or not UTF-8.
+/// The kernel's; `InvalidData` where others can change it (see [`trust`]), where it is no plain
+/// file, over [`FILE_SIZE_MAX`], or not UTF-8.
 pub fn read(path: &Path) -> io::Result<Text> {
     let Bytes { bytes, stamp } = read_bytes(path)?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
@@ -117,7 +119,8 @@ pub fn read_bytes(path: &Path) -> io::Result<Bytes> {
 /// Writes a new file, or leaves alone the one that is there.
 ///
 /// # Errors
-/// The kernel's; `AlreadyExists` where the file is there. After any error the directory is as it was, or has the new file whole.
+/// The kernel's; `AlreadyExists` where the file is there.
+/// After any error the directory is as it was, or has the new file whole.
 pub fn create(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     create_on(&System, path, text, mode)
 }
@@ -135,11 +138,14 @@ pub fn create_on(system: &dyn FileSystem, path: &Path, text: &[u8], mode: u32) -
     })
 }
 
-/// Writes a file in place of the one that is there, which stays what it was: owner, group, mode, extended attributes, and the
-/// symbolic link that led to it. `mode` is for a new one; others lose their rights to a file that gets the mode of secrets.
+/// Writes a file in place of the one that is there, which stays what it was:
+/// owner, group, mode, extended attributes, and the
+/// symbolic link that led to it. `mode` is for a new one; others lose their rights to a file that
+/// gets the mode of secrets.
 ///
 /// # Errors
-/// The kernel's; `PermissionDenied` where owner and group cannot be kept. After any error the old file stands whole, or the new one.
+/// The kernel's; `PermissionDenied` where owner and group cannot be kept.
+/// After any error the old file stands whole, or the new one.
 pub fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     replace_on(&System, path, text, mode)
 }
@@ -172,7 +178,8 @@ pub fn rename_on(system: &dyn FileSystem, path: &Path, name: &str) -> io::Result
     system.sync_folder(parent(path))
 }
 
-/// Opens a file that this program alone writes, like a lock or a log: made where it is missing, never through a link.
+/// Opens a file that this program alone writes, like a lock or a log:
+/// made where it is missing, never through a link.
 ///
 /// # Errors
 /// The kernel's; `InvalidData` where there is something else, or a file of another user.
@@ -212,7 +219,8 @@ pub fn remove_on(system: &dyn FileSystem, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Makes a folder with a mode, and its parents, which others cannot write; one that is there is left alone.
+/// Makes a folder with a mode, and its parents, which others cannot write; one that is there is
+/// left alone.
 ///
 /// # Errors
 /// The kernel's.
@@ -286,7 +294,8 @@ fn in_followed_folder(path: &Path) -> io::Result<PathBuf> {
     Ok(trust::follow(parent(path))?.join(name))
 }
 
-/// Opens a file to read it, if it is one; without waiting, as a pipe would hold the reader until somebody writes.
+/// Opens a file to read it, if it is one; without waiting, as a pipe would hold the reader until
+/// somebody writes.
 fn open_plain(path: &Path) -> io::Result<(File, fs::Metadata)> {
     let file = OpenOptions::new()
         .read(true)

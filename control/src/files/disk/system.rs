@@ -1,4 +1,5 @@
-//! The steps by which files are written, and how the system does them: by handles of folders, and never through a link.
+//! The steps by which files are written, and how the system does them:
+//! by handles of folders, and never through a link.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -13,7 +14,8 @@ use rustix::io::Errno;
 
 use super::{Attributes, parent};
 
-/// The steps by which files are written: the seam where a test lets a disk fill up, break or vanish in the middle.
+/// The steps by which files are written: the seam where a test lets a disk fill up, break or vanish
+/// in the middle.
 ///
 /// Paths have no links in them: who calls has followed those that it trusts.
 pub trait FileSystem: Send + Sync {

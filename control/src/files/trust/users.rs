@@ -38,7 +38,8 @@ pub(super) fn is_private_group(uid: u32, gid: u32) -> bool {
     )
 }
 
-/// `is_local`: every group is in `groups`. Otherwise only the user's own group can be known to be his alone.
+/// `is_local`: every group is in `groups`. Otherwise only the user's own group can be known to be
+/// his alone.
 fn is_private(passwd: &str, groups: &str, is_local: bool, uid: u32, gid: u32) -> bool {
     let users = || passwd.lines().filter_map(user);
     let own = users().find(|user| user.uid == uid);
