@@ -179,7 +179,10 @@ fn an_agent_goes_by_no_other_users_string() {
     );
     let path = place.path("x.connection");
     chown(&path, Some(SERVICE), None).unwrap();
-    let refused = place.run(0, "agent run --connection-string-file DIR/x.connection");
+    let refused = place.run(
+        0,
+        "agent run --check --connection-string-file DIR/x.connection",
+    );
     let told = shown(&refused);
     assert_eq!(refused.status.code(), Some(3), "{told}");
     assert!(told.contains("belongs to user 54711"), "{told}");
