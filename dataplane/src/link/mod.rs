@@ -15,7 +15,7 @@ use quinn_proto::StreamId;
 use rand::{Rng, RngExt};
 use rustc_hash::FxHashMap;
 use tracing::warn;
-use underpass_proto::limits::PING_AFTER;
+use underpass_proto::limits::{IDLE_MAX, PING_AFTER};
 use underpass_proto::wire::{Hello, KeepAlive, Probe, RefusedCode, VERSION};
 use underpass_proto::{Endpoint, Frame, HycoName, Role, SessionCode};
 
@@ -39,8 +39,10 @@ const UNANSWERED_MAX: Duration = Duration::from_secs(3);
 /// An attempt that was answered and is not done by then is given up: the wait at a busy relay, its handshake, and its Welcome.
 const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 
-/// From saying that no more flows are wanted on a session to closing it: the relay has heard it by then, and what it opened before has come.
-const RETIRE_AFTER: Duration = Duration::from_secs(2);
+/// From saying that no more flows are wanted on a session to closing it: the relay has heard it by
+/// then, and what it opened before has come. After an outage what was lost is sent again only after a
+/// pause as long as the outage, so no less than a session survives.
+const RETIRE_AFTER: Duration = IDLE_MAX;
 
 /// For this long after a loss attempts are close together.
 const EAGER_FOR: Duration = Duration::from_secs(60);
