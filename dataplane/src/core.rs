@@ -9,6 +9,7 @@ use rustc_hash::FxHashMap;
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Io, SocketId};
 use crate::join::{Join, JoinEnd, Joins};
+use crate::log_limit::LogLimit;
 use crate::quic::{Driver, SessionId};
 
 /// All of a worker but its role.
@@ -36,6 +37,8 @@ pub(crate) struct Core<I: Io, D> {
     /// Somebody waits for the end of a quiet send: the next wait is none.
     pub(crate) hurried: bool,
     owners: Vec<(u32, Owner)>,
+    /// Which lines about flows and sessions are written.
+    pub(crate) log: LogLimit,
     /// Defects that cost a session or a flow here.
     pub(crate) panics: u64,
 }
@@ -67,6 +70,7 @@ impl<I: Io, D> Core<I, D> {
             young: VecDeque::new(),
             hurried: false,
             owners: Vec::new(),
+            log: LogLimit::default(),
             panics: 0,
         }
     }

@@ -16,6 +16,7 @@ mod join;
 mod linger;
 mod link;
 mod listening;
+mod log_limit;
 mod opening;
 #[doc(hidden)]
 pub mod parts;

@@ -75,7 +75,9 @@ on_every_backend! {
             let told = log.lines().filter(|line| {
                 line.contains("registration refused") && line.contains(name) && line.contains(why)
             });
-            assert_eq!(told.count(), TIMES, "{why}");
+            // The first of each cause and source are written, and some later ones with a count.
+            let lines = told.count();
+            assert!((20..TIMES).contains(&lines), "{why}: {lines} lines");
         }
         scene.assert_nothing_served();
     }

@@ -1,4 +1,5 @@
-//! How the fields of a log line are written. Whatever is in a value, it stays within its line and changes nothing on a terminal.
+//! How the fields of a log line are written. Whatever is in a value, it stays within its line and
+//! changes nothing on a terminal.
 
 use std::fmt::{self, Debug, Write};
 
@@ -8,7 +9,8 @@ use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
 use underpass_proto::printable::Escaping;
 
-/// Most bytes of one value, before it is escaped: a list of faults fits, an endless text does not fill the disk.
+/// Most bytes of one value, before it is escaped: a list of faults fits, an endless text does not
+/// fill the disk.
 const VALUE_MAX: usize = 8 * 1024;
 
 /// Like the subscriber's own, with values escaped and cut.

@@ -1,6 +1,8 @@
-//! Standard error of this process: its log and its remarks. Output that cannot be written is lost and counted; it never ends the process.
+//! Standard error of this process: its log and its remarks. Output that cannot be written is lost
+//! and counted; it never ends the process.
 //!
-//! A long-running process writes from a thread of its own, so a reader that has stopped reading or a full disk holds up no traffic.
+//! A long-running process writes from a thread of its own, so a reader that has stopped reading or
+//! a full disk holds up no traffic.
 
 mod fields;
 mod queue;
@@ -22,7 +24,8 @@ use underpass_proto::printable::printable_lines;
 /// How long the end of the process waits for a slow reader to take what is queued.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
-/// Set for a long-running process; others write at once, so that stdout and stderr keep their order on a terminal.
+/// Set for a long-running process; others write at once, so that stdout and stderr keep their order
+/// on a terminal.
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 /// From here on a thread of its own writes to stderr.
@@ -44,12 +47,14 @@ pub(crate) fn flush() {
     }
 }
 
-/// Writes a remark of one or several lines to stderr. What it quotes from elsewhere changes nothing on a terminal.
+/// Writes a remark of one or several lines to stderr. What it quotes from elsewhere changes nothing
+/// on a terminal.
 pub(crate) fn write(text: Arguments<'_>) {
     write_bytes(printable_lines(&text.to_string()).into_bytes());
 }
 
-/// Writes one line to stderr that begins with a label in these colours: `("\x1b[1m", "hint:", "\x1b[0m")`.
+/// Writes one line to stderr that begins with a label in these colours: `("\x1b[1m", "hint:",
+/// "\x1b[0m")`.
 pub(crate) fn write_labelled((colour, label, plain): (&str, &str, &str), text: &str) {
     let text = printable_lines(text);
     write_bytes(format!("{colour}{label}{plain} {text}\n").into_bytes());
@@ -71,7 +76,8 @@ fn write_bytes(bytes: Vec<u8>) {
     }
 }
 
-/// The standard hook writes to stderr itself and would wait for its reader in the middle of a worker's turn.
+/// The standard hook writes to stderr itself and would wait for its reader in the middle of a
+/// worker's turn.
 fn panicked(info: &PanicHookInfo<'_>) {
     let thread = thread::current();
     let name = thread.name().unwrap_or("<unnamed>");

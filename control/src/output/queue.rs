@@ -1,4 +1,5 @@
-//! Lines on their way to a reader that may be slow, dead, or a full disk: bounded, written by one thread, and counted where they are lost.
+//! Lines on their way to a reader that may be slow, dead, or a full disk: bounded, written by one
+//! thread, and counted where they are lost.
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write};
@@ -11,16 +12,19 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
-/// Bytes that may wait for the reader: some 20,000 lines, as thousands of flows that end at once write at level debug.
+/// Bytes that may wait for the reader: some 20,000 lines, as thousands of flows that end at once
+/// write at level debug.
 const WAITING_MAX: usize = 4 * 1024 * 1024;
 
 /// What a line costs beside its bytes: its place in the channel and the allocator's part.
 const LINE_COST: usize = 64;
 
-/// While lines are lost: how often the loss is reported, and how often a quiet process tries whether output works again.
+/// While lines are lost: how often the loss is reported, and how often a quiet process tries
+/// whether output works again.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
-/// Pause where the descriptor is non-blocking (another process of the terminal made it so) and its pipe is full.
+/// Pause where the descriptor is non-blocking (another process of the terminal made it so) and its
+/// pipe is full.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
 
 /// The producer's end; shared by all threads.

@@ -1,4 +1,5 @@
-//! Text that somebody else wrote, made fit for a log or a terminal: it cannot end a line, move the cursor, change the direction of writing, or go on for ever.
+//! Text that somebody else wrote, made fit for a log or a terminal: it cannot end a line, move the
+//! cursor, change the direction of writing, or go on for ever.
 
 use std::fmt::{self, Write};
 
@@ -72,8 +73,8 @@ impl Write for Cut {
     }
 }
 
-/// Whether a character does something other than show itself: C0 and C1 controls and DEL, the controls of writing direction (Unicode UAX #9), and
-/// the separators of lines and paragraphs.
+/// Whether a character does something other than show itself: C0 and C1 controls and DEL, the
+/// controls of writing direction (Unicode UAX #9), and the separators of lines and paragraphs.
 #[must_use]
 pub fn is_control(character: char) -> bool {
     // `char::is_control` is C0, C1 and DEL.
@@ -117,7 +118,8 @@ impl<W: Write> Write for Escaping<'_, W> {
     }
 }
 
-/// JSON for a terminal: what its writer leaves as it is within strings (DEL, C1, writing direction) is escaped as JSON has it.
+/// JSON for a terminal: what its writer leaves as it is within strings (DEL, C1, writing direction)
+/// is escaped as JSON has it.
 #[must_use]
 pub fn printable_json(json: &str) -> String {
     let mut shown = String::with_capacity(json.len());
@@ -132,7 +134,8 @@ pub fn printable_json(json: &str) -> String {
     shown
 }
 
-/// A text of several lines for a terminal: every control character but line feeds and tabs is escaped.
+/// A text of several lines for a terminal: every control character but line feeds and tabs is
+/// escaped.
 #[must_use]
 pub fn printable_lines(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());

@@ -27,6 +27,7 @@ use crate::join::{Join, JoinEnd, JoinKey};
 use crate::link::links::Links;
 use crate::link::supervise::Said;
 use crate::link::{self, Heard, words};
+use crate::log_limit::{LogCause, Permit};
 use crate::opening::{Asked, Openings};
 use crate::quic::SessionId;
 use crate::resolve::{Answer, Resolver};
@@ -110,8 +111,12 @@ impl Agent {
     fn heard<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId, heard: Heard) {
         match heard {
             Heard::Registered(hyco, endpoint) => {
-                if !self.permits(session, &hyco, &endpoint) {
-                    warn!(%hyco, %endpoint, "the endpoint is not on this agent's allow-list: its flows are refused; \
+                let cause = LogCause::new("the endpoint is not on this agent's allow-list", ());
+                if !self.permits(session, &hyco, &endpoint)
+                    && let Some(Permit { left_out }) =
+                        core.log.permits(core.now, cause, Some(&hyco), None)
+                {
+                    warn!(%hyco, %endpoint, left_out, "the endpoint is not on this agent's allow-list: its flows are refused; \
                         add it to `allow` in the agent's file");
                 }
                 for asked in self.early.ready(session, &hyco) {
@@ -289,7 +294,7 @@ impl Agent {
                 core.start_opened(data, socket, session, stream, Bytes::from(opened), first);
             }
             (Errand::Flow { stream, open, .. }, Err(code)) => {
-                log_refusal(&open, code);
+                log_refusal(core, &open, code);
                 let known = self.links.known_code(session, code);
                 core.quic.abort(session, stream, known);
             }
@@ -543,16 +548,21 @@ fn refuse<I: Io>(
     open: &Open,
     code: FlowCode,
 ) {
-    log_refusal(open, code);
+    log_refusal(core, open, code);
     core.quic.abort(session, stream, code);
 }
 
-fn log_refusal(open: &Open, code: FlowCode) {
+fn log_refusal<I: Io>(core: &mut Core<I, AgentFlow>, open: &Open, code: FlowCode) {
     let ending = Ending::said(code, Side::Agent);
-    info!(
-        hyco = %open.hyco, flow = open.flow.0, endpoint = %open.endpoint, application = %open.application, %ending, why = %code,
-        "flow refused"
-    );
+    let (cause, source) = (LogCause::new("flow refused", code), open.application.ip());
+    let log = &mut core.log;
+    if let Some(Permit { left_out }) = log.permits(core.now, cause, Some(&open.hyco), Some(source))
+    {
+        info!(
+            hyco = %open.hyco, flow = open.flow.0, endpoint = %open.endpoint, application = %open.application, %ending, why = %code,
+            left_out, "flow refused"
+        );
+    }
 }
 
 /// What a probe's dial found.

@@ -279,6 +279,7 @@ impl Links {
     /// Asks again, resolves and dials where it is time.
     pub(crate) fn keep_up(&mut self, quic: &mut Driver, now: Instant, may_dial: bool) {
         for link in &mut self.links {
+            link.log.report(now);
             link.ask_again(quic, now, &mut self.rng);
             link.keep_alive(quic, now);
             if !may_dial || !link.wants_session(quic, now) {

@@ -24,6 +24,7 @@ use self::wants::{Identity, Relay};
 pub(crate) use self::words::{WRONG_CERTIFICATE, words};
 use crate::addresses::{ATTEMPT_EVERY, arranged};
 use crate::control_stream::ControlStream;
+use crate::log_limit::{LogCause, LogLimit, Permit};
 use crate::quic::{Driver, SessionId, Side, cid, config};
 
 /// A new attempt is made beside one that got no answer for this long. An answer of any kind is one: a relay that is busy tells those apart from
@@ -95,6 +96,8 @@ pub(crate) struct Link {
     next_attempt: Instant,
     /// Causes of failures that were logged since the last session, and when.
     logged: Vec<(String, Instant)>,
+    /// Which lines about this relay are written: one that is hostile hides nothing of another.
+    pub(super) log: LogLimit,
 }
 
 /// What a worker of a process that dials is told: by its supervisor, by the resolver, and (`M`) what only this kind of process is told.
@@ -151,6 +154,7 @@ impl Link {
             alone_since: now,
             next_attempt: now,
             logged: Vec::new(),
+            log: LogLimit::default(),
         }
     }
 
@@ -330,7 +334,11 @@ impl Link {
         // A new cause is logged at once: it must not hide behind the one before.
         if self.logged.len() < CAUSES_MAX && self.logged.iter().all(|(known, _)| known != why) {
             self.logged.push((why.to_owned(), now));
-            warn!(relay = %self.relay.endpoint, %why, "cannot connect to relay; retrying");
+            // A relay that takes sessions and drops them at once makes a line each time.
+            let cause = LogCause::new("cannot connect to relay; retrying", why);
+            if let Some(Permit { left_out }) = self.log.permits(now, cause, None, None) {
+                warn!(relay = %self.relay.endpoint, %why, left_out, "cannot connect to relay; retrying");
+            }
         }
     }
 
@@ -379,14 +387,18 @@ impl Link {
                     self.logged.clear();
                 }
                 Frame::Registered(said) => {
-                    let proven = session.registered(&relay, said);
+                    let proven = session.registered(&relay, said, (&mut self.log, now));
                     if matches!(proven, Some(Heard::Registered(..))) {
                         session.share_pulse(quic, &relay, id, now);
                     }
                     heard.extend(proven);
                 }
-                Frame::Refused(said) => heard.extend(session.refused(&relay, said, now)),
-                Frame::Ended(said) => heard.extend(session.ended(&relay, said, now)),
+                Frame::Refused(said) => {
+                    heard.extend(session.refused(&relay, said, (&mut self.log, now)));
+                }
+                Frame::Ended(said) => {
+                    heard.extend(session.ended(&relay, said, (&mut self.log, now)));
+                }
                 Frame::Draining => session.draining = true,
                 Frame::Codes(codes) => session.flow_code_max = codes.flow_max,
                 Frame::Probe(probe) => heard.push(Heard::Probe(probe)),

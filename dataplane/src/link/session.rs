@@ -14,6 +14,7 @@ use underpass_proto::{
 use super::Heard;
 use super::wants::{Relay, Want};
 use crate::control_stream::ControlStream;
+use crate::log_limit::{LogCause, LogLimit, Permit};
 use crate::quic::{Driver, SessionId};
 
 /// Longest pause before a refused registration is asked for again.
@@ -193,7 +194,12 @@ impl Session {
     }
 
     /// The relay's proof is checked before anything is served.
-    pub(super) fn registered(&mut self, relay: &Relay, said: Registered) -> Option<Heard> {
+    pub(super) fn registered(
+        &mut self,
+        relay: &Relay,
+        said: Registered,
+        (log, now): (&mut LogLimit, Instant),
+    ) -> Option<Heard> {
         let State::Up { exporter, .. } = &self.state else {
             return None;
         };
@@ -204,13 +210,16 @@ impl Session {
         };
         if registration.asked.as_ref().is_some_and(holds) {
             let proven = registration.asked.take()?;
-            registration.tell(relay, &proven.register, &said.endpoint);
+            registration.tell(relay, &proven.register, &said.endpoint, (log, now));
             registration.stands = Some((proven, said.endpoint.clone()));
             registration.refusals = 0;
         } else if let Some((proven, endpoint)) = &mut registration.stands
             && holds(proven)
         {
-            info!(hyco = %said.hyco, from = %endpoint, to = %said.endpoint, "endpoint changed");
+            let cause = LogCause::new("endpoint changed", ());
+            if let Some(Permit { left_out }) = log.permits(now, cause, Some(&said.hyco), None) {
+                info!(hyco = %said.hyco, from = %endpoint, to = %said.endpoint, left_out, "endpoint changed");
+            }
             *endpoint = said.endpoint.clone();
         } else {
             let why = format!("the relay does not know the key of {}", said.hyco);
@@ -220,24 +229,45 @@ impl Session {
     }
 
     /// Not granted. What stood before stands on.
-    pub(super) fn refused(&mut self, relay: &Relay, said: Refused, now: Instant) -> Option<Heard> {
+    pub(super) fn refused(
+        &mut self,
+        relay: &Relay,
+        said: Refused,
+        (log, now): (&mut LogLimit, Instant),
+    ) -> Option<Heard> {
         let Refused { hyco, code } = said;
         let registration = self.registrations.get_mut(&hyco)?;
         registration.asked = None;
         registration.ask_later(now);
-        if registration.stands.is_some() {
-            warn!(%hyco, relay = %relay.endpoint, why = %code, "the new key is refused; the one before still stands");
+        let stands = registration.stands.is_some();
+        let cause = LogCause::new("registration refused", (stands, code));
+        if let Some(Permit { left_out }) = log.permits(now, cause, Some(&hyco), None) {
+            let what = if stands {
+                "the new key is refused; the one before still stands"
+            } else {
+                "registration refused"
+            };
+            warn!(%hyco, relay = %relay.endpoint, why = %code, left_out, "{what}");
+        }
+        if stands {
             return None;
         }
-        warn!(%hyco, relay = %relay.endpoint, why = %code, "registration refused");
         Some(Heard::Refused(hyco, code))
     }
 
     /// Over. Its flows are ended by the relay.
-    pub(super) fn ended(&mut self, relay: &Relay, said: Ended, now: Instant) -> Option<Heard> {
+    pub(super) fn ended(
+        &mut self,
+        relay: &Relay,
+        said: Ended,
+        (log, now): (&mut LogLimit, Instant),
+    ) -> Option<Heard> {
         let Ended { hyco, code } = said;
-        warn!(%hyco, relay = %relay.endpoint, why = %code, "registration ended");
         let registration = self.registrations.get_mut(&hyco)?;
+        let cause = LogCause::new("registration ended", code);
+        if let Some(Permit { left_out }) = log.permits(now, cause, Some(&hyco), None) {
+            warn!(%hyco, relay = %relay.endpoint, why = %code, left_out, "registration ended");
+        }
         registration.stands = None;
         if registration.asked.is_none() {
             registration.ask_later(now);
@@ -289,20 +319,35 @@ impl Registration {
         self.ask_again = Some(now + pause);
     }
 
-    fn tell(&self, relay: &Relay, register: &Register, endpoint: &Endpoint) {
+    fn tell(
+        &self,
+        relay: &Relay,
+        register: &Register,
+        endpoint: &Endpoint,
+        (log, now): (&mut LogLimit, Instant),
+    ) {
         let (hyco, key, relay) = (&register.hyco, register.key_id, &relay.endpoint);
+        let kind = match &self.stands {
+            Some((before, _)) if before.register.key_id != key => "key changed",
+            Some((_, was)) if was != endpoint => "endpoint changed",
+            Some(_) => return,
+            None => "registered",
+        };
+        let Some(Permit { left_out }) = log.permits(now, LogCause::new(kind, ()), Some(hyco), None)
+        else {
+            return;
+        };
         match &self.stands {
             Some((before, _)) if before.register.key_id != key => {
-                info!(%hyco, from = %before.register.key_id, to = %key, %relay, "key changed");
+                info!(%hyco, from = %before.register.key_id, to = %key, %relay, left_out, "key changed");
             }
-            Some((_, was)) if was != endpoint => {
-                info!(%hyco, from = %was, to = %endpoint, "endpoint changed");
+            Some((_, was)) => {
+                info!(%hyco, from = %was, to = %endpoint, left_out, "endpoint changed");
             }
-            Some(_) => {}
             None if register.rule == Rule::Listen => {
-                info!(%hyco, %endpoint, %relay, %key, "listener registered");
+                info!(%hyco, %endpoint, %relay, %key, left_out, "listener registered");
             }
-            None => info!(%hyco, %endpoint, %relay, %key, "sender registered"),
+            None => info!(%hyco, %endpoint, %relay, %key, left_out, "sender registered"),
         }
     }
 }

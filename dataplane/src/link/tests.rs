@@ -198,7 +198,15 @@ fn a_session_asks_for_nothing_before_it_is_up() {
         endpoint: FIRST.parse().expect("an endpoint"),
         relay_proof: Proof([0; 32]),
     };
-    assert!(session.registered(&scene.link.relay, registered).is_none());
+    assert!(
+        session
+            .registered(
+                &scene.link.relay,
+                registered,
+                (&mut LogLimit::default(), scene.now)
+            )
+            .is_none()
+    );
 }
 
 #[test]

@@ -22,8 +22,8 @@ mod turns;
 pub mod verify;
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::collections::VecDeque;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,7 +31,7 @@ use std::time::Instant;
 use bytes::BytesMut;
 use quinn_proto::{
     ClientConfig, ConnectError, Connection, ConnectionError, ConnectionHandle, DatagramEvent,
-    Endpoint, Incoming,
+    Endpoint, Incoming, StreamId,
 };
 use rand::rngs::StdRng;
 use underpass_proto::Exporter;
@@ -44,7 +44,7 @@ pub use self::event::Event;
 use self::event::translate;
 pub use self::health::{Path, Side};
 pub use self::pulse::Pulse;
-pub(crate) use self::reason::reason;
+pub(crate) use self::reason::{kind, reason};
 use self::session::{Flushed, Session};
 pub use self::streams::{Read, WriteError};
 use crate::guard::guarded;
@@ -88,6 +88,8 @@ pub struct Driver {
     responses: VecDeque<(io::Transmit, Vec<u8>)>,
     /// Sessions that a defect ended, and of which that was not told yet.
     broken: Vec<SessionId>,
+    /// Streams of which more is to be read in the next turn, though nothing new comes.
+    later: BTreeSet<(SessionId, StreamId)>,
     panics: u64,
     admission: Admission<Incoming>,
     /// Handshakes that were begun, by their deadline.
@@ -168,6 +170,7 @@ impl Driver {
             server,
             responses: VecDeque::new(),
             broken: Vec::new(),
+            later: BTreeSet::new(),
             panics: 0,
             admission: Admission::default(),
             unfinished: VecDeque::new(),

@@ -1,4 +1,7 @@
-//! Why a session ended, as text that is safe to keep and to show: a peer that closes may send any bytes as its reason.
+//! Why a session ended, as text that is safe to keep and to show: a peer that closes may send any
+//! bytes as its reason.
+
+use std::mem::Discriminant;
 
 use quinn_proto::ConnectionError;
 use underpass_proto::PeerText;
@@ -7,6 +10,23 @@ use underpass_proto::PeerText;
 #[must_use]
 pub(crate) fn reason(why: &ConnectionError) -> PeerText {
     PeerText::of(why)
+}
+
+/// Codes of a peer that are told apart: those of QUIC itself (RFC 9000, section 20.1). It may
+/// choose among 2^62.
+const CODES_MAX: u64 = 0x20;
+
+/// What tells one cause from another. A peer cannot make more than a few dozen of them, whatever
+/// words and codes it chooses.
+#[must_use]
+pub(crate) fn kind(why: &ConnectionError) -> (Discriminant<ConnectionError>, u64) {
+    let code = match why {
+        ConnectionError::ApplicationClosed(close) => close.error_code.into_inner(),
+        ConnectionError::ConnectionClosed(close) => close.error_code.into(),
+        ConnectionError::TransportError(error) => error.code.into(),
+        _ => 0,
+    };
+    (std::mem::discriminant(why), code.min(CODES_MAX))
 }
 
 #[cfg(test)]

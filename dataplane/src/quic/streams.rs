@@ -1,10 +1,12 @@
 //! The streams of sessions: opened, written and read without a copy, finished, reset. What a stream's end means is decided by who reads it.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use quinn_proto::{Dir, RecvStream, SendStream, StreamId, VarInt};
 use underpass_proto::FlowCode;
 
-use super::{Driver, SessionId};
+use super::{Driver, Event, SessionId};
 
 /// How a read ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +47,27 @@ impl Driver {
             return None;
         }
         session.connection.streams().open(Dir::Bi)
+    }
+
+    /// Has the stream reported as readable in the next turn: its reader had its share of this one.
+    pub(crate) fn read_later(&mut self, id: SessionId, stream: StreamId) {
+        self.later.insert((id, stream));
+    }
+
+    /// Whether the next turn has something to read, whatever comes.
+    #[must_use]
+    pub(crate) fn reads_later(&self) -> bool {
+        !self.later.is_empty()
+    }
+
+    /// What was put off to this turn.
+    pub(crate) fn take_later(&mut self, events: &mut VecDeque<(SessionId, Event)>) {
+        let later = std::mem::take(&mut self.later);
+        events.extend(
+            later
+                .into_iter()
+                .map(|(id, stream)| (id, Event::Readable(stream))),
+        );
     }
 
     /// Writes chunks without a copy; returns the bytes that were taken. What was not taken stays in `chunks`, advanced.

@@ -21,11 +21,12 @@ pub(crate) const WASTED_MAX: u32 = 2_000;
 /// Flows refused for their rate in that time before the session is closed.
 pub(crate) const REFUSED_MAX: u32 = 4 * OPENS_BURST;
 
-/// Refused registrations in that time that the log tells of.
-pub(crate) const REFUSALS_TOLD: u32 = 100;
-
 /// Refused registrations in that time before the session is closed: an agent all of whose keys are of no use asks for each after 1, 2 and 4 s again.
 pub(crate) const REFUSALS_MAX: u32 = 5 * REGISTRATIONS_MAX as u32;
+
+/// Granted registrations in that time before the session is closed: each key of an agent with as
+/// many registrations as it may have is replaced twice.
+pub(crate) const GRANTS_MAX: u32 = 3 * REGISTRATIONS_MAX as u32;
 
 /// The deeds of one session.
 #[derive(Debug)]
@@ -38,6 +39,7 @@ pub(crate) struct Conduct {
     wasted: u32,
     refused: u32,
     in_vain: u32,
+    granted: u32,
 }
 
 /// What is to be done about a deed.
@@ -45,7 +47,7 @@ pub(crate) struct Conduct {
 pub(crate) enum Judged {
     /// Nothing.
     Fine,
-    /// It is refused, and nothing is told of it.
+    /// It is refused.
     Refuse,
     /// The session is closed.
     Close,
@@ -62,6 +64,7 @@ impl Conduct {
             wasted: 0,
             refused: 0,
             in_vain: 0,
+            granted: 0,
         }
     }
 
@@ -97,16 +100,22 @@ impl Conduct {
     pub(crate) fn asks_in_vain(&mut self, now: Instant) -> Judged {
         self.turn_page(now);
         self.in_vain += 1;
-        match self.in_vain {
-            0..=REFUSALS_TOLD => Judged::Fine,
-            _ if self.in_vain <= REFUSALS_MAX => Judged::Refuse,
-            _ => Judged::Close,
+        if self.in_vain > REFUSALS_MAX {
+            Judged::Close
+        } else {
+            Judged::Fine
         }
     }
 
-    /// Whether the refusal just judged is the first that nothing is told of.
-    pub(crate) fn falls_silent(&self) -> bool {
-        self.in_vain == REFUSALS_TOLD + 1
+    /// It asks for a registration that it may have. Each costs two proofs and a place in the book of listeners.
+    pub(crate) fn is_granted(&mut self, now: Instant) -> Judged {
+        self.turn_page(now);
+        self.granted += 1;
+        if self.granted > GRANTS_MAX {
+            Judged::Close
+        } else {
+            Judged::Fine
+        }
     }
 
     fn refill(&mut self, now: Instant) {
@@ -124,7 +133,8 @@ impl Conduct {
     fn turn_page(&mut self, now: Instant) {
         if now.saturating_duration_since(self.window_since) >= WINDOW {
             self.window_since = now;
-            (self.opened, self.wasted, self.refused, self.in_vain) = (0, 0, 0, 0);
+            (self.opened, self.wasted, self.refused) = (0, 0, 0);
+            (self.in_vain, self.granted) = (0, 0);
         }
     }
 }
@@ -169,20 +179,17 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_in_vain_is_told_of_for_a_while_and_sent_away_in_the_end() {
+    fn who_asks_for_registrations_without_end_is_sent_away() {
         let start = Instant::now();
         let mut conduct = Conduct::new(start);
-        let mut judged = [0; 2];
-        let mut silenced = 0;
-        while let known @ (Judged::Fine | Judged::Refuse) = conduct.asks_in_vain(start) {
-            judged[usize::from(known == Judged::Refuse)] += 1;
-            silenced += u32::from(conduct.falls_silent());
-        }
-        assert_eq!(silenced, 1);
-        assert_eq!(judged, [REFUSALS_TOLD, REFUSALS_MAX - REFUSALS_TOLD]);
+        let refused = (0..).take_while(|_| conduct.asks_in_vain(start) == Judged::Fine);
+        assert_eq!(refused.count(), REFUSALS_MAX as usize);
+        let granted = (0..).take_while(|_| conduct.is_granted(start) == Judged::Fine);
+        assert_eq!(granted.count(), GRANTS_MAX as usize);
         // An agent that has as many registrations as it may, and a right key for none, asks so often in that time.
         assert!(4 * REGISTRATIONS_MAX as u32 <= REFUSALS_MAX);
         assert_eq!(conduct.asks_in_vain(start + WINDOW), Judged::Fine);
+        assert_eq!(conduct.is_granted(start + WINDOW), Judged::Fine);
     }
 
     #[test]

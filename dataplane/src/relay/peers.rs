@@ -36,6 +36,7 @@ use super::plan::{Directory, Plan};
 use super::roster::{Health, Roster};
 use super::senders;
 use crate::control_stream::{Broken, ControlStream};
+use crate::log_limit::{LogCause, LogLimit, Permit};
 use crate::quic::{Driver, SessionId};
 
 /// All sessions of one worker, from their handshake on.
@@ -48,6 +49,8 @@ pub(crate) struct Peers {
     rosters: HashMap<HycoName, Roster>,
     directory: Arc<Directory>,
     probes: Probes,
+    /// Which lines about registrations are written.
+    pub(crate) log: LogLimit,
     rng: StdRng,
 }
 
@@ -115,6 +118,7 @@ impl Peers {
             rosters: HashMap::new(),
             directory,
             probes: Probes::default(),
+            log: LogLimit::default(),
             rng,
         }
     }
@@ -502,31 +506,25 @@ impl Peer {
         }
     }
 
-    /// Refuses a registration. Who asks in vain again and again fills no log, and is sent away in the end.
+    /// Refuses a registration. A peer that asks in vain again and again is sent away in the end.
     fn refuse(
         &mut self,
         now: Instant,
         quic: &mut Driver,
+        log: &mut LogLimit,
         session: SessionId,
         register: &Register,
-        code: RefusedCode,
-        why: &str,
+        (code, why): (RefusedCode, &str),
     ) -> Verdict {
         let hyco = register.hyco.clone();
-        match self.conduct.asks_in_vain(now) {
-            conduct::Judged::Fine => {
-                let agent = self.hello.as_ref().map(|hello| display(hello.agent_id));
-                warn!(%hyco, key = %register.key_id, agent, %why, "registration refused");
-            }
-            conduct::Judged::Refuse if self.conduct.falls_silent() => {
-                let agent = self.hello.as_ref().map(|hello| display(hello.agent_id));
-                warn!(
-                    agent,
-                    "more refused registrations of this session are not told"
-                );
-            }
-            conduct::Judged::Refuse => {}
-            conduct::Judged::Close => return Verdict::Close(SessionCode::Overloaded),
+        let source = quic.path(session).map(|path| path.remote.ip());
+        let cause = LogCause::new("registration refused", why);
+        if let Some(Permit { left_out }) = log.permits(now, cause, Some(&hyco), source) {
+            let agent = self.hello.as_ref().map(|hello| display(hello.agent_id));
+            warn!(%hyco, key = %register.key_id, agent, %why, left_out, "registration refused");
+        }
+        if self.conduct.asks_in_vain(now) == conduct::Judged::Close {
+            return Verdict::Close(SessionCode::Overloaded);
         }
         self.say(quic, session, &Frame::Refused(Refused { hyco, code }))
     }

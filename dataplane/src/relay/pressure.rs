@@ -13,17 +13,29 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Told {
     last: Pressure,
     at: Option<Instant>,
+    /// What the last lines were about.
+    kinds: [bool; 7],
 }
 
 impl Told {
     /// Looks at what there is now; tells what is new.
     pub(super) fn look(&mut self, now: Instant, pressure: Pressure) {
         let due = |at| now.saturating_duration_since(at) >= TELL_EVERY;
-        if !self.at.is_none_or(due) {
+        let new = pressure.since(&self.last);
+        // What was not part of the last line is news, and does not wait.
+        let is_new_kind = kinds(&new)
+            .iter()
+            .zip(self.kinds)
+            .any(|(new, told)| *new && !told);
+        if !self.at.is_none_or(due) && !is_new_kind {
             return;
         }
-        let new = pressure.since(&self.last);
         if new.is_trouble() {
+            self.kinds = if self.at.is_none_or(due) {
+                kinds(&new)
+            } else {
+                std::array::from_fn(|n| self.kinds[n] || kinds(&new)[n])
+            };
             self.at = Some(now);
             self.last = pressure;
             warn!(
@@ -38,5 +50,48 @@ impl Told {
                 "the relay turned some away to stay within its limits"
             );
         }
+    }
+}
+
+/// Which kinds of trouble there are.
+fn kinds(pressure: &Pressure) -> [bool; 7] {
+    [
+        pressure.handshakes_asked,
+        pressure.handshakes_ignored,
+        pressure.handshakes_unfinished,
+        pressure.opens_refused,
+        pressure.sessions_sent_away,
+        pressure.accepts_failed,
+        pressure.panics,
+    ]
+    .map(|count| count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_kind_of_trouble_does_not_wait_behind_an_old_one() {
+        let (mut told, start) = (Told::default(), Instant::now());
+        let mut pressure = Pressure {
+            handshakes_asked: 1,
+            ..Pressure::default()
+        };
+        told.look(start, pressure);
+        assert_eq!(told.last, pressure);
+        pressure.handshakes_asked = 1_000;
+        let soon = start + Duration::from_secs(1);
+        told.look(soon, pressure);
+        assert_eq!(told.last.handshakes_asked, 1, "the same waits");
+        pressure.sessions_sent_away = 1;
+        told.look(soon, pressure);
+        assert_eq!(told.last, pressure);
+        pressure.handshakes_asked = 2_000;
+        pressure.sessions_sent_away = 2;
+        told.look(soon, pressure);
+        assert_eq!(told.last.sessions_sent_away, 1, "both are old now");
+        told.look(soon + TELL_EVERY, pressure);
+        assert_eq!(told.last, pressure);
     }
 }

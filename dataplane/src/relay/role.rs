@@ -36,8 +36,9 @@ use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Datagrams, Io, SocketId, Stream};
 use crate::join::{Join, JoinEnd, JoinKey, Toward};
 use crate::listening::{Change, Drain, Listening};
+use crate::log_limit::{LogCause, Permit};
 use crate::opening::Openings;
-use crate::quic::{SessionId, config, reason};
+use crate::quic::{SessionId, config, kind, reason};
 use crate::waiting::Waiting;
 use crate::worker::{Handle, Role};
 
@@ -197,7 +198,11 @@ impl Relay {
         code: SessionCode,
     ) {
         let remote = core.quic.path(session).map(|path| path.remote);
-        info!(?remote, why = %code, "session closed");
+        let source = remote.map(|remote| remote.ip());
+        let cause = LogCause::new("session closed", code);
+        if let Some(Permit { left_out }) = core.log.permits(core.now, cause, None, source) {
+            info!(?remote, why = %code, left_out, "session closed");
+        }
         self.peers
             .gone(core.now, &core.quic, session, &code.to_string());
         self.session_over(core, session);
@@ -209,7 +214,11 @@ impl Relay {
     fn send_away<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
         self.pressure.sessions_sent_away += 1;
         let remote = core.quic.path(session).map(|path| path.remote);
-        warn!(?remote, "a sender floods; its session is closed");
+        let source = remote.map(|remote| remote.ip());
+        let cause = LogCause::new("a sender floods", ());
+        if let Some(Permit { left_out }) = core.log.permits(core.now, cause, None, source) {
+            warn!(?remote, left_out, "a sender floods; its session is closed");
+        }
         self.close(core, session, SessionCode::Overloaded);
     }
 
@@ -353,21 +362,23 @@ impl Role for Relay {
         session: SessionId,
         why: &ConnectionError,
     ) {
-        let remote = core
-            .quic
-            .path(session)
-            .map_or_else(|| "unknown".to_owned(), |path| path.remote.to_string());
+        let address = core.quic.path(session).map(|path| path.remote);
+        let remote = address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
         let left = departure(why);
-        match (
-            self.peers.gone(core.now, &core.quic, session, &left),
-            said(why),
-        ) {
-            (None, _) => debug!(remote, why = %reason(why), "a handshake came to nothing"),
-            (Some(registrations), None) => {
-                info!(remote, registrations, why = %reason(why), "session lost");
-            }
-            (Some(registrations), Some(code)) => {
-                info!(remote, registrations, %code, "session ended by its peer");
+        let code = said(why);
+        let known = self.peers.gone(core.now, &core.quic, session, &left);
+        let Some(registrations) = known else {
+            debug!(remote, why = %reason(why), "a handshake came to nothing");
+            return self.session_over(core, session);
+        };
+        let cause = LogCause::new("session lost", (kind(why), registrations > 0));
+        let source = address.map(|address| address.ip());
+        if let Some(Permit { left_out }) = core.log.permits(core.now, cause, None, source) {
+            match code {
+                None => info!(remote, registrations, why = %reason(why), left_out, "session lost"),
+                Some(code) => {
+                    info!(remote, registrations, %code, left_out, "session ended by its peer");
+                }
             }
         }
         self.session_over(core, session);
@@ -468,7 +479,7 @@ impl Role for Relay {
         end: JoinEnd,
     ) {
         let moved = (join.bytes_to_agent(), join.bytes_to_sender());
-        self.note_end(core.now, &join.data, joined_ending(end), moved);
+        self.note_end(core, &join.data, joined_ending(end), moved);
         if join.is_unopened() && matches!(end, JoinEnd::Said(Toward::Sender, _)) {
             self.wasted(core, join.sender.0);
         }
@@ -481,7 +492,7 @@ impl Role for Relay {
         end: End,
     ) {
         let moved = (flow.bytes_from_socket, flow.bytes_to_socket);
-        self.note_end(core.now, &flow.data, ending(end), moved);
+        self.note_end(core, &flow.data, ending(end), moved);
     }
 
     fn tick<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
@@ -497,6 +508,7 @@ impl Role for Relay {
         for session in self.peers.fell_silent(&core.quic, core.now) {
             self.rescue(core, session);
         }
+        self.peers.log.report(core.now);
         self.openings.expire(&mut core.quic, core.now);
         self.expire_opening(core);
         self.expire_waiting(core);

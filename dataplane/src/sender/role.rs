@@ -25,6 +25,7 @@ use crate::link::links::Links;
 use crate::link::supervise::Said;
 use crate::link::{self, Heard, words};
 use crate::listening::{Change, Drain, Listening};
+use crate::log_limit::{LogCause, Permit};
 use crate::quic::SessionId;
 use crate::resolve::Resolver;
 use crate::waiting::{WAIT_MAX, Waiting};
@@ -221,7 +222,12 @@ impl Role for Sender {
             }
             (Ok((socket, _)), None) => core.io.close(socket, Close::Reset),
             (Err(error), hyco) => {
-                warn!(hyco = ?hyco.map(|name| name.to_string()), %error, "cannot accept");
+                let cause = LogCause::new("cannot accept", error.kind());
+                if let Some(Permit { left_out }) =
+                    core.log.permits(core.now, cause, hyco.as_ref(), None)
+                {
+                    warn!(hyco = ?hyco.map(|name| name.to_string()), %error, left_out, "cannot accept");
+                }
             }
         }
     }
@@ -316,9 +322,16 @@ impl Role for Sender {
                 to_endpoint = up, to_application = down, ms, "flow ended"
             );
         } else {
+            let (cause, source) = (LogCause::new("flow failed", ending), data.application.ip());
+            let permit = core
+                .log
+                .permits(core.now, cause, Some(&data.hyco), Some(source));
+            let Some(Permit { left_out }) = permit else {
+                return;
+            };
             info!(
                 hyco = %data.hyco, flow = data.id.0, application = %data.application, endpoint = %data.endpoint, %ending,
-                to_endpoint = up, to_application = down, ms, "flow failed"
+                to_endpoint = up, to_application = down, ms, left_out, "flow failed"
             );
         }
     }

@@ -21,6 +21,7 @@ use crate::guard::guarded;
 use crate::io::{Completion, Io, SocketId};
 use crate::join::{Join, JoinEnd, JoinKey, Toward};
 use crate::linger::Linger;
+use crate::log_limit::{LogCause, Permit};
 use crate::quic::{Driver, Event, SessionId, cid};
 
 /// How often a role looks after deadlines of its own.
@@ -127,6 +128,7 @@ impl<I: Io, R: Role> Worker<I, R> {
             self.complete_guarded(completion);
         }
         self.completions = completions;
+        self.core.quic.take_later(&mut self.events);
         self.core.quic.fire_timers(self.core.now);
         if guarded(|| self.tick()).is_none() {
             self.core.panics += 1;
@@ -139,7 +141,8 @@ impl<I: Io, R: Role> Worker<I, R> {
 
     /// When it has something to do, whatever comes.
     pub(crate) fn deadline(&mut self) -> Instant {
-        if self.unsent || self.core.hurried || !self.messages.is_empty() {
+        let quic = &self.core.quic;
+        if self.unsent || self.core.hurried || quic.reads_later() || !self.messages.is_empty() {
             return self.core.now;
         }
         let quic = self.core.quic.next_deadline();
@@ -218,6 +221,7 @@ impl<I: Io, R: Role> Worker<I, R> {
             self.next_tick = self.core.now + TICK;
             self.core.settle_young();
             self.core.watch_paused();
+            self.core.log.report(self.core.now);
             self.role.tick(&mut self.core);
         }
     }
@@ -245,7 +249,14 @@ impl<I: Io, R: Role> Worker<I, R> {
             return;
         }
         self.core.panics += 1;
-        error!("a defect ended a session; please report it, with the message of the panic above");
+        let cause = LogCause::new("a defect ended a session", ());
+        let core = &mut self.core;
+        if let Some(Permit { left_out }) = core.log.permits(core.now, cause, None, None) {
+            error!(
+                left_out,
+                "a defect ended a session; please report it, with the message of the panic above"
+            );
+        }
         let _ = guarded(|| {
             let why = ConnectionError::LocallyClosed;
             self.role.session_lost(&mut self.core, session, &why);

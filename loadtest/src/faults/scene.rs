@@ -128,10 +128,15 @@ impl Scene {
         Ok(())
     }
 
+    /// What the relay has logged since it began.
+    pub(crate) fn relay_log(&self) -> String {
+        let relay = self.installation.relay();
+        relay.as_ref().map_or_else(String::new, Process::stderr)
+    }
+
     /// How many lines with `text` the relay has logged since it began.
     pub(crate) fn relay_lines(&self, text: &str) -> usize {
-        let relay = self.installation.relay();
-        let log = relay.as_ref().map_or_else(String::new, Process::stderr);
+        let log = self.relay_log();
         log.lines().filter(|line| line.contains(text)).count()
     }
 }

@@ -154,6 +154,12 @@ pub static ROWS: &[Row] = &[
         holds: "auto takes poll and says so once",
         run: changes::without_io_uring,
     },
+    Row {
+        number: 28,
+        name: "floods of applications that are turned away",
+        holds: "at most 4 KiB of log a second and a count of the rest; honest flows keep 90 %",
+        run: floods::logs,
+    },
 ];
 
 /// Rows that tests show, which run with all others.

@@ -3,9 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod bounds;
+mod logs;
 mod registrations;
 mod stranger;
-mod texts;
 mod wire;
 
 use std::io::ErrorKind;

@@ -105,8 +105,40 @@ on_every_backend! {
             assert_eq!(relay.flow(&honest.connection).await.name, NAME);
             let log = relay.installation.relay().as_ref().unwrap().stderr();
             let told = log.matches("registration refused").count();
-            // So many of each ten seconds.
-            assert!((100..500).contains(&told), "{told} lines");
+            // A burst, and one in two seconds.
+            assert!((20..100).contains(&told), "{told} lines");
+        });
+    }
+
+    fn a_session_that_registers_without_end_fills_no_log_and_is_sent_away(io) {
+        with_relay(io, async |relay: Relay| {
+            let honest = relay.register(&relay.secret.key).await;
+            let mut session = Session::greet(relay.listen, &relay.secret.pin).await;
+            let exporter = session.exporter();
+            let register = Register::listen(NAME).frame(&relay.secret.key, &exporter);
+            let hundred = register.repeat(100);
+            let flood = async {
+                while session.to_relay.write_all(&hundred).await.is_ok() {}
+                session.close_code().await
+            };
+            // Others have their turn meanwhile.
+            let other = async {
+                let mut longest = std::time::Duration::ZERO;
+                for _ in 0..20 {
+                    let began = Instant::now();
+                    let refused = Session::greet(relay.listen, &relay.secret.pin).await;
+                    longest = longest.max(began.elapsed());
+                    drop(refused);
+                }
+                longest
+            };
+            let (code, longest) = tokio::join!(flood, other);
+            assert_eq!(code, OVERLOADED);
+            assert!(longest < MOMENT / 4, "a newcomer waited {longest:?}");
+            let log = relay.installation.relay().as_ref().unwrap().stderr();
+            let lines = log.lines().filter(|line| line.contains("registered")).count();
+            assert!((2..100).contains(&lines), "{lines} lines");
+            drop(honest);
         });
     }
 

@@ -13,7 +13,9 @@ use underpass_proto::{
 };
 
 use super::{Granted, Peer, Peers, Verdict, unix_ms};
+use crate::log_limit::{LogCause, Permit};
 use crate::quic::{Driver, SessionId};
+use crate::relay::conduct;
 use crate::relay::listeners::Who;
 use crate::relay::plan::Plan;
 use crate::relay::roster::{Entry, Roster, WEIGHT_MAX};
@@ -53,19 +55,26 @@ impl Peers {
         let (definition, checked) = match authorise(plan, &hello, &register, &peer.exporter) {
             Ok(authorised) => authorised,
             Err(why) => {
-                let code = RefusedCode::NotAuthorised;
-                return peer.refuse(now, quic, session, &register, code, &why);
+                let why = (RefusedCode::NotAuthorised, why.as_str());
+                return peer.refuse(now, quic, &mut self.log, session, &register, why);
             }
         };
+        if peer.conduct.is_granted(now) == conduct::Judged::Close {
+            return Verdict::Close(SessionCode::Overloaded);
+        }
+        let source = Some(path.remote.ip());
         if peer.check_only {
-            info!(hyco = %name, key = %register.key_id, which = %checked.which, role = %hello.role, "checked");
+            let cause = LogCause::new("checked", (register.rule, register.key_id));
+            if let Some(Permit { left_out }) = self.log.permits(now, cause, Some(&name), source) {
+                info!(hyco = %name, key = %register.key_id, which = %checked.which, role = %hello.role, left_out, "checked");
+            }
             let answer = registered(&checked.key, &register, definition, &peer.exporter);
             return peer.say(quic, session, &answer);
         }
         if !peer.registrations.contains_key(&name) {
             if peer.registrations.len() >= REGISTRATIONS_MAX {
-                let why = "a session has no more of them";
-                return peer.refuse(now, quic, session, &register, RefusedCode::Overloaded, why);
+                let why = (RefusedCode::Overloaded, "a session has no more of them");
+                return peer.refuse(now, quic, &mut self.log, session, &register, why);
             }
             let who = Who {
                 agent_id: hello.agent_id,
@@ -76,8 +85,8 @@ impl Peers {
             let listeners = &self.directory.listeners;
             if register.rule == Rule::Listen && !listeners.join(now, definition, who, self.worker) {
                 let why = format!("too many listeners, {most} may be");
-                let code = RefusedCode::TooManyListeners;
-                return peer.refuse(now, quic, session, &register, code, &why);
+                let why = (RefusedCode::TooManyListeners, why.as_str());
+                return peer.refuse(now, quic, &mut self.log, session, &register, why);
             }
         }
         let keys = &self.directory.keys;
@@ -89,11 +98,18 @@ impl Peers {
         if register.rule == Rule::Send && peer.flows_allowed == 0 {
             peer.allow_flows(quic, session, senders::FLOWS_FIRST);
         }
-        info!(hyco = %name, key = %register.key_id, which = %checked.which, role = %hello.role, agent = %hello.agent_id, "registered");
+        let cause = LogCause::new("registered", (register.rule, register.key_id));
+        if let Some(Permit { left_out }) = self.log.permits(now, cause, Some(&name), source) {
+            info!(hyco = %name, key = %register.key_id, which = %checked.which, role = %hello.role, agent = %hello.agent_id, left_out, "registered");
+        }
         if register.rule == Rule::Listen {
             let entry = Entry::new(session, hello.instance, &register, &definition.limits);
-            if register.weight > WEIGHT_MAX && definition.limits.weight.is_none() {
-                info!(hyco = %name, agent = %hello.agent_id, weight = register.weight, counts = WEIGHT_MAX, "a weight is over the bound");
+            let cause = LogCause::new("a weight is over the bound", ());
+            if register.weight > WEIGHT_MAX
+                && definition.limits.weight.is_none()
+                && let Some(Permit { left_out }) = self.log.permits(now, cause, Some(&name), source)
+            {
+                info!(hyco = %name, agent = %hello.agent_id, weight = register.weight, counts = WEIGHT_MAX, left_out, "a weight is over the bound");
             }
             self.rosters.entry(name.clone()).or_default().add(entry);
         }

@@ -16,6 +16,7 @@ use crate::core::Core;
 use crate::flow::{End, FlowKey};
 use crate::io::{Close, Io, SocketId};
 use crate::join::{JoinEnd, Toward};
+use crate::log_limit::{LogCause, Permit};
 use crate::opening::Head;
 use crate::quic::SessionId;
 use crate::relay::listeners::{Dial, Live, Moment};
@@ -48,7 +49,13 @@ impl Relay {
             return core.io.close(socket, Close::Reset);
         };
         if !hyco.admits(application) {
-            warn!(hyco = %name, %application, "refused: not in allow_from");
+            let cause = LogCause::new("not in allow_from", ());
+            let (log, source) = (&mut core.log, application.ip());
+            if let Some(Permit { left_out }) =
+                log.permits(core.now, cause, Some(name), Some(source))
+            {
+                warn!(hyco = %name, %application, left_out, "refused: not in allow_from");
+            }
             return core.io.close(socket, Close::Reset);
         }
         if hyco.over_quota {
@@ -233,7 +240,7 @@ impl Relay {
         code: FlowCode,
     ) {
         core.io.close(socket, Close::Reset);
-        self.note_refusal(hyco, application, code);
+        self.note_refusal(core, hyco, application, code);
     }
 
     /// An explicit refusal is tried once elsewhere, with all that the application sent so far.

@@ -33,11 +33,11 @@ impl Relay {
             return refuse(core, FlowCode::Draining);
         }
         if self.directory.means.is_tight() {
-            self.note_refusal(&hyco.name, open.application, FlowCode::Overloaded);
+            self.note_refusal(core, &hyco.name, open.application, FlowCode::Overloaded);
             return refuse(core, FlowCode::Overloaded);
         }
         if hyco.over_quota {
-            self.note_refusal(&hyco.name, open.application, FlowCode::OverQuota);
+            self.note_refusal(core, &hyco.name, open.application, FlowCode::OverQuota);
             return refuse(core, FlowCode::OverQuota);
         }
         let limits = &plan.snapshot.limits;
@@ -45,7 +45,7 @@ impl Relay {
             .directory
             .place(&hyco.name, hyco.limits.flows_max, limits.flows_max);
         let Some(place) = place else {
-            self.note_refusal(&hyco.name, open.application, FlowCode::TooManyFlows);
+            self.note_refusal(core, &hyco.name, open.application, FlowCode::TooManyFlows);
             return refuse(core, FlowCode::TooManyFlows);
         };
         let chosen = self.choose(core, &hyco.name, None);
@@ -58,14 +58,14 @@ impl Relay {
                 return self.waiting.push(core.now, waiter);
             }
             Choice::Full => {
-                self.note_refusal(&hyco.name, open.application, FlowCode::Overloaded);
+                self.note_refusal(core, &hyco.name, open.application, FlowCode::Overloaded);
                 return refuse(core, FlowCode::Overloaded);
             }
             Choice::Nobody => {
                 if let Some(worker) = elsewhere() {
                     return say_elsewhere(core, session, stream, worker);
                 }
-                self.note_refusal(&hyco.name, open.application, FlowCode::NoListener);
+                self.note_refusal(core, &hyco.name, open.application, FlowCode::NoListener);
                 return refuse(core, FlowCode::NoListener);
             }
         };

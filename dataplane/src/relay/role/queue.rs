@@ -103,7 +103,7 @@ impl Relay {
                 ..
             } => self.turn_away(core, &hyco, socket, application, code),
             Waiter::Sender(asked, _) => {
-                self.note_refusal(&asked.open.hyco, asked.open.application, code);
+                self.note_refusal(core, &asked.open.hyco, asked.open.application, code);
                 core.quic.abort(asked.session, asked.stream, code);
             }
         }

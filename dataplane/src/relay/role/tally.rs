@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::time::Instant;
 
 use tracing::{debug, info};
 use underpass_proto::snapshot::{Pressure, SessionReport};
@@ -13,6 +12,7 @@ use crate::core::Core;
 use crate::flow::End;
 use crate::io::Io;
 use crate::join::{JoinEnd, Toward};
+use crate::log_limit::{LogCause, Permit};
 
 /// One worker's share of a report.
 #[derive(Debug, Default)]
@@ -45,8 +45,9 @@ pub(crate) struct Counts {
 }
 
 impl Relay {
-    pub(super) fn note_refusal(
+    pub(super) fn note_refusal<I: Io>(
         &mut self,
+        core: &mut Core<I, RelayFlow>,
         hyco: &HycoName,
         application: SocketAddr,
         code: FlowCode,
@@ -56,13 +57,17 @@ impl Relay {
         counts.total += 1;
         counts.failed += 1;
         counts.last_ending = Some(ending.to_string());
-        info!(%hyco, %application, why = %code, "flow refused");
+        let (cause, source) = (LogCause::new("flow refused", code), application.ip());
+        let log = &mut core.log;
+        if let Some(Permit { left_out }) = log.permits(core.now, cause, Some(hyco), Some(source)) {
+            info!(%hyco, %application, why = %code, left_out, "flow refused");
+        }
     }
 
     /// `moved`: bytes to the endpoint, and to the application.
-    pub(super) fn note_end(
+    pub(super) fn note_end<I: Io>(
         &mut self,
-        now: Instant,
+        core: &mut Core<I, RelayFlow>,
         data: &RelayFlow,
         ending: Ending,
         moved: (u64, u64),
@@ -71,7 +76,7 @@ impl Relay {
         let counts = self.counts.entry(data.hyco.clone()).or_default();
         counts.to_endpoint += to_endpoint;
         counts.to_application += to_application;
-        let ms = now.saturating_duration_since(data.since).as_millis();
+        let ms = core.now.saturating_duration_since(data.since).as_millis();
         match ending.cause {
             Cause::Clean => debug!(
                 hyco = %data.hyco, flow = data.id.0, application = %data.application, endpoint = %data.endpoint,
@@ -80,9 +85,15 @@ impl Relay {
             Cause::Code(why) => {
                 counts.failed += 1;
                 counts.last_ending = Some(ending.to_string());
+                let (cause, source) = (LogCause::new("flow failed", ending), data.application.ip());
+                let log = &mut core.log;
+                let permit = log.permits(core.now, cause, Some(&data.hyco), Some(source));
+                let Some(Permit { left_out }) = permit else {
+                    return;
+                };
                 info!(
                     hyco = %data.hyco, flow = data.id.0, application = %data.application, endpoint = %data.endpoint,
-                    %ending, %why, to_endpoint, to_application, ms, "flow failed"
+                    %ending, %why, to_endpoint, to_application, ms, left_out, "flow failed"
                 );
             }
         }

@@ -14,6 +14,7 @@ use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Io};
 use crate::link::Link;
+use crate::log_limit::{LogCause, Permit};
 use crate::opening::Head;
 use crate::waiting::WAIT_MAX;
 
@@ -220,5 +221,12 @@ pub(super) fn turn_away<I: Io>(
 ) {
     core.io.close(application.socket, Close::Reset);
     let ending = Ending::said(code, Side::Sender);
-    info!(hyco = %application.hyco, application = %application.address, %ending, "flow refused");
+    let (cause, source) = (
+        LogCause::new("flow refused", code),
+        application.address.ip(),
+    );
+    let (log, hyco) = (&mut core.log, &application.hyco);
+    if let Some(Permit { left_out }) = log.permits(core.now, cause, Some(hyco), Some(source)) {
+        info!(%hyco, application = %application.address, %ending, left_out, "flow refused");
+    }
 }

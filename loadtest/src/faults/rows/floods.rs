@@ -1,5 +1,7 @@
-//! Rows 20 and 21: strangers who send what makes no sense, and applications that open and reset as fast as they can.
+//! Rows 20, 21 and 28: strangers who send what makes no sense, applications that open and reset as
+//! fast as they can, and those that are turned away.
 
+use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -27,6 +29,9 @@ const GROUP: u64 = 20;
 /// What honest applications do meanwhile.
 const HONEST: &str =
     "[[group]]\nname = \"honest\"\nflows = 16\nrate = 300\nrequest = 200\nresponse = 4000\n";
+
+/// Bytes of log that a flood may cause in a second: a burst of 20 lines, and one each two seconds.
+const LOG_BYTES_PER_SECOND: f64 = 4_096.0;
 
 /// Memory that a flood may leave behind, MB: what buffers of a burst may have grown to.
 const LEFT_MB: f64 = 32.0;
@@ -77,12 +82,67 @@ pub(in crate::faults) fn opens_and_resets(trial: &mut Trial<'_>) -> Result<()> {
         "opens and resets without a pause for {} s",
         length.as_secs()
     ));
+    let (opened, beside) = beside_resets(trial, &scene, scene.binding, length)?;
+    trial.count("flows opened and reset", opened, Some(Bar::AtLeast(100.0)));
+    keep(trial, &alone, &beside);
+    wait_until_idle(&scene)?;
+    wait_for("the relay's files to be those before", MOMENT, || {
+        (usage::open_files(relay).ok()? <= files + 16).then_some(())
+    })?;
+    leaves(trial, &scene, memory)
+}
+
+/// Row 28.
+pub(in crate::faults) fn logs(trial: &mut Trial<'_>) -> Result<()> {
+    let scene = Scene::open(trial, 1)?;
+    let length = Duration::from_secs(trial.pick(3, 10, 30));
+    let alone = honest(trial, scene.binding, length)?;
+    let memory = usage::memory(scene.relay_id()?)?;
+    let lonely = "no-agent-here";
+    scene.installation.define(lonely, "127.0.0.1:9")?;
+    let closed = "not-for-you";
+    scene.installation.define(closed, "127.0.0.1:9")?;
+    let text = fs::read_to_string(scene.installation.definition(closed))?;
+    let text = format!("allow_from = [\"192.0.2.0/24\"]\n{text}");
+    scene.installation.write_definition(closed, &text)?;
+    let floods = [
+        (lonely, "a binding without an agent"),
+        (closed, "applications outside allow_from"),
+    ];
+    for (name, what) in floods {
+        let target = scene.installation.binding(name)?;
+        let log = scene.relay_log().len();
+        trial.fault(format!("{what}, for {} s", length.as_secs()));
+        let (opened, beside) = beside_resets(trial, &scene, target, length)?;
+        let bytes = scene.relay_log().len() - log;
+        trial.count(what, opened, Some(Bar::AtLeast(100.0)));
+        trial.figure(
+            "bytes of the relay's log for each second of it",
+            bytes as f64 / length.as_secs_f64(),
+            "bytes",
+            Some(Bar::AtMost(LOG_BYTES_PER_SECOND)),
+        );
+        keep(trial, &alone, &beside);
+    }
+    wait_for("the count of lines left out", MOMENT, || {
+        (scene.relay_lines("log lines left out") > 0).then_some(())
+    })?;
+    wait_until_idle(&scene)?;
+    leaves(trial, &scene, memory)
+}
+
+/// Opens and resets at `target` without a pause while honest applications work: how many, and what became of those.
+fn beside_resets(
+    trial: &mut Trial<'_>,
+    scene: &Scene,
+    target: SocketAddr,
+    length: Duration,
+) -> Result<(u64, Honest)> {
     let ending = Arc::new(AtomicBool::new(false));
     let opened = Arc::new(AtomicU64::new(0));
     let threads: Vec<JoinHandle<()>> = (0..2)
         .map(|_| {
-            let (ending, opened, target) =
-                (Arc::clone(&ending), Arc::clone(&opened), scene.binding);
+            let (ending, opened) = (Arc::clone(&ending), Arc::clone(&opened));
             thread::spawn(move || {
                 while !ending.load(Ordering::Relaxed) {
                     if open_and_reset(target).is_ok() {
@@ -99,18 +159,7 @@ pub(in crate::faults) fn opens_and_resets(trial: &mut Trial<'_>) -> Result<()> {
             .join()
             .map_err(|_| anyhow!("a flood's thread has failed"))?;
     }
-    let beside = beside?;
-    trial.count(
-        "flows opened and reset",
-        opened.load(Ordering::Relaxed),
-        Some(Bar::AtLeast(100.0)),
-    );
-    keep(trial, &alone, &beside);
-    wait_until_idle(&scene)?;
-    wait_for("the relay's files to be those before", MOMENT, || {
-        (usage::open_files(relay).ok()? <= files + 16).then_some(())
-    })?;
-    leaves(trial, &scene, memory)
+    Ok((opened.load(Ordering::Relaxed), beside?))
 }
 
 fn open_and_reset(target: SocketAddr) -> io::Result<()> {

@@ -1,4 +1,6 @@
-//! Text that a peer may choose freely reaches logs and terminals as one line without effects.
+//! What others can do to a log: their text is one line without effects, and their floods are a few lines and a count.
+
+use std::time::Instant;
 
 use quinn::VarInt;
 use underpass_tests::deadline::{MOMENT, wait_for};
@@ -11,7 +13,44 @@ use crate::{NAME, Relay, with_relay};
 const NASTY: &str =
     "bye\n2026-01-01T00:00:00Z  INFO registered hyco=payroll-sql\x1b[2J\u{9b}2J\u{202e}\u{2028}";
 
+/// Lines of one cause and one source: a burst of 20, and one each two seconds.
+const FEW: usize = 60;
+
+/// Connections of a flood.
+const MANY: usize = 400;
+
 on_every_backend! {
+    fn applications_that_are_turned_away_without_end_fill_no_log(io) {
+        with_relay(io, async |relay: Relay| {
+            for _ in 0..MANY {
+                relay.resets_applications().await;
+            }
+            let text = std::fs::read_to_string(relay.installation.definition(NAME)).unwrap();
+            let text = format!("allow_from = [\"192.0.2.0/24\"]\n{text}");
+            relay.installation.write_definition(NAME, &text).unwrap();
+            let log = || relay.installation.relay().as_ref().unwrap().stderr();
+            let lines = |what: &str| log().lines().filter(|line| line.contains(what)).count();
+            // A new cause is written at once, whatever the one before has used up.
+            let end = Instant::now() + MOMENT;
+            while lines("not in allow_from") == 0 {
+                assert!(Instant::now() < end, "{}", log());
+                relay.resets_applications().await;
+            }
+            for _ in 0..MANY {
+                relay.resets_applications().await;
+            }
+            for what in ["flow refused", "not in allow_from"] {
+                let lines = lines(what);
+                assert!((1..FEW).contains(&lines), "{lines} lines: {what}");
+            }
+            let told = || log().contains("log lines left out").then_some(());
+            wait_for("the count of what was left out", MOMENT, told).unwrap();
+            let log = log();
+            let line = log.lines().find(|line| line.contains("log lines left out")).unwrap();
+            assert!(line.contains("hyco=payroll-sql source=127.0.0.1"), "{line}");
+        });
+    }
+
     fn the_reason_of_a_peer_that_leaves_forges_no_line_and_moves_no_cursor(io) {
         with_relay(io, async |relay: Relay| {
             let session = relay.register(&relay.secret.key).await;
