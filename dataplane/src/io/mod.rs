@@ -4,6 +4,7 @@
 //! `poll` is readiness by mio that imitates completions, `sim` is a machine that does not exist, for tests. `unsafe` lives in this folder only.
 //! Nothing here knows QUIC, sessions or flows.
 
+pub(crate) mod allocator;
 mod buffers;
 mod choose;
 mod chunks;

@@ -337,6 +337,7 @@ impl<P: Plan, M> Workers<P, M> {
                     }
                 }
                 recv(look) -> _ => {
+                    io::allocator::release_freed();
                     if self.look(draining)? {
                         return Ok(());
                     }
