@@ -7,6 +7,7 @@ use quinn_proto::StreamId;
 use rustc_hash::FxHashMap;
 
 use crate::flow::{End, Flow, FlowKey};
+use crate::held::InHand;
 use crate::io::{Io, SocketId};
 use crate::join::{Join, JoinEnd, Joins};
 use crate::log_limit::LogLimit;
@@ -34,6 +35,10 @@ pub(crate) struct Core<I: Io, D> {
     pub(crate) paused: Vec<FlowKey>,
     /// Flows since the last tick whose sockets were connected here.
     pub(crate) young: VecDeque<FlowKey>,
+    /// Bytes that were read from one side and not yet taken by the other.
+    pub(crate) in_hand: InHand,
+    /// Flows that may not read from their sockets until there is room.
+    pub(crate) hungry: VecDeque<FlowKey>,
     /// Somebody waits for the end of a quiet send: the next wait is none.
     pub(crate) hurried: bool,
     owners: Vec<(u32, Owner)>,
@@ -68,6 +73,8 @@ impl<I: Io, D> Core<I, D> {
             ended_joins: Vec::new(),
             paused: Vec::new(),
             young: VecDeque::new(),
+            in_hand: InHand::default(),
+            hungry: VecDeque::new(),
             hurried: false,
             owners: Vec::new(),
             log: LogLimit::default(),

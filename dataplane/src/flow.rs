@@ -12,6 +12,7 @@ use underpass_proto::limits::REPLAY_MAX;
 use underpass_proto::{FlowCode, FrameReader};
 
 use crate::core::{Core, Owner};
+use crate::held::Unread;
 use crate::io::{Close, GATHER_MAX, Io, SocketId};
 use crate::opening::{Head, read_head};
 use crate::quic::{Read, SessionId, WriteError};
@@ -48,6 +49,12 @@ pub(crate) struct Flow<D> {
     /// What was read before the far end said Opened, and its answer; `None` once it said so. Boxed, for most of a flow's life is without.
     replay: Option<Box<Replay>>,
     socket_closed_first: Option<bool>,
+    /// Bytes of the write to the socket that is under way.
+    writing: usize,
+    /// What waits in the stream meanwhile.
+    pub(crate) unread: Unread,
+    /// It waits until there is room to read from its socket.
+    hungry: bool,
     /// A receive is armed.
     receiving: bool,
     /// The socket waits to be watched, because nothing is being read from it.
@@ -117,6 +124,23 @@ impl<D> Flow<D> {
         self.to_socket == ToSocket::Unopened
     }
 
+    /// Bytes that were read from one side and not yet taken by the other, or are kept to be sent again.
+    #[must_use]
+    pub(crate) fn in_hand(&self) -> usize {
+        let from_socket = match &self.replay {
+            // What is pending is a part of it.
+            Some(replay) => replay.bytes + replay.excess.len(),
+            None => self.pending.iter().map(Bytes::len).sum(),
+        };
+        from_socket + self.writing
+    }
+
+    /// When something of it moved last.
+    #[must_use]
+    pub(crate) fn moved(&self) -> std::time::Instant {
+        self.unread.moved()
+    }
+
     /// How far it is, for whoever looks for the cause of a stall.
     #[cfg(test)]
     pub(crate) fn state(&self) -> String {
@@ -156,6 +180,7 @@ impl<I: Io, D> Core<I, D> {
     ) -> FlowKey {
         let key = self.add_flow(data, socket, session, stream, ToSocket::Idle, None);
         if let Some(flow) = self.flows.get_mut(key) {
+            self.in_hand.add(opened.len());
             flow.pending.push_back(opened);
         }
         self.young.push_back(key);
@@ -223,11 +248,14 @@ impl<I: Io, D> Core<I, D> {
         };
         flow.to_socket = ToSocket::Idle;
         flow.held = false;
+        flow.unread.note_moved(self.now);
+        self.in_hand.remove(flow.in_hand());
         if let Some(replay) = flow.replay.take()
             && !replay.excess.is_empty()
         {
             flow.pending.push_back(replay.excess);
         }
+        self.in_hand.add(flow.in_hand());
         self.write_stream(key);
         self.deliver_first(key, first);
     }
@@ -294,6 +322,9 @@ impl<I: Io, D> Core<I, D> {
             to_socket,
             replay,
             socket_closed_first: None,
+            writing: 0,
+            unread: Unread::new(self.now),
+            hungry: false,
             receiving: false,
             paused: false,
             held: false,
@@ -321,6 +352,7 @@ impl<I: Io, D> Core<I, D> {
             Ok(chunk) if chunk.is_empty() => self.socket_finished(key),
             Ok(chunk) => {
                 flow.bytes_from_socket += chunk.len() as u64;
+                self.in_hand.add(chunk.len());
                 flow.keep(chunk);
                 self.write_stream(key);
             }
@@ -353,7 +385,13 @@ impl<I: Io, D> Core<I, D> {
                 .quic
                 .write(flow.session, flow.stream, flow.pending.make_contiguous())
             {
-                Ok(_) => flow.pending.retain(|chunk| !chunk.is_empty()),
+                Ok(bytes) => {
+                    flow.pending.retain(|chunk| !chunk.is_empty());
+                    flow.unread.note_moved(self.now);
+                    if flow.replay.is_none() {
+                        self.in_hand.remove(bytes);
+                    }
+                }
                 // Closed is told by an event of its own.
                 Err(WriteError::Blocked | WriteError::Closed) => return self.pause(key),
             }
@@ -373,6 +411,12 @@ impl<I: Io, D> Core<I, D> {
         if flow.held || flow.replay.as_deref().is_some_and(is_full) {
             return self.pause(key); // Opened resumes, or a release.
         }
+        if self.in_hand.is_full() {
+            if !std::mem::replace(&mut flow.hungry, true) {
+                self.hungry.push_back(key);
+            }
+            return self.pause(key);
+        }
         if let Some(socket) = flow.socket
             && !flow.receiving
         {
@@ -383,6 +427,9 @@ impl<I: Io, D> Core<I, D> {
 
     /// The stream may be written again.
     pub(crate) fn stream_writable(&mut self, key: FlowKey) {
+        if let Some(flow) = self.flows.get_mut(key) {
+            flow.hungry = false;
+        }
         self.write_stream(key);
     }
 
@@ -392,7 +439,7 @@ impl<I: Io, D> Core<I, D> {
             return;
         };
         match flow.to_socket {
-            ToSocket::Idle => self.read_stream(key),
+            ToSocket::Idle => return self.read_stream(key),
             ToSocket::SendingAll => {
                 // Now somebody does wait for its end.
                 flow.to_socket = ToSocket::Sending;
@@ -400,6 +447,7 @@ impl<I: Io, D> Core<I, D> {
             }
             _ => {}
         }
+        flow.unread.note_frame();
     }
 
     fn read_stream(&mut self, key: FlowKey) {
@@ -415,13 +463,17 @@ impl<I: Io, D> Core<I, D> {
             flow.session,
             flow.stream,
             GATHER_MAX - chunks.len(),
-            WRITE_MAX,
+            self.in_hand.piece(WRITE_MAX),
             &mut chunks,
         );
+        flow.unread.note_read(chunks.len(), read == Ok(Read::More));
         let Some(socket) = flow.socket else { return };
         match read {
             Err(code) => self.fail(key, End::There(code)),
             Ok(read) if !chunks.is_empty() => {
+                flow.writing = chunks.iter().map(Bytes::len).sum();
+                flow.unread.note_moved(self.now);
+                self.in_hand.add(flow.writing);
                 flow.to_socket = match read {
                     Read::End => ToSocket::SendingLast,
                     Read::More => ToSocket::Sending,
@@ -446,6 +498,8 @@ impl<I: Io, D> Core<I, D> {
         match result {
             Ok(bytes) => {
                 flow.bytes_to_socket += bytes as u64;
+                flow.unread.note_moved(self.now);
+                self.in_hand.remove(std::mem::take(&mut flow.writing));
                 if flow.to_socket == ToSocket::SendingLast {
                     self.finish_socket(key);
                 } else {
@@ -486,6 +540,7 @@ impl<I: Io, D> Core<I, D> {
 
     fn end_clean(&mut self, key: FlowKey) {
         if let Some(flow) = self.flows.remove(key) {
+            self.in_hand.remove(flow.in_hand());
             let socket_first = flow.socket_closed_first.unwrap_or(true);
             self.ended.push((flow, End::Clean { socket_first }));
         }
@@ -517,6 +572,7 @@ impl<I: Io, D> Core<I, D> {
         let Some(mut flow) = self.flows.remove(key) else {
             return;
         };
+        self.in_hand.remove(flow.in_hand());
         let code = match end {
             End::Here(code) | End::There(code) => code,
             End::Lost | End::Clean { .. } => FlowCode::Aborted,

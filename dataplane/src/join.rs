@@ -5,6 +5,7 @@
 //! session resets the other side, never finishes it.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use bytes::Bytes;
 use quinn_proto::StreamId;
@@ -13,6 +14,7 @@ use underpass_proto::limits::REPLAY_MAX;
 use underpass_proto::{FlowCode, FrameReader};
 
 use crate::core::Core;
+use crate::held::Unread;
 use crate::io::{GATHER_MAX, Io};
 use crate::opening::{Head, read_head};
 use crate::quic::{Read, SessionId, WriteError};
@@ -61,13 +63,15 @@ struct Unopened {
 }
 
 /// One direction.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Way {
     /// Read, and not yet taken by the other stream.
     pending: VecDeque<Bytes>,
     /// Of the conversation, frames not counted.
     bytes: u64,
     stage: Stage,
+    /// What waits in the stream that it reads from.
+    unread: Unread,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -116,7 +120,55 @@ impl<D> Default for Joins<D> {
     }
 }
 
+impl Way {
+    fn new(now: Instant) -> Self {
+        Self {
+            pending: VecDeque::new(),
+            bytes: 0,
+            stage: Stage::Open,
+            unread: Unread::new(now),
+        }
+    }
+
+    fn pending_bytes(&self) -> usize {
+        self.pending.iter().map(Bytes::len).sum()
+    }
+}
+
 impl<D> Join<D> {
+    /// Bytes that were read from one side and not yet taken by the other, or are kept to be sent again.
+    #[must_use]
+    pub(crate) fn in_hand(&self) -> usize {
+        let to_agent = match &self.unopened {
+            // What is pending is a part of it.
+            Some(unopened) => unopened.sent.iter().map(Bytes::len).sum(),
+            None => self.to_agent.pending_bytes(),
+        };
+        to_agent + self.to_sender.pending_bytes()
+    }
+
+    /// When something of it moved last, of the direction that has more in hand.
+    #[must_use]
+    pub(crate) fn moved(&self) -> Instant {
+        if self.to_sender.pending_bytes() > self.to_agent.pending_bytes() {
+            self.to_sender.unread.moved()
+        } else {
+            self.to_agent.unread.moved()
+        }
+    }
+
+    /// What waits unread in its stream of this session.
+    #[must_use]
+    pub(crate) fn unread_of(&self, session: SessionId) -> Option<Unread> {
+        if self.sender.0 == session {
+            Some(self.to_agent.unread)
+        } else if self.agent.0 == session {
+            Some(self.to_sender.unread)
+        } else {
+            None
+        }
+    }
+
     /// Whether the agent has not said Opened yet.
     #[must_use]
     pub(crate) fn is_unopened(&self) -> bool {
@@ -262,8 +314,8 @@ impl<I: Io, D> Core<I, D> {
             data,
             sender,
             agent,
-            to_agent: Way::default(),
-            to_sender: Way::default(),
+            to_agent: Way::new(self.now),
+            to_sender: Way::new(self.now),
             unopened: Some(Unopened {
                 held,
                 ..Unopened::default()
@@ -274,6 +326,7 @@ impl<I: Io, D> Core<I, D> {
         if !first.is_empty() {
             join.take(Toward::Agent, vec![first]);
         }
+        self.in_hand.add(join.in_hand());
         self.joins.by_key.insert(key, join);
         self.joins.link(sender, key, Toward::Sender);
         self.joins.link(agent, key, Toward::Agent);
@@ -330,18 +383,24 @@ impl<I: Io, D> Core<I, D> {
         let Some(join) = self.joins.by_key.get_mut(&key) else {
             return;
         };
+        self.in_hand.remove(join.in_hand());
         join.release();
         join.unopened = None;
         join.to_sender.pending.push_back(opened);
         if !first.is_empty() {
             join.take(Toward::Sender, vec![first]);
         }
+        self.in_hand.add(join.in_hand());
         self.carry(key, Toward::Sender);
         self.carry(key, Toward::Agent);
     }
 
     /// One of its streams may be read.
     pub(crate) fn join_readable(&mut self, key: JoinKey, of: Toward) {
+        if let Some(join) = self.joins.by_key.get_mut(&key) {
+            // Read at once, or it waits.
+            join.way(of.other()).unread.note_frame();
+        }
         self.carry(key, of.other());
     }
 
@@ -357,11 +416,19 @@ impl<I: Io, D> Core<I, D> {
                 return;
             };
             let (from, to) = (join.stream(toward.other()), join.stream(toward));
-            let room = join.room(toward);
+            let room = join.room(toward).min(self.in_hand.piece(READ_MAX));
+            // Kept until Opened, whatever of it was sent.
+            let kept = join.is_unopened() && toward == Toward::Agent;
             let way = join.way(toward);
             while !way.pending.is_empty() {
                 match self.quic.write(to.0, to.1, way.pending.make_contiguous()) {
-                    Ok(_) => way.pending.retain(|chunk| !chunk.is_empty()),
+                    Ok(bytes) => {
+                        way.pending.retain(|chunk| !chunk.is_empty());
+                        way.unread.note_moved(self.now);
+                        if !kept {
+                            self.in_hand.remove(bytes);
+                        }
+                    }
                     // Closed is told by an event of its own.
                     Err(WriteError::Blocked | WriteError::Closed) => return,
                 }
@@ -392,6 +459,9 @@ impl<I: Io, D> Core<I, D> {
                 return;
             };
             let nothing = chunks.is_empty();
+            let way = join.way(toward);
+            way.unread.note_read(chunks.len(), read == Ok(Read::More));
+            self.in_hand.add(chunks.iter().map(Bytes::len).sum());
             join.take(toward, chunks);
             match read {
                 Err(code) => return self.fail_join(key, JoinEnd::Said(toward.other(), code)),
@@ -449,6 +519,7 @@ impl<I: Io, D> Core<I, D> {
 
     fn end_join(&mut self, key: JoinKey, end: JoinEnd) {
         if let Some(join) = self.joins.remove(key) {
+            self.in_hand.remove(join.in_hand());
             self.ended_joins.push((join, end));
         }
     }

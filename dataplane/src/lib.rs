@@ -6,11 +6,13 @@
 mod addresses;
 pub mod agent;
 mod bindings;
+mod budget;
 mod control_stream;
 mod core;
 pub mod drain;
 mod flow;
 mod guard;
+mod held;
 pub mod io;
 mod join;
 mod linger;

@@ -61,7 +61,7 @@ pub(super) async fn healthz() -> Json<Alive> {
     Json(Alive::ok())
 }
 
-/// Whether a relay works by the newest definitions
+/// Whether a relay works by the newest definitions, and is not overloaded
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -71,6 +71,18 @@ pub(super) async fn healthz() -> Json<Alive> {
     responses((status = 200, body = Alive, description = "Yes"), (status = 503, description = "No, and why", body = super::problem::Document, content_type = "application/problem+json"))
 )]
 pub(super) async fn readyz(State(rest): Api) -> Result<Json<Alive>, Problem> {
+    let overloaded = rest
+        .live
+        .report()
+        .and_then(|report| report.overloaded.clone());
+    if let Some(why) = overloaded {
+        let hint = "`underpass status` shows what holds how much, and when it is over";
+        return Err(Problem::new(
+            Kind::NotReady,
+            format!("overloaded: {why}"),
+            hint,
+        ));
+    }
     if rest.live.is_ready() {
         return Ok(Json(Alive::ok()));
     }

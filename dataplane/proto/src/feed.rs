@@ -153,6 +153,7 @@ impl Report {
             faults,
             io: self.io.clone(),
             io_why: self.io_why.clone(),
+            overloaded: self.overloaded.clone(),
             ..*self
         }
     }

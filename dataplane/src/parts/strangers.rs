@@ -60,8 +60,7 @@ impl Strangers {
         let server = Server::new(vec![certificate.to_vec()], tls_key.to_vec(), [7; 32])?;
         let plan = Arc::new(Plan::new(snapshot(&hyco, &key)));
         let directory = Arc::new(Directory::default());
-        directory.listeners.define(now, &plan);
-        directory.keys.define(&plan);
+        directory.define(now, &plan);
         let keys = || EndpointKeys {
             reset: [1; 32],
             token: [2; 32],

@@ -220,16 +220,18 @@ impl Server {
         })
     }
 
-    /// For one newcomer whose path takes datagrams of up to `mtu` bytes.
+    /// For one newcomer whose path takes datagrams of up to `mtu` bytes, and which may send `window` bytes before they are read.
     #[must_use]
-    pub fn quic(&self, mtu: Option<u16>) -> Arc<ServerConfig> {
+    pub fn quic(&self, mtu: Option<u16>, window: u64) -> Arc<ServerConfig> {
         let token =
             ::aws_lc_rs::hkdf::Salt::new(::aws_lc_rs::hkdf::HKDF_SHA256, &[]).extract(&self.token);
         let mut config = ServerConfig::new(Arc::clone(&self.crypto) as _, Arc::new(token));
         config.max_incoming(HELD_MAX);
         config.incoming_buffer_size(INCOMING_BYTES);
         config.incoming_buffer_size_total(INCOMING_BYTES_ALL);
-        config.transport_config(Arc::new(transport(mtu.unwrap_or(MTU_MIN), 64)));
+        let mut transport = transport(mtu.unwrap_or(MTU_MIN), 64);
+        transport.receive_window(VarInt::from_u64(window).unwrap_or(VarInt::MAX));
+        config.transport_config(Arc::new(transport));
         Arc::new(config)
     }
 }

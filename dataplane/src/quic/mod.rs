@@ -6,6 +6,7 @@
 mod admission;
 pub mod cid;
 pub mod config;
+mod credit;
 mod ends;
 mod event;
 mod health;
@@ -39,6 +40,7 @@ use underpass_proto::proof::EXPORTER_LABEL;
 
 pub use self::admission::Handshakes;
 use self::admission::{Admission, Network};
+use self::credit::Credit;
 use self::ends::CLOSING_MAX;
 pub use self::event::Event;
 use self::event::translate;
@@ -47,6 +49,7 @@ pub use self::pulse::Pulse;
 pub(crate) use self::reason::{kind, reason};
 use self::session::{Flushed, Session};
 pub use self::streams::{Read, WriteError};
+use crate::budget::Budget;
 use crate::guard::guarded;
 use crate::io::{self, DATAGRAMS_SIZE, Io};
 
@@ -96,6 +99,10 @@ pub struct Driver {
     unfinished: VecDeque<(Instant, SessionId)>,
     /// Sessions that are over, and when they are forgotten at the latest.
     closing: VecDeque<(Instant, SessionId)>,
+    /// What sessions that others dial may hold, all of them.
+    budget: Arc<Budget>,
+    /// Sessions that got less credit than they could use, until it suffices.
+    short: Vec<SessionId>,
 }
 
 impl SessionId {
@@ -145,7 +152,9 @@ impl Driver {
         server: Option<Arc<config::Server>>,
         mtu_max: Option<u16>,
     ) -> Self {
-        let quic_server = server.as_ref().map(|server| server.quic(None));
+        let quic_server = server
+            .as_ref()
+            .map(|server| server.quic(None, u64::from(config::SESSION_WINDOW)));
         let endpoint = Endpoint::new(
             Arc::new(config::endpoint(
                 worker,
@@ -175,12 +184,20 @@ impl Driver {
             admission: Admission::default(),
             unfinished: VecDeque::new(),
             closing: VecDeque::new(),
+            budget: Arc::default(),
+            short: Vec::new(),
         }
+    }
+
+    /// Shares this budget with other workers.
+    pub(crate) fn share_budget(&mut self, budget: Arc<Budget>) {
+        self.budget = budget;
     }
 
     /// Replaces what newcomers are served with; live sessions keep what they have.
     pub fn set_server(&mut self, server: Arc<config::Server>) {
-        self.endpoint.set_server_config(Some(server.quic(None)));
+        self.endpoint
+            .set_server_config(Some(server.quic(None, u64::from(config::SESSION_WINDOW))));
         self.server = Some(server);
     }
 
@@ -196,7 +213,7 @@ impl Driver {
         server_name: &str,
     ) -> Result<SessionId, ConnectError> {
         let (handle, connection) = self.endpoint.connect(now, config, remote, server_name)?;
-        Ok(self.insert(now, handle, connection, None))
+        Ok(self.insert(now, handle, connection, None, None))
     }
 
     /// Takes one batch of datagrams: each is decrypted in place later, none is copied.
@@ -292,6 +309,7 @@ impl Driver {
         handle: ConnectionHandle,
         connection: Connection,
         newcomer: Option<Network>,
+        credit: Option<Credit>,
     ) -> SessionId {
         if self.sessions.len() <= handle.0 {
             self.sessions.resize_with(handle.0 + 1, || None);
@@ -302,7 +320,7 @@ impl Driver {
             index: index_of(handle),
             generation: self.generation,
         };
-        let session = Session::new(connection, self.generation, now, newcomer);
+        let session = Session::new(connection, self.generation, now, newcomer, credit);
         self.sessions[handle.0] = Some(session);
         self.mark(id);
         id
@@ -381,6 +399,9 @@ impl Driver {
             match flushed {
                 Flushed::All => {
                     session.dirty = false;
+                    if session.is_newly_short() {
+                        self.short.push(id);
+                    }
                     Self::schedule(&mut self.timers, session, id);
                 }
                 Flushed::Part => again.push_back(id),

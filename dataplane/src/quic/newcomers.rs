@@ -1,6 +1,7 @@
 //! Handshakes of those who dial this process: begun as `admission` says, each for its path, and given up when it is not done in time.
 
 use std::hash::BuildHasher as _;
+use std::sync::Arc;
 use std::time::Instant;
 
 use quinn_proto::Incoming;
@@ -9,6 +10,7 @@ use underpass_proto::SessionCode;
 use underpass_proto::limits::HANDSHAKE_DEADLINE;
 
 use super::admission::{Answer, Handshakes};
+use super::credit::Credit;
 use super::{Driver, SESSIONS_MAX, SessionId, lookup};
 use crate::io::Io;
 
@@ -47,7 +49,11 @@ impl Driver {
     fn begin(&mut self, now: Instant, incoming: Incoming, io: &mut impl Io) {
         let remote = incoming.remote_address();
         let mtu = self.mtu_to(remote);
-        let config = self.server.as_ref().map(|server| server.quic(Some(mtu)));
+        let first = self.budget.begin();
+        // Given back when it is dropped, whatever becomes of the newcomer.
+        let credit = Credit::new(Arc::clone(&self.budget), first, now);
+        let server = self.server.as_ref();
+        let config = server.map(|server| server.quic(Some(mtu), first));
         let network = self.admission.begun(remote.ip());
         self.scratch.clear();
         match self
@@ -55,7 +61,7 @@ impl Driver {
             .accept(incoming, now, &mut self.scratch, config)
         {
             Ok((handle, connection)) => {
-                let id = self.insert(now, handle, connection, Some(network));
+                let id = self.insert(now, handle, connection, Some(network), Some(credit));
                 self.unfinished.push_back((now + HANDSHAKE_DEADLINE, id));
             }
             Err(error) => {

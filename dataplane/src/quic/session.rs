@@ -8,6 +8,7 @@ use quinn_proto::{Connection, StreamId};
 use rustc_hash::FxHashMap;
 
 use super::admission::Network;
+use super::credit::Credit;
 use super::event::Event;
 use super::health::Vitals;
 use super::turns::{self, Turns};
@@ -26,7 +27,7 @@ pub(super) struct Session {
     pub(super) scheduled: Option<Instant>,
     pub(super) since: Instant,
     /// What the send window is fit for: the path's shortest round trip, and how many flows want as much as they can have.
-    fit_for: (Duration, usize),
+    fit_for: (Duration, usize, u64),
     /// Bursts of losses that were looked at.
     congestion_events: u64,
     pub(super) lost: bool,
@@ -35,6 +36,10 @@ pub(super) struct Session {
     pub(super) newcomer: Option<Network>,
     /// Streams that wait for room.
     pub(super) turns: Turns,
+    /// What the peer may send before it is read; `None` where this side dialled, and has all of its window from the start.
+    pub(super) credit: Option<Credit>,
+    /// Whether the driver knows that it is short of credit.
+    known_short: bool,
     /// The last words of streams that nobody else knows any more, where there was no room for them.
     pub(super) last_words: FxHashMap<StreamId, Bytes>,
 }
@@ -56,6 +61,7 @@ impl Session {
         generation: u32,
         now: Instant,
         newcomer: Option<Network>,
+        credit: Option<Credit>,
     ) -> Self {
         Self {
             connection,
@@ -63,29 +69,41 @@ impl Session {
             dirty: false,
             scheduled: None,
             since: now,
-            fit_for: (Duration::MAX, 0),
+            fit_for: (Duration::MAX, 0, 0),
             congestion_events: 0,
             lost: false,
             vitals: Vitals::new(now),
             newcomer,
             turns: Turns::default(),
+            credit,
+            known_short: false,
             last_words: FxHashMap::default(),
         }
     }
 
     /// Fits the send window to the path and to who writes. The shortest round trip becomes shorter as more are seen, and is another one on another path.
     fn fit(&mut self, now: Instant) {
-        let fit_for = (self.connection.min_rtt(), self.turns.crowd(now));
+        let most = self.credit.as_ref().map(Credit::send_window_max);
+        let most = most.unwrap_or(config::SEND_WINDOW);
+        let fit_for = (self.connection.min_rtt(), self.turns.crowd(now), most);
         if fit_for != self.fit_for {
             self.fit_for = fit_for;
-            let window = config::send_window(fit_for.0, fit_for.1);
+            let window = config::send_window(fit_for.0, fit_for.1).min(most);
             self.connection.set_send_window(window);
         }
     }
 
+    /// What the core's counters say that is to be acted on.
+    fn follow_counters(&mut self, now: Instant) {
+        let stats = self.connection.stats();
+        if let Some(credit) = &mut self.credit {
+            credit.extend(now, stats.frame_rx.data_blocked, &mut self.connection);
+        }
+        self.notice_narrowing(now, stats.path.congestion_events);
+    }
+
     /// Begins with small datagrams again where large ones do not get through any more.
-    fn notice_narrowing(&mut self, now: Instant) {
-        let events = self.connection.stats().path.congestion_events;
+    fn notice_narrowing(&mut self, now: Instant, events: u64) {
         if events == self.congestion_events {
             return;
         }
@@ -95,9 +113,22 @@ impl Session {
         }
     }
 
+    /// Whether it is short of credit and the driver does not know yet, which it does from now on.
+    pub(super) fn is_newly_short(&mut self) -> bool {
+        let short = self.credit.as_ref().is_some_and(Credit::is_short);
+        short && !std::mem::replace(&mut self.known_short, true)
+    }
+
+    /// How many bytes should be freed for it to go on, if it is short of credit.
+    pub(super) fn shortage(&mut self) -> Option<u64> {
+        let need = self.credit.as_mut().and_then(Credit::shortage);
+        self.known_short = need.is_some();
+        need
+    }
+
     /// Sends its share of a turn.
     pub(super) fn flush(&mut self, now: Instant, segments_max: usize, io: &mut impl Io) -> Flushed {
-        self.notice_narrowing(now);
+        self.follow_counters(now);
         self.fit(now);
         for _ in 0..SENDS_PER_TURN {
             let Some(mut buffer) = io.datagram_buffer() else {

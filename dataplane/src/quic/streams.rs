@@ -1,12 +1,14 @@
 //! The streams of sessions: opened, written and read without a copy, finished, reset. What a stream's end means is decided by who reads it.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use bytes::Bytes;
 use quinn_proto::{Dir, RecvStream, SendStream, StreamId, VarInt};
 use underpass_proto::FlowCode;
 
-use super::{Driver, Event, SessionId};
+use super::session::Session;
+use super::{Driver, Event, SessionId, lookup};
 
 /// How a read ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,9 +118,10 @@ impl Driver {
         bytes_max: usize,
         into: &mut Vec<Bytes>,
     ) -> Result<Read, FlowCode> {
-        let Some(mut receiving) = self.recv_stream(id, stream) else {
+        let Some(session) = self.session(id) else {
             return Err(FlowCode::SessionLost);
         };
+        let mut receiving = session.connection.recv_stream(stream);
         let Ok(mut chunks) = receiving.read(true) else {
             return Err(FlowCode::SessionLost);
         };
@@ -137,11 +140,60 @@ impl Driver {
                 Err(quinn_proto::ReadError::Reset(code)) => break Err(flow_code(code)),
             }
         };
-        let credit = chunks.finalize();
-        if credit.should_transmit() || read.is_err() || matches!(read, Ok(Read::End)) {
+        let should_transmit = chunks.finalize().should_transmit();
+        if let Some(credit) = &mut session.credit {
+            credit.note_read(bytes);
+        }
+        if should_transmit || read.is_err() || matches!(read, Ok(Read::End)) {
             self.mark(id);
         }
         read
+    }
+
+    /// Sessions that are short of credit, and how many bytes should be freed for each to go on.
+    pub(crate) fn short_of_credit(&mut self) -> Vec<(SessionId, u64)> {
+        let mut found = Vec::new();
+        let sessions = &mut self.sessions;
+        self.short.retain(|&id| {
+            let session = lookup(sessions, id).filter(|session| !session.lost);
+            let need = session.and_then(Session::shortage);
+            found.extend(need.map(|need| (id, need)));
+            need.is_some()
+        });
+        found
+    }
+
+    /// So many bytes that a session held unread were thrown away with their streams.
+    pub(crate) fn note_freed(&mut self, id: SessionId, bytes: u64) {
+        self.mark(id);
+        if let Some(Session {
+            credit: Some(credit),
+            connection,
+            ..
+        }) = self.session(id)
+        {
+            credit.note_freed(bytes, connection);
+        }
+    }
+
+    /// Takes credit back that sessions do not need, or that others need more. For once a second.
+    pub(crate) fn shrink_credit(&mut self, now: Instant) {
+        for session in self.sessions.iter_mut().flatten() {
+            if let Some(credit) = &mut session.credit
+                && !session.lost
+            {
+                credit.shrink(now, &mut session.connection);
+            }
+        }
+    }
+
+    /// The most that one datagram of this session brings, bytes.
+    pub(crate) fn datagram_max(&self, id: SessionId) -> usize {
+        let session = self
+            .sessions
+            .get(id.index as usize)
+            .and_then(Option::as_ref);
+        session.map_or(0, |session| usize::from(session.connection.current_mtu()))
     }
 
     /// Ends this direction: the peer reads all that was written, then the end.

@@ -1,9 +1,12 @@
 //! What the machine gives a relay, looked at once a second: memory and descriptors. Where either runs short, newcomers are refused at once and in words,
 //! and those that are there go on. Decides nothing about whom it hits.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tracing::{info, warn};
+
+use crate::budget::Budget;
 
 /// Descriptors that no flow of an application gets: for control, logs, names, and to refuse newcomers with.
 const DESCRIPTORS_KEPT: usize = 64;
@@ -17,6 +20,8 @@ const MEMORY_SHARE: u64 = 75;
 /// What there is, for the workers.
 #[derive(Debug)]
 pub(crate) struct Means {
+    /// What may be held of data on its way.
+    pub(crate) budget: Arc<Budget>,
     tight: AtomicBool,
     sockets_max: AtomicUsize,
 }
@@ -24,6 +29,7 @@ pub(crate) struct Means {
 impl Default for Means {
     fn default() -> Self {
         Self {
+            budget: Arc::default(),
             tight: AtomicBool::new(false),
             sockets_max: AtomicUsize::new(usize::MAX),
         }
@@ -44,6 +50,9 @@ impl Means {
     /// Looks again. `memory_max` is what the operator said, bytes.
     pub(crate) fn look(&self, memory_max: Option<u64>, bindings: usize, workers: usize) {
         let most = memory_max.or_else(|| share_of(memory_of_machine()?));
+        if let Some(most) = most {
+            self.budget.set(most, workers);
+        }
         if let Some((used, most)) = resident().zip(most) {
             self.judge_memory(used, most);
         }

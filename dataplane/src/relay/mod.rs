@@ -154,7 +154,12 @@ impl Supervisor {
                     answer.into_iter().for_each(|answer| self.say(answer));
                 },
                 recv(requests.0) -> request => self.asked(request.unwrap_or(drain::Request::Drain)),
-                recv(look) -> _ => if self.look()? { return Ok(()) },
+                recv(look) -> _ => {
+                    io::allocator::release_freed();
+                    if self.look()? {
+                        return Ok(());
+                    }
+                }
                 recv(report) -> _ => {
                     self.open_bindings();
                     self.report();
@@ -269,8 +274,7 @@ impl Supervisor {
         let server = Arc::new(server(&snapshot).map_err(unusable)?);
         let mut faults = Vec::new();
         let plan = Arc::new(Plan::new(snapshot));
-        self.directory.listeners.define(Instant::now(), &plan);
-        self.directory.keys.define(&plan);
+        self.directory.define(Instant::now(), &plan);
         self.states.define(&plan);
         match &mut self.running {
             None => {
@@ -307,12 +311,13 @@ impl Supervisor {
         let keys = endpoint_keys(&plan.snapshot);
         let mut workers = Vec::new();
         for (worker, udp) in (0..count).zip(sockets) {
-            let quic = Driver::new(
+            let mut quic = Driver::new(
                 worker,
                 &keys,
                 Some(Arc::clone(&server)),
                 self.settings.mtu_max,
             );
+            quic.share_budget(Arc::clone(&self.directory.means.budget));
             let parts = Parts {
                 worker,
                 workers: count,
@@ -423,6 +428,7 @@ impl Supervisor {
             sessions: whole.sessions,
             faults: self.faults(),
             pressure: whole.pressure,
+            overloaded: whole.overloaded.then(|| overload(&running.plan.snapshot)),
             truncated,
             unix_ms: moment.unix_ms,
         }
@@ -531,6 +537,7 @@ impl WorkerReport {
     fn add(&mut self, other: Self) {
         self.sessions.extend(other.sessions);
         self.pressure = self.pressure.plus(&other.pressure);
+        self.overloaded |= other.overloaded;
         for (name, counts) in other.counts {
             let sum = self.counts.entry(name).or_default();
             sum.live += counts.live;
@@ -541,6 +548,19 @@ impl WorkerReport {
             sum.last_ending = counts.last_ending.or(sum.last_ending.take());
         }
     }
+}
+
+/// What an operator can do about a relay that is short of memory.
+fn overload(snapshot: &Snapshot) -> String {
+    let limit = snapshot.limits.memory_mib_max;
+    let limit = limit.map_or_else(
+        || "three quarters of this machine's memory".to_owned(),
+        |mib| format!("memory_mib_max = {mib}"),
+    );
+    format!(
+        "the relay is at its limit of memory ({limit}): flows that hold most and take nothing are ended, and their sources get no new ones; \
+         raise memory_mib_max in [relay] of namespace.toml, or find out who does not read"
+    )
 }
 
 enum Rejection {

@@ -10,6 +10,7 @@ mod tests;
 mod watched;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -22,7 +23,9 @@ use tracing::{debug, warn};
 use underpass_proto::limits::HELLO_DEADLINE;
 use underpass_proto::snapshot::{SessionReport, SessionState};
 use underpass_proto::wire::{Codes, Hello, Refused, RefusedCode, Register, VERSION, Welcome};
-use underpass_proto::{Exporter, FlowCode, Frame, HycoName, Instance, Role, Rule, SessionCode};
+use underpass_proto::{
+    AgentId, Exporter, FlowCode, Frame, HycoName, Instance, Role, Rule, SessionCode,
+};
 
 pub(crate) use self::probes::Asker;
 use self::probes::Probes;
@@ -56,6 +59,8 @@ pub(crate) struct Peers {
 
 struct Peer {
     exporter: Exporter,
+    /// Where it came from: its session may be forgotten before its end is reported.
+    remote: Option<SocketAddr>,
     since: Instant,
     since_unix_ms: u64,
     control: Option<ControlStream>,
@@ -130,6 +135,7 @@ impl Peers {
         };
         let peer = Peer {
             exporter,
+            remote: quic.path(session).map(|path| path.remote),
             since: now,
             since_unix_ms: unix_ms(),
             control: None,
@@ -163,6 +169,19 @@ impl Peers {
         self.unproven.retain(is_unproven);
         let crowded = self.unproven.len() >= most;
         crowded.then(|| self.unproven.pop_front())?
+    }
+
+    /// Who a session is, for the log: its address, as far as known, and what it calls itself.
+    pub(crate) fn who(
+        &self,
+        quic: &Driver,
+        session: SessionId,
+    ) -> (Option<SocketAddr>, Option<AgentId>) {
+        let peer = self.sessions.get(&session);
+        let path = quic.path(session).map(|path| path.remote);
+        let remote = path.or_else(|| peer?.remote);
+        let agent = peer.and_then(|peer| Some(peer.hello.as_ref()?.agent_id));
+        (remote, agent)
     }
 
     /// A session is gone, and all that it was registered for. `why` is for people. How much that was; `None` where its handshake was never done.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use underpass_proto::{HybridConnection, HycoName, Snapshot};
 
@@ -94,6 +95,22 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
+    /// Goes by a plan: what was known of names that it does not have is forgotten.
+    pub(crate) fn define(&self, now: Instant, plan: &Plan) {
+        self.listeners.define(now, plan);
+        self.keys.define(plan);
+        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        // Flows that live on keep their number.
+        flows.retain(|name, live| plan.hyco(name).is_some() || Arc::strong_count(live) > 1);
+    }
+
+    /// Names of which flows were counted.
+    #[cfg(test)]
+    pub(crate) fn names(&self) -> usize {
+        let flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        flows.len()
+    }
+
     /// Flows that the limits count.
     #[cfg(test)]
     pub(crate) fn flows(&self) -> u32 {
@@ -139,5 +156,26 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.live.fetch_sub(1, Ordering::Relaxed);
         self.directory.flows_all.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_gone_are_forgotten_once_their_last_flow_is() {
+        let now = Instant::now();
+        let directory = Arc::new(Directory::default());
+        let (gone, stays) = ("gone-way".parse().unwrap(), "other-way".parse().unwrap());
+        let flow = directory.place(&gone, 10, 10).unwrap();
+        drop(directory.place(&stays, 10, 10).unwrap());
+        let plan = Plan::of_test(&[("other-way", "127.0.0.1:1", false)]);
+        directory.define(now, &plan);
+        assert_eq!(directory.names(), 2, "a flow lives on");
+        drop(flow);
+        directory.define(now, &plan);
+        assert_eq!(directory.names(), 1);
+        assert_eq!(directory.flows(), 0);
     }
 }

@@ -46,6 +46,7 @@ impl Told {
                 opens_refused = new.opens_refused,
                 sessions_sent_away = new.sessions_sent_away,
                 accepts_failed = new.accepts_failed,
+                flows_ended = new.flows_ended,
                 panics = new.panics,
                 "the relay turned some away to stay within its limits"
             );

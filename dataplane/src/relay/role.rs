@@ -5,6 +5,8 @@
 mod flows;
 mod joined;
 mod queue;
+mod relief;
+mod sockets;
 mod tally;
 #[cfg(test)]
 mod watched;
@@ -12,7 +14,7 @@ mod watched;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::Sender;
@@ -26,6 +28,8 @@ use underpass_proto::wire::Open;
 use underpass_proto::{Endpoint, FlowCode, FlowId, Frame, HycoName, Instance, SessionCode};
 
 use self::queue::Waiter;
+use self::relief::Relief;
+use self::sockets::Sockets;
 pub(crate) use self::tally::{Counts, WorkerReport};
 use self::tally::{ending, joined_ending};
 use super::listeners::{Errand, Live};
@@ -33,6 +37,7 @@ use super::peers::{Asker, Granted, Opened, Over, Peers, Verdict};
 use super::plan::{Directory, Place, Plan};
 use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
+use crate::held::Key;
 use crate::io::{Close, Datagrams, Io, SocketId, Stream};
 use crate::join::{Join, JoinEnd, JoinKey, Toward};
 use crate::listening::{Change, Drain, Listening};
@@ -47,6 +52,9 @@ const PARTIAL_MAX: usize = 4096;
 
 /// One of so many sessions may be without a proof. A peer is for two round trips; a stranger would be for as long as it may.
 const UNPROVEN_SHARE: usize = 4;
+
+/// How often sessions give back credit that they do not need.
+const SHRINK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the supervisor and other workers tell a worker.
 pub(crate) enum Message {
@@ -118,16 +126,14 @@ pub(crate) struct Relay {
     next_flow: u64,
     /// What it turned away since it began.
     pressure: Pressure,
+    /// Who holds too much.
+    relief: Relief,
+    /// Whose the sockets of live flows are.
+    sockets: Sockets,
+    next_shrink: Option<Instant>,
     drain: Option<Drain>,
     done: bool,
     rng: StdRng,
-}
-
-/// A flow of an application that is here, or of one that is beside a sender.
-#[derive(Clone, Copy, Debug)]
-enum Key {
-    Flow(FlowKey),
-    Join(JoinKey),
 }
 
 impl Relay {
@@ -154,6 +160,9 @@ impl Relay {
             next_flow: (u64::from(worker) << 56)
                 | ((crate::relay::peers::unix_ms() & 0xffff_ffff) << 20),
             pressure: Pressure::default(),
+            relief: Relief::default(),
+            sockets: Sockets::default(),
+            next_shrink: None,
             drain: None,
             done: false,
             rng,
@@ -162,6 +171,7 @@ impl Relay {
 
     fn apply<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, plan: Arc<Plan>) {
         let old = std::mem::replace(&mut self.plan, plan);
+        self.counts.retain(|name, _| self.plan.hyco(name).is_some());
         let over = self.peers.apply(core.now, &mut core.quic, &old, &self.plan);
         for Over { session, hyco } in over {
             for key in core.flows.of_session(session) {
@@ -346,8 +356,11 @@ impl Role for Relay {
         if let Some(oldest) = self.peers.unproven_beyond(unproven_max) {
             self.close(core, oldest, SessionCode::Overloaded);
         }
-        let full = self.peers.len() >= sessions_max;
-        if full || self.directory.means.is_tight() {
+        let tight = self.directory.means.is_tight();
+        if tight {
+            self.relief.note_overload(core.now);
+        }
+        if tight || self.peers.len() >= sessions_max {
             return core.quic.close(core.now, session, SessionCode::Overloaded);
         }
         if self.drain.is_some() {
@@ -362,8 +375,10 @@ impl Role for Relay {
         session: SessionId,
         why: &ConnectionError,
     ) {
-        let address = core.quic.path(session).map(|path| path.remote);
-        let remote = address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+        let (address, agent) = self.peers.who(&core.quic, session);
+        let unknown = || "unknown".to_owned();
+        let remote = address.map_or_else(unknown, |address| address.to_string());
+        let agent = agent.map_or_else(unknown, |agent| agent.to_string());
         let left = departure(why);
         let code = said(why);
         let known = self.peers.gone(core.now, &core.quic, session, &left);
@@ -375,9 +390,11 @@ impl Role for Relay {
         let source = address.map(|address| address.ip());
         if let Some(Permit { left_out }) = core.log.permits(core.now, cause, None, source) {
             match code {
-                None => info!(remote, registrations, why = %reason(why), left_out, "session lost"),
+                None => info!(
+                    remote, agent, registrations, why = %reason(why), left_out, "session lost"
+                ),
                 Some(code) => {
-                    info!(remote, registrations, %code, left_out, "session ended by its peer");
+                    info!(remote, agent, registrations, %code, left_out, "session ended by its peer");
                 }
             }
         }
@@ -492,6 +509,8 @@ impl Role for Relay {
         end: End,
     ) {
         let moved = (flow.bytes_from_socket, flow.bytes_to_socket);
+        let source = flow.data.application.ip();
+        self.sockets.remove(&flow.data.hyco, source);
         self.note_end(core, &flow.data, ending(end), moved);
     }
 
@@ -509,6 +528,11 @@ impl Role for Relay {
             self.rescue(core, session);
         }
         self.peers.log.report(core.now);
+        if self.next_shrink.is_none_or(|next| next <= core.now) {
+            self.next_shrink = Some(core.now + SHRINK_EVERY);
+            core.quic.shrink_credit(core.now);
+        }
+        self.relieve(core);
         self.openings.expire(&mut core.quic, core.now);
         self.expire_opening(core);
         self.expire_waiting(core);

@@ -71,8 +71,7 @@ impl Site {
     }
 
     fn define(&self, now: Instant) {
-        self.directory.listeners.define(now, &self.plan);
-        self.directory.keys.define(&self.plan);
+        self.directory.define(now, &self.plan);
     }
 
     fn bind(&mut self) {

@@ -189,7 +189,8 @@ on_every_backend! {
                 refused
             })
             .await;
-            assert!(flows.len() as u64 >= room, "{} flows", flows.len());
+            // One source leaves a fifth to others.
+            assert!(flows.len() as u64 >= room / 5 * 4, "{} flows", flows.len());
             relay.resets_applications().await;
             let pressure = relay.pressure(|pressure| pressure.accepts_failed > 0);
             assert_eq!(pressure.panics, 0, "{pressure:?}");

@@ -54,6 +54,9 @@ fn show_report(out: &mut String, report: &Report, now_ms: u64) {
             ago(age_ms)
         );
     }
+    if let Some(why) = &report.overloaded {
+        let _ = writeln!(out, "relay: overloaded: {why}");
+    }
     show_hycos(out, report, now_ms);
     show_sessions(out, report);
     if report.truncated {
@@ -91,7 +94,10 @@ fn show_hycos(out: &mut String, report: &Report, now_ms: u64) {
     let rows = report.hycos.iter().map(|hyco| {
         [
             hyco.name.to_string(),
-            state(hyco).to_owned(),
+            match state(hyco) {
+                "ready" if report.overloaded.is_some() => "overloaded".to_owned(),
+                state => state.to_owned(),
+            },
             since(hyco, now_ms),
             hyco.bound
                 .map_or_else(|| "-".into(), |bound| bound.to_string()),

@@ -33,6 +33,8 @@ pub struct Report {
     pub faults: Vec<Fault>,
     /// What was turned away.
     pub pressure: Pressure,
+    /// Why the relay is overloaded, while it refuses or ends flows or sessions for want of memory.
+    pub overloaded: Option<String>,
     /// Whether something was left out to stay under [`REPORT_MAX`](crate::limits::REPORT_MAX).
     pub truncated: bool,
     /// When, milliseconds since 1970.
@@ -57,6 +59,8 @@ pub struct Pressure {
     pub sessions_sent_away: u64,
     /// Connections that could not be accepted: no descriptors, no memory.
     pub accepts_failed: u64,
+    /// Flows ended because they held memory that others needed.
+    pub flows_ended: u64,
     /// Defects of this program that cost somebody a session or a flow, and nobody else anything.
     pub panics: u64,
 }
@@ -93,6 +97,7 @@ impl Pressure {
             opens_refused: with(self.opens_refused, other.opens_refused),
             sessions_sent_away: with(self.sessions_sent_away, other.sessions_sent_away),
             accepts_failed: with(self.accepts_failed, other.accepts_failed),
+            flows_ended: with(self.flows_ended, other.flows_ended),
             panics: with(self.panics, other.panics),
         }
     }

@@ -1,7 +1,7 @@
 //! Flows of applications that connected here: each goes to a listener, is handed to a worker that has one, or is turned away; an explicit refusal is
 //! tried once elsewhere, never after bytes may have reached an endpoint.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ use underpass_proto::limits::OPEN_DEADLINE;
 use underpass_proto::{FlowCode, FlowId, Frame, HybridConnection, HycoName, Instance};
 
 use super::queue::Waiter;
+use super::relief::Source;
 use super::{Key, Message, Opening, Relay, RelayFlow};
 use crate::core::Core;
 use crate::flow::{End, FlowKey};
@@ -61,7 +62,9 @@ impl Relay {
         if hyco.over_quota {
             return self.turn_away(core, name, socket, application, FlowCode::OverQuota);
         }
-        if !self.has_means(core) {
+        let source = Source::Address(application.ip());
+        if !self.has_means(core, name, application.ip()) || self.relief.refuses(name, source) {
+            self.relief.note_overload(core.now);
             self.pressure.accepts_failed += 1;
             return self.turn_away(core, name, socket, application, FlowCode::Overloaded);
         }
@@ -94,10 +97,11 @@ impl Relay {
     }
 
     /// Whether there are memory and descriptors for one more application.
-    fn has_means<I: Io>(&self, core: &Core<I, RelayFlow>) -> bool {
+    fn has_means<I: Io>(&self, core: &Core<I, RelayFlow>, hyco: &HycoName, source: IpAddr) -> bool {
         let means = &self.directory.means;
         let sockets = core.flows.len() + self.waiting.len();
-        !means.is_tight() && sockets < means.sockets_max()
+        let left = means.sockets_max().saturating_sub(sockets);
+        !means.is_tight() && self.sockets.has_room(hyco, source, left)
     }
 
     /// A flow begins on this stream.
@@ -127,6 +131,7 @@ impl Relay {
             live: None,
             _place: place,
         };
+        self.sockets.add(name, application.ip());
         self.counts.entry(name.clone()).or_default().total += 1;
         let open = data.open_frame();
         let held = self.opens_alone(core, name, session);

@@ -11,6 +11,7 @@ use underpass_proto::{FlowCode, Frame, HybridConnection};
 
 use super::flows::Choice;
 use super::queue::Waiter;
+use super::relief::Source;
 use super::{Key, Opening, Relay, RelayFlow};
 use crate::core::Core;
 use crate::io::Io;
@@ -32,7 +33,9 @@ impl Relay {
         if self.drain.is_some() {
             return refuse(core, FlowCode::Draining);
         }
-        if self.directory.means.is_tight() {
+        let refused = self.relief.refuses(&hyco.name, Source::Sender(session));
+        if refused || self.directory.means.is_tight() {
+            self.relief.note_overload(core.now);
             self.note_refusal(core, &hyco.name, open.application, FlowCode::Overloaded);
             return refuse(core, FlowCode::Overloaded);
         }

@@ -23,6 +23,8 @@ pub(crate) struct WorkerReport {
     pub(crate) counts: HashMap<HycoName, Counts>,
     /// What it turned away.
     pub(crate) pressure: Pressure,
+    /// Whether somebody was refused or ended for want of memory lately.
+    pub(crate) overloaded: bool,
     /// Whether nobody's share is missing.
     pub(crate) complete: bool,
 }
@@ -53,10 +55,11 @@ impl Relay {
         code: FlowCode,
     ) {
         let ending = Ending::said(code, Side::Relay);
-        let counts = self.counts.entry(hyco.clone()).or_default();
-        counts.total += 1;
-        counts.failed += 1;
-        counts.last_ending = Some(ending.to_string());
+        if let Some(counts) = self.counts_of(hyco) {
+            counts.total += 1;
+            counts.failed += 1;
+            counts.last_ending = Some(ending.to_string());
+        }
         let (cause, source) = (LogCause::new("flow refused", code), application.ip());
         let log = &mut core.log;
         if let Some(Permit { left_out }) = log.permits(core.now, cause, Some(hyco), Some(source)) {
@@ -73,9 +76,14 @@ impl Relay {
         moved: (u64, u64),
     ) {
         let (to_endpoint, to_application) = moved;
-        let counts = self.counts.entry(data.hyco.clone()).or_default();
-        counts.to_endpoint += to_endpoint;
-        counts.to_application += to_application;
+        if let Some(counts) = self.counts_of(&data.hyco) {
+            counts.to_endpoint += to_endpoint;
+            counts.to_application += to_application;
+            if ending.cause != Cause::Clean {
+                counts.failed += 1;
+                counts.last_ending = Some(ending.to_string());
+            }
+        }
         let ms = core.now.saturating_duration_since(data.since).as_millis();
         match ending.cause {
             Cause::Clean => debug!(
@@ -83,8 +91,6 @@ impl Relay {
                 %ending, first = %ending.side, to_endpoint, to_application, ms, "flow ended"
             ),
             Cause::Code(why) => {
-                counts.failed += 1;
-                counts.last_ending = Some(ending.to_string());
                 let (cause, source) = (LogCause::new("flow failed", ending), data.application.ip());
                 let log = &mut core.log;
                 let permit = log.permits(core.now, cause, Some(&data.hyco), Some(source));
@@ -97,6 +103,12 @@ impl Relay {
                 );
             }
         }
+    }
+
+    /// The counts of a hybrid connection, while it is defined: those of one that is gone are forgotten.
+    fn counts_of(&mut self, hyco: &HycoName) -> Option<&mut Counts> {
+        let defined = self.plan.hyco(hyco).is_some();
+        defined.then(|| self.counts.entry(hyco.clone()).or_default())
     }
 
     fn pressure<I: Io>(&self, core: &Core<I, RelayFlow>) -> Pressure {
@@ -128,6 +140,7 @@ impl Relay {
         WorkerReport {
             sessions: self.peers.report(&core.quic, core.now),
             pressure: self.pressure(core),
+            overloaded: self.relief.is_overloaded(core.now),
             counts,
             complete: true,
         }
