@@ -1,0 +1,318 @@
+//! Row 27: applications that do not read what an endpoint pours, and a sender whose endpoint does not read, beside a relay that may take 256 MiB.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use socket2::SockRef;
+use tempfile::TempDir;
+use underpass_proto::Rule;
+
+use crate::faults::calls::Calls;
+use crate::faults::scene::{FarEnd, NAME, with};
+use crate::faults::trial::{Bar, Trial};
+use crate::scenario::Outcome;
+use crate::stand::agent::Agent;
+use crate::stand::deadline::{MOMENT, pause, wait_for};
+use crate::stand::installation::{Installation, Setup, underpass, write_secret};
+use crate::stand::process::{Process, free_tcp_address};
+use crate::stand::usage;
+
+/// What the relay may take, and what of it counts as held within 10 %.
+const LIMIT_MIB: u64 = 256;
+const LIMIT_MB: f64 = (LIMIT_MIB << 20) as f64 / 1e6 * 1.1;
+
+/// Honest applications have an endpoint of their own, through the same agent and session.
+const OTHERS: &str = "other-way";
+
+/// What they do.
+const HONEST: &str =
+    "[[group]]\nname = \"honest\"\nflows = 8\nrate = 200\nrequest = 100\nresponse = 1000\n";
+
+/// How long after the attack all must be as before, and what memory may have grown by, MB: buffers, and what the allocator keeps for its threads.
+const AFTER: Duration = Duration::from_secs(10);
+const LEFT_MB: f64 = 32.0;
+
+/// Longest wait until the crowd has filled all that it may.
+const FILLS_WITHIN: Duration = Duration::from_secs(20);
+
+/// Between two looks at the relay's memory.
+const LOOK_EACH: Duration = Duration::from_millis(20);
+
+/// Each of the crowd connects again this long after it was cut.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Both halves of the row.
+pub(in crate::faults) fn no_reader(trial: &mut Trial<'_>) -> Result<()> {
+    let pour = Hostile::start(true)?;
+    beside(
+        trial,
+        "applications that do not read",
+        pour.address,
+        |scene| scene.installation.binding(NAME),
+        false,
+    )?;
+    let silent = Hostile::start(false)?;
+    beside(
+        trial,
+        "a sender's endpoint that does not read",
+        silent.address,
+        Stage::start_sender,
+        true,
+    )
+}
+
+struct Stage {
+    installation: Installation,
+    _agent: Agent,
+    _far_end: FarEnd,
+    others: SocketAddr,
+    relay: u32,
+    /// The sender, and its folder.
+    sender: Mutex<Option<(Process, TempDir)>>,
+}
+
+impl Stage {
+    fn open(trial: &Trial<'_>, hostile: SocketAddr) -> Result<Self> {
+        let far_end = FarEnd::start(trial)?;
+        let installation = Installation::new(Setup {
+            probe: false,
+            ..trial.setup()
+        })?;
+        let file = installation.directory().join("namespace.toml");
+        let text = fs::read_to_string(&file)?;
+        fs::write(
+            &file,
+            format!("{text}[relay]\nmemory_mib_max = {LIMIT_MIB}\n"),
+        )?;
+        installation.define(NAME, &hostile.to_string())?;
+        installation.define(OTHERS, &far_end.address.to_string())?;
+        installation.start_control()?;
+        installation.start_relay()?;
+        let agent = installation.start_agent(&[NAME, OTHERS], &[])?;
+        let relay = with(&mut installation.relay(), |relay| Ok(relay.id()))?;
+        Ok(Self {
+            others: installation.binding(OTHERS)?,
+            relay,
+            installation,
+            _agent: agent,
+            _far_end: far_end,
+            sender: Mutex::default(),
+        })
+    }
+
+    /// Where applications beside a sender connect.
+    fn start_sender(&self) -> Result<SocketAddr> {
+        let folder = TempDir::with_prefix("underpass-sender-")?;
+        let string = self.installation.string_of(NAME, Rule::Send, &[])?;
+        write_secret(&folder.path().join("hostile.connection"), &string)?;
+        let bind = free_tcp_address();
+        let config =
+            format!("[[connect]]\nstring_file = \"hostile.connection\"\nbind = \"{bind}\"\n");
+        let file = folder.path().join("sender.toml");
+        fs::write(&file, config)?;
+        let mut command: Command = underpass()?;
+        command.args(["sender", "run", "--config"]).arg(file);
+        let process = Process::start("sender", &mut command)?;
+        *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = Some((process, folder));
+        wait_for("the sender to listen", MOMENT, || {
+            TcpStream::connect(bind).ok().map(drop)
+        })?;
+        Ok(bind)
+    }
+
+    fn is_overloaded(&self) -> Result<bool> {
+        let relay = self.installation.status()?.relay;
+        Ok(relay.is_some_and(|relay| relay.overloaded.is_some()))
+    }
+}
+
+fn beside(
+    trial: &mut Trial<'_>,
+    what: &str,
+    hostile: SocketAddr,
+    enter: impl Fn(&Stage) -> Result<SocketAddr>,
+    writes: bool,
+) -> Result<()> {
+    let stage = Stage::open(trial, hostile)?;
+    let entry = enter(&stage)?;
+    let length = Duration::from_secs(trial.pick(1, 10, 60));
+    let alone = Calls::start(trial, stage.others, HONEST, length)?.end(trial)?;
+    let before = usage::memory(stage.relay)?;
+    let flows = trial.pick(300, 1_000, 1_000);
+    trial.fault(format!("{flows} flows: {what}"));
+    let peak = Peak::start(stage.relay);
+    let began = Instant::now();
+    let crowd = Crowd::start(flows, entry, writes);
+    let filling = Calls::start(trial, stage.others, HONEST, length)?.end(trial)?;
+    // What flows hold on their way to the endpoint fills first, which nobody has to be refused for.
+    let mut reported = false;
+    while began.elapsed() < FILLS_WITHIN && !reported {
+        reported = stage.is_overloaded()?;
+        pause(Duration::from_millis(50));
+    }
+    let beside = Calls::start(trial, stage.others, HONEST, length)?.end(trial)?;
+    crowd.leave();
+    let left = Instant::now();
+    let peak = peak.stop();
+    let mut calm = None;
+    while left.elapsed() < AFTER && calm.is_none() {
+        let small = usage::memory(stage.relay)? as f64 / 1e6 < before as f64 / 1e6 + LEFT_MB;
+        calm = (small && !stage.is_overloaded()?).then(|| left.elapsed());
+        pause(Duration::from_millis(100));
+    }
+    let again = Calls::start(trial, stage.others, HONEST, length)?.end(trial)?;
+    report(trial, what, [&alone, &filling, &beside, &again])?;
+    trial.figure(
+        format!("{what}: memory of the relay at most"),
+        peak as f64 / 1e6,
+        "MB",
+        Some(Bar::AtMost(LIMIT_MB)),
+    );
+    trial.count(
+        format!("{what}: status reports it (1)"),
+        u64::from(reported),
+        Some(Bar::Exactly(1.0)),
+    );
+    trial.figure(
+        format!("{what}: memory, state and refusals as before, after they left"),
+        calm.map_or(f64::INFINITY, |calm| calm.as_secs_f64()),
+        "s",
+        Some(Bar::AtMost(AFTER.as_secs_f64())),
+    );
+    Ok(())
+}
+
+/// What honest applications noticed: alone, while the crowd fills what it may, beside it, afterwards.
+fn report(trial: &mut Trial<'_>, what: &str, outcomes: [&Outcome; 4]) -> Result<()> {
+    let mut p99 = [0.0; 4];
+    for (name, (outcome, p99)) in ["alone", "in the first seconds", "beside", "afterwards"]
+        .into_iter()
+        .zip(outcomes.into_iter().zip(&mut p99))
+    {
+        let group = outcome.group("honest").context("the group was run")?;
+        let latency = group.latency.at(0.99).context("nothing was measured")?;
+        *p99 = latency.as_secs_f64() * 1e3;
+        trial.figure(format!("{what}: others' p99 {name}"), *p99, "ms", None);
+        let failed = group.counts.failed + group.counts.cut;
+        trial.count(
+            format!("{what}: others' calls failed {name}"),
+            failed,
+            Some(Bar::Exactly(0.0)),
+        );
+    }
+    // A second of each says nothing about a hundredth of the calls.
+    let twice = Some(Bar::Under(2.0));
+    let bar = trial.pick(None, twice, twice);
+    trial.figure(
+        format!("{what}: p99 beside, times p99 alone"),
+        p99[2] / p99[0],
+        "×",
+        bar,
+    );
+    Ok(())
+}
+
+/// The most memory that a process has until it is no longer looked at.
+struct Peak {
+    ending: Arc<AtomicBool>,
+    most: Arc<AtomicU64>,
+}
+
+impl Peak {
+    fn start(process: u32) -> Self {
+        let peak = Self {
+            ending: Arc::default(),
+            most: Arc::default(),
+        };
+        let (ending, most) = (Arc::clone(&peak.ending), Arc::clone(&peak.most));
+        thread::spawn(move || {
+            while !ending.load(Ordering::Relaxed) {
+                let Ok(now) = usage::memory(process) else {
+                    return;
+                };
+                most.fetch_max(now, Ordering::Relaxed);
+                pause(LOOK_EACH);
+            }
+        });
+        peak
+    }
+
+    fn stop(self) -> u64 {
+        self.ending.store(true, Ordering::Relaxed);
+        self.most.load(Ordering::Relaxed)
+    }
+}
+
+/// Applications that read nothing, or write what nobody reads, and connect again when they are cut.
+struct Crowd(Arc<AtomicBool>);
+
+impl Crowd {
+    fn start(count: u64, to: SocketAddr, writes: bool) -> Self {
+        let left = Arc::<AtomicBool>::default();
+        for _ in 0..count {
+            let left = Arc::clone(&left);
+            thread::spawn(move || {
+                while !left.load(Ordering::Relaxed) {
+                    // Whatever ended it: it connects again.
+                    let _ = live(to, writes, &left);
+                    pause(AGAIN);
+                }
+            });
+        }
+        Self(left)
+    }
+
+    fn leave(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One connection, until it is cut or the crowd leaves.
+fn live(to: SocketAddr, writes: bool, left: &AtomicBool) -> io::Result<()> {
+    let mut socket = TcpStream::connect_timeout(&to, MOMENT)?;
+    socket.set_write_timeout(Some(AGAIN))?;
+    // It leaves by a reset: what is only closed would still have to reach its endpoint.
+    SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+    while !left.load(Ordering::Relaxed) {
+        if let Some(error) = socket.take_error()? {
+            return Err(error);
+        }
+        match writes.then(|| socket.write(&[0; 64 * 1024])) {
+            None => pause(AGAIN),
+            Some(Ok(_)) => {}
+            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Some(Err(error)) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// An endpoint that pours without end, or reads nothing.
+struct Hostile {
+    address: SocketAddr,
+}
+
+impl Hostile {
+    fn start(pours: bool) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        thread::spawn(move || {
+            let mut silent = Vec::new();
+            for mut stream in listener.incoming().map_while(io::Result::ok) {
+                if pours {
+                    thread::spawn(move || while stream.write_all(&[0; 64 * 1024]).is_ok() {});
+                } else {
+                    silent.push(stream);
+                }
+            }
+        });
+        Ok(Self { address })
+    }
+}
