@@ -4,7 +4,7 @@
 //! twice and nothing is lost, whichever process ends when. A figure that is smaller than the one before is a worker that did not answer
 //! in time: it is waited for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -89,6 +89,11 @@ impl Ledger {
     pub(super) fn count(&mut self, report: &Report) -> bool {
         let mut changed = false;
         let mut relay = self.take_relay(report.instance);
+        if !report.truncated {
+            // The relay counts from zero again should a name come back.
+            let named: HashSet<&HycoName> = report.hycos.iter().map(|hyco| &hyco.name).collect();
+            relay.counted.retain(|name, _| named.contains(name));
+        }
         for hyco in &report.hycos {
             let now = Data {
                 to_endpoint: hyco.bytes_to_endpoint,

@@ -30,6 +30,16 @@ fn what_was_counted_survives_a_kill_and_what_was_not_is_counted_afterwards() {
 }
 
 #[test]
+fn a_name_that_was_removed_and_defined_again_is_counted_from_zero() {
+    let place = Place::new(NOVEMBER);
+    let meter = place.open();
+    meter.count(&report(1, &[("payroll-sql", 100, 1)]));
+    meter.count(&report(1, &[("archive-sql", 5, 0)]));
+    meter.count(&report(1, &[("payroll-sql", 30, 0), ("archive-sql", 5, 0)]));
+    assert_eq!(place.of(&meter), (130, 1));
+}
+
+#[test]
 fn use_goes_to_the_month_that_the_clock_says_whichever_way_it_jumps() {
     let place = Place::new(OCTOBER);
     let meter = place.open();

@@ -171,7 +171,6 @@ impl Relay {
 
     fn apply<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, plan: Arc<Plan>) {
         let old = std::mem::replace(&mut self.plan, plan);
-        self.counts.retain(|name, _| self.plan.hyco(name).is_some());
         let over = self.peers.apply(core.now, &mut core.quic, &old, &self.plan);
         for Over { session, hyco } in over {
             for key in core.flows.of_session(session) {

@@ -123,7 +123,10 @@ impl Relay {
         }
     }
 
-    pub(super) fn report<I: Io>(&self, core: &Core<I, RelayFlow>) -> WorkerReport {
+    /// Names that are gone are forgotten here and not when they go: control forgets what it has
+    /// counted of a name with the first report that lacks it.
+    pub(super) fn report<I: Io>(&mut self, core: &Core<I, RelayFlow>) -> WorkerReport {
+        self.counts.retain(|name, _| self.plan.hyco(name).is_some());
         let mut counts = self.counts.clone();
         for (_, flow) in core.flows.iter() {
             let counts = counts.entry(flow.data.hyco.clone()).or_default();
