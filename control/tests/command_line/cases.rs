@@ -27,7 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
     );
     let no_file = |error: &str| {
         format!(
-            "error: {error}\nhint: an agent that was started with one connection string alone has no file: write agent.toml with `[[connect]]` and, below, `string_file = \"FILE\"`, start it with `underpass agent run --config agent.toml`, and name that file here\n"
+            "error: {error}\nhint: a process that was started with one connection string alone has no file: write agent.toml with `[[connect]]` and, below, `string_file = \"FILE\"`, start it with `underpass agent run --config agent.toml`, and name that file here\n"
         )
     };
     let agent = &[
@@ -151,7 +151,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case(
             &["agent", "allow", "sql01.corp:1433"],
             2,
-            &no_file("`--config FILE` is missing: the allow-list stands in the agent's file"),
+            &no_file("`--config FILE` is missing: the allow-list is in the agent's file"),
         ),
         case(
             &[

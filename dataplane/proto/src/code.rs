@@ -204,8 +204,10 @@ impl FlowCode {
     pub fn known_up_to(self, max: u8) -> Self {
         match self {
             known if known.to_u32() <= u32::from(max) => known,
-            Self::NoSourcePort | Self::Loop => Self::EndpointUnreachable,
+            Self::NoSourcePort => Self::EndpointUnreachable,
             Self::NameServerSilent => Self::NameNotFound,
+            // No refusal: another agent would only make the loop longer.
+            Self::Loop => Self::Aborted,
             other => other,
         }
     }

@@ -1,6 +1,9 @@
 //! Notices a flow that this agent itself began: its endpoint led back to a binding of a relay or of a sender, whose application is then the
 //! agent's own connection. One table for all workers, touched once per flow; holds recent connections only, and knows no sockets.
 //!
+//! An Open carries a check of both addresses of its application's connection. The application's alone would not do: a port that this agent dials
+//! from may be an application's port towards another address at the same time.
+//!
 //! A chain of hybrid connections is allowed as long as none comes twice. What a NAT changes on the way is not recognised here.
 
 use std::collections::VecDeque;
@@ -10,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
-use underpass_proto::{Endpoint, FlowCode, HycoName};
+use underpass_proto::{Endpoint, FlowCode, FlowId, HycoName};
 
 /// How long a connection is remembered: from the dial to the Open that it causes are a round trip to the relay and the relay's own work.
 /// A session that has been silent for longer than 1.75 s gets no flows.
@@ -29,7 +32,7 @@ pub(crate) struct Hops {
     count: usize,
 }
 
-/// Recent connections of this agent, by their own address.
+/// Recent connections of this agent, by the check of their addresses.
 #[derive(Debug, Default)]
 pub(crate) struct OwnDials {
     recent: Mutex<Recent>,
@@ -39,14 +42,21 @@ pub(crate) struct OwnDials {
 
 #[derive(Debug, Default)]
 struct Recent {
-    by_address: FxHashMap<SocketAddr, (Instant, Hops)>,
+    by_check: FxHashMap<u32, Made>,
     /// In the order of their times.
-    order: VecDeque<(Instant, SocketAddr)>,
+    order: VecDeque<(Instant, u32)>,
+}
+
+#[derive(Debug)]
+struct Made {
+    at: Instant,
+    from: SocketAddr,
+    hops: Hops,
 }
 
 impl OwnDials {
-    /// The chain of a connection that is to be made for this hybrid connection of this relay. `application` is who the relay says has connected;
-    /// a probe has none.
+    /// The chain of a connection that is to be made for this hybrid connection of this relay. `begun_by` is the flow and its
+    /// application; a probe has none.
     ///
     /// # Errors
     /// [`FlowCode::Loop`]: the application is a connection of this agent, for the same hybrid connection or through too many others.
@@ -54,38 +64,36 @@ impl OwnDials {
         &self,
         relay: &Endpoint,
         hyco: &HycoName,
-        application: Option<SocketAddr>,
+        begun_by: Option<(FlowId, SocketAddr)>,
     ) -> Result<Hops, FlowCode> {
         let id = self.hasher.hash_one((relay, hyco));
-        let before = application.and_then(|application| self.of(application));
+        let before = begun_by.and_then(|(flow, application)| self.of(flow, application));
         before.unwrap_or_default().and(id).ok_or(FlowCode::Loop)
     }
 
-    /// A connection was made from this address.
-    pub(crate) fn made(&self, now: Instant, local: SocketAddr, hops: Hops) {
+    /// A connection was made from one address to another.
+    pub(crate) fn made(&self, now: Instant, from: SocketAddr, to: SocketAddr, hops: Hops) {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let Recent { by_address, order } = &mut *recent;
-        while let Some(&(at, address)) = order.front()
+        let Recent { by_check, order } = &mut *recent;
+        while let Some(&(at, check)) = order.front()
             && (order.len() >= KEPT_MAX || now.saturating_duration_since(at) > KEPT_FOR)
         {
             order.pop_front();
-            // The address may have come again since.
-            if by_address
-                .get(&address)
-                .is_some_and(|(made, _)| *made == at)
-            {
-                by_address.remove(&address);
+            // The same addresses may have come again since.
+            if by_check.get(&check).is_some_and(|made| made.at == at) {
+                by_check.remove(&check);
             }
         }
-        let local = canonical(local);
-        by_address.insert(local, (now, hops));
-        order.push_back((now, local));
+        let (from, to) = (canonical(from), canonical(to));
+        let (at, check) = (now, FlowId::check_of(from, to));
+        by_check.insert(check, Made { at, from, hops });
+        order.push_back((at, check));
     }
 
-    fn of(&self, application: SocketAddr) -> Option<Hops> {
+    fn of(&self, flow: FlowId, application: SocketAddr) -> Option<Hops> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, hops) = recent.by_address.get(&canonical(application))?;
-        Some(*hops)
+        let made = recent.by_check.get(&flow.check())?;
+        (made.from == canonical(application)).then_some(made.hops)
     }
 }
 
@@ -124,7 +132,7 @@ mod tests {
             }
         }
 
-        /// A flow of an application becomes a connection of the agent: its own address.
+        /// A flow of an application at a binding becomes a connection of the agent to that binding again: its own address.
         fn flow(
             &mut self,
             relay: &str,
@@ -133,12 +141,17 @@ mod tests {
         ) -> Result<SocketAddr, FlowCode> {
             let relay = relay.parse().expect("an endpoint");
             let hyco = hyco.parse().expect("a name");
-            let hops = self.dials.hops(&relay, &hyco, Some(application))?;
+            let flow = FlowId::of_connection(7, application, Some(binding()));
+            let hops = self.dials.hops(&relay, &hyco, Some((flow, application)))?;
             self.next_port += 1;
             let local = SocketAddr::from(([127, 0, 0, 1], self.next_port));
-            self.dials.made(self.now, local, hops);
+            self.dials.made(self.now, local, binding(), hops);
             Ok(local)
         }
+    }
+
+    fn binding() -> SocketAddr {
+        "127.0.0.1:1433".parse().expect("an address")
     }
 
     fn application() -> SocketAddr {
@@ -155,6 +168,19 @@ mod tests {
         let mapped = "[::ffff:127.0.0.1]:2".parse().expect("an address");
         let again = scene.flow("relay:1", "Payroll-SQL", mapped);
         assert_eq!(again, Err(FlowCode::Loop));
+    }
+
+    #[test]
+    fn an_applications_port_that_the_agent_dials_from_too_is_no_loop() {
+        let mut scene = Scene::new();
+        let local = scene.flow("relay:1", "payroll-sql", application());
+        let local = local.expect("an application's");
+        let other = "127.0.0.1:1434".parse().expect("an address");
+        let flow = FlowId::of_connection(8, local, Some(other));
+        let relay = "relay:1".parse().expect("an endpoint");
+        let hyco = "payroll-sql".parse().expect("a name");
+        let hops = scene.dials.hops(&relay, &hyco, Some((flow, local)));
+        assert_eq!(hops.map(|hops| hops.count), Ok(1));
     }
 
     #[test]
@@ -190,11 +216,13 @@ mod tests {
         reused.expect("another's by now");
         for port in 0..=u16::MAX {
             let address = SocketAddr::from(([10, 0, 0, 1], port));
-            scene.dials.made(scene.now, address, Hops::default());
+            scene
+                .dials
+                .made(scene.now, address, binding(), Hops::default());
         }
         let recent = scene.dials.recent.lock().expect("no panic");
         assert_eq!(
-            (recent.by_address.len(), recent.order.len()),
+            (recent.by_check.len(), recent.order.len()),
             (KEPT_MAX, KEPT_MAX)
         );
     }

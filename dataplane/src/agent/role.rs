@@ -13,7 +13,9 @@ use quinn_proto::{ConnectionError, StreamId};
 use tracing::{debug, info, warn};
 use underpass_proto::limits::DIAL_DEADLINE;
 use underpass_proto::wire::{Open, Opened, Probe, Probed};
-use underpass_proto::{AllowList, Ending, Endpoint, FlowCode, Frame, HycoName, SessionCode, Side};
+use underpass_proto::{
+    AllowList, Ending, Endpoint, FlowCode, FlowId, Frame, HycoName, SessionCode, Side,
+};
 
 use super::Plan;
 use super::dials::{Dial, Dials, Done, Errand};
@@ -213,7 +215,7 @@ impl Agent {
         } else if self.dials.is_full() {
             Err(FlowCode::Overloaded)
         } else {
-            self.hops(session, &open.hyco, Some(open.application))?;
+            self.hops(session, &open.hyco, Some((open.flow, open.application)))?;
             Ok(())
         }
     }
@@ -223,23 +225,24 @@ impl Agent {
         &self,
         session: SessionId,
         hyco: &HycoName,
-        application: Option<SocketAddr>,
+        begun_by: Option<(FlowId, SocketAddr)>,
     ) -> Result<Hops, FlowCode> {
         let relay = self.links.relay_of(session);
         let relay = relay.ok_or(FlowCode::RegistrationEnded)?;
-        self.plan.own_dials.hops(relay, hyco, application)
+        self.plan.own_dials.hops(relay, hyco, begun_by)
     }
 
-    /// A connection was made: should it lead back here, the flow that it becomes is known by the own address of the connection.
+    /// A connection was made: should it lead back here, the flow that it becomes is known by the two addresses of the connection.
     fn remember<I: Io>(&self, core: &mut Core<I, AgentFlow>, dial: &Dial, socket: SocketId) {
-        let (hyco, application) = match &dial.errand {
-            Errand::Flow { open, .. } => (&open.hyco, Some(open.application)),
+        let (hyco, begun_by) = match &dial.errand {
+            Errand::Flow { open, .. } => (&open.hyco, Some((open.flow, open.application))),
             Errand::Probe(probe) => (&probe.hyco, None),
         };
         if let Some(local) = core.io.local_address(socket)
-            && let Ok(hops) = self.hops(dial.session, hyco, application)
+            && let Some((_, dialled)) = dial.last
+            && let Ok(hops) = self.hops(dial.session, hyco, begun_by)
         {
-            self.plan.own_dials.made(core.now, local, hops);
+            self.plan.own_dials.made(core.now, local, dialled, hops);
         }
     }
 

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 use quinn_proto::{ConnectionError, StreamId};
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use tracing::{debug, info, warn};
 use underpass_proto::limits::HELLO_DEADLINE;
 use underpass_proto::snapshot::Pressure;
@@ -123,7 +123,7 @@ pub(crate) struct Relay {
     opening: VecDeque<(Instant, Key)>,
     /// Flows for which there is a listener and no room.
     waiting: Waiting<Waiter>,
-    next_flow: u64,
+    next_flow: u32,
     /// What it turned away since it began.
     pressure: Pressure,
     /// Who holds too much.
@@ -156,9 +156,8 @@ impl Relay {
             counts: HashMap::new(),
             opening: VecDeque::new(),
             waiting: Waiting::default(),
-            // The worker and the start are part of the number, so that logs of several never mix.
-            next_flow: (u64::from(worker) << 56)
-                | ((crate::relay::peers::unix_ms() & 0xffff_ffff) << 20),
+            // Unlike those of other workers and before a restart, so that logs of several do not mix.
+            next_flow: rng.random::<u32>(),
             pressure: Pressure::default(),
             relief: Relief::default(),
             sockets: Sockets::default(),

@@ -63,7 +63,7 @@ pub(crate) struct Sender {
     parked: Vec<Parked>,
     /// Flows without Opened yet, by their deadline.
     opening: VecDeque<(Instant, FlowKey)>,
-    next_flow: u64,
+    next_flow: u32,
     drain: Option<Drain>,
     done: bool,
 }
@@ -92,7 +92,7 @@ impl Sender {
         say: Say<Said>,
     ) -> Self {
         let (relays, identity) = (&plan.relays, plan.identity);
-        let next_flow = start.rng.random::<u64>() << 24;
+        let next_flow = start.rng.random::<u32>();
         let links = Links::new(relays, worker, identity, resolver, start, say);
         Self {
             plan,

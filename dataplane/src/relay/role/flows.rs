@@ -114,8 +114,9 @@ impl Relay {
         (session, stream): (SessionId, StreamId),
     ) {
         let name = &hyco.name;
-        self.next_flow += 1;
-        let id = FlowId(self.next_flow);
+        self.next_flow = self.next_flow.wrapping_add(1);
+        let bound = core.io.local_address(socket);
+        let id = FlowId::of_connection(self.next_flow, application, bound);
         let opening = Opening {
             asked: self.peers.instance(session),
             asked_at: Some(core.now),

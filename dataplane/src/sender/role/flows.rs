@@ -41,14 +41,14 @@ impl Sender {
         application: Application,
         (session, stream, endpoint): Place,
     ) {
-        self.next_flow += 1;
+        self.next_flow = self.next_flow.wrapping_add(1);
         let Application {
             hyco,
             socket,
             address,
         } = application;
         let data = SenderFlow {
-            id: FlowId(self.next_flow),
+            id: FlowId::of_connection(self.next_flow, address, core.io.local_address(socket)),
             hyco,
             application: address,
             endpoint,
