@@ -84,8 +84,9 @@ fn unwrapped(text: &str, layers: usize) -> Option<&str> {
         return Some(text);
     }
     let layers = layers.checked_sub(1)?;
-    if let Some(inside) = unquoted(text) {
-        return unwrapped(inside, layers);
+    // Of `"name": "string"` the outer quotes are no pair.
+    if let Some(found) = unquoted(text).and_then(|inside| unwrapped(inside, layers)) {
+        return Some(found);
     }
     let (name, rest) = text.split_at(text.find(['=', ':'])?);
     is_name(name).then(|| unwrapped(&rest[1..], layers))?

@@ -83,7 +83,8 @@ fn fault_of(text: &str, error: HostError) -> ServiceHostFault {
             Ok(host) => ServiceHostFault::More { host, port },
             Err(fault) => fault,
         },
-        None => ServiceHostFault::Host(error),
+        // What is wrong with the host itself, not with the URL around it.
+        None => ServiceHostFault::Host(authority.parse::<Host>().err().unwrap_or(error)),
     }
 }
 
