@@ -1,4 +1,5 @@
-//! How quantities are written for people, three or four digits and a unit of a thousand, and how people type lengths of time.
+//! How quantities are written for people, three or four digits and a unit of a thousand, and how
+//! people type lengths of time.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Quotes words for commands that messages print, so that what is copied into a shell does what was meant.
+//! Quotes words for commands that messages print, so that what is copied into a shell does what was
+//! meant.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -10,7 +11,8 @@ fn is_plain(byte: u8) -> bool {
 
 /// One word for a POSIX shell: as it is where that is safe, else in quotes.
 ///
-/// Control characters and bytes that are no text take the form `$'…'` (POSIX.1-2024, section 2.2.4), so that a terminal shows them.
+/// Control characters and bytes that are no text take the form `$'…'` (POSIX.1-2024, section
+/// 2.2.4), so that a terminal shows them.
 pub(crate) fn word(text: impl AsRef<OsStr>) -> String {
     let text = text.as_ref();
     let bytes = text.as_bytes();

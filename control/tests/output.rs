@@ -1,4 +1,5 @@
-//! What becomes of a process whose output cannot be written: a long-running one loses its log and nothing else, a command fails or ends quietly.
+//! What becomes of a process whose output cannot be written: a long-running one loses its log and
+//! nothing else, a command fails or ends quietly.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, PipeWriter, Read, Write};

@@ -1,4 +1,5 @@
-//! In which order the addresses of a name are tried, and how far apart (Happy Eyeballs, RFC 8305). Opens no sockets.
+//! In which order the addresses of a name are tried, and how far apart (Happy Eyeballs, RFC 8305).
+//! Opens no sockets.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -9,14 +10,15 @@ use underpass_proto::Endpoint;
 /// From one attempt to the next one beside it (RFC 8305, section 5).
 pub(crate) const ATTEMPT_EVERY: Duration = Duration::from_millis(250);
 
-/// Endpoints of which it is remembered what worked; beyond, all is forgotten, and learned again at 250 ms each.
+/// Endpoints of which it is remembered what worked; beyond, all is forgotten, and learned again at
+/// 250 ms each.
 const WORKED_MAX: usize = 1024;
 
 /// After this time the resolver's own order is tried again: the address that failed may be back.
 const WORKED_FOR: Duration = Duration::from_secs(600);
 
-/// Sorts addresses as they are tried: what worked last, then one family and the other in turns, each in the resolver's order
-/// (RFC 8305, section 4).
+/// Sorts addresses as they are tried: what worked last, then one family and the other in turns,
+/// each in the resolver's order (RFC 8305, section 4).
 #[must_use]
 pub(crate) fn arranged(mut addresses: Vec<SocketAddr>, worked: Option<IpAddr>) -> Vec<SocketAddr> {
     if addresses.len() < 2 {

@@ -1,5 +1,6 @@
-//! The memory that a process may hold for data on its way, and how sessions share it. A session's peer gets credit, which grows as it is used up and
-//! stops growing where others would have too little. Shared by the workers of a process, touched when credit changes, never per byte.
+//! The memory that a process may hold for data on its way, and how sessions share it. A session's
+//! peer gets credit, which grows as it is used up and stops growing where others would have too
+//! little. Shared by the workers of a process, touched when credit changes, never per byte.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,7 +9,8 @@ use crate::quic::config::{SEND_WINDOW, SESSION_WINDOW};
 /// What a relay has beside data on its way: the program, buffers of its workers, tables.
 const BASE: u64 = 24 << 20;
 
-/// A byte on its way takes 4/3 of a byte of memory: datagrams of 64 KiB lie in blocks of 80 KiB, six of which the allocator has in 512 KiB.
+/// A byte on its way takes 4/3 of a byte of memory: datagrams of 64 KiB lie in blocks of 80 KiB,
+/// six of which the allocator has in 512 KiB.
 const TAKES: (u64, u64) = (4, 3);
 
 /// The smallest budget, whatever the limit: a relay that serves nobody would be no better.
@@ -21,11 +23,12 @@ const IN_HAND: u64 = 1;
 /// What sessions keep until it is acknowledged.
 const TO_SEND: u64 = 1;
 
-/// A session may have so many times what nobody has yet (dynamic thresholds, Choudhury and Hahne 1998): one alone gets 4/5, two get 4/9 each, and
-/// there is always a rest for the next.
+/// A session may have so many times what nobody has yet (dynamic thresholds, Choudhury and Hahne
+/// 1998): one alone gets 4/5, two get 4/9 each, and there is always a rest for the next.
 const TIMES_FREE: u64 = 4;
 
-/// A new session gets this share of what is free, within these bounds: eight flows' windows where there is plenty.
+/// A new session gets this share of what is free, within these bounds: eight flows' windows where
+/// there is plenty.
 const FIRST_SHARE: u64 = 1_024;
 const FIRST_MIN: u64 = 256 << 10;
 const FIRST_MAX: u64 = 16 << 20;
@@ -75,7 +78,8 @@ impl Budget {
         first
     }
 
-    /// More credit for a session whose peer has used up what it had: twice as much while there is plenty. `has` is its credit.
+    /// More credit for a session whose peer has used up what it had: twice as much while there is
+    /// plenty. `has` is its credit.
     pub(crate) fn more(&self, has: u64) -> Granted {
         let wanted = has.min(u64::from(SESSION_WINDOW).saturating_sub(has));
         let room = self.share().saturating_sub(has) / (TIMES_FREE + 1);

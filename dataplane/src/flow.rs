@@ -59,7 +59,8 @@ pub(crate) struct Flow<D> {
     receiving: bool,
     /// The socket waits to be watched, because nothing is being read from it.
     paused: bool,
-    /// Nothing is read from the socket before the far end's process gave a sign of life: what it says may yet go to another.
+    /// Nothing is read from the socket before the far end's process gave a sign of life: what it
+    /// says may yet go to another.
     held: bool,
 }
 
@@ -124,7 +125,8 @@ impl<D> Flow<D> {
         self.to_socket == ToSocket::Unopened
     }
 
-    /// Bytes that were read from one side and not yet taken by the other, or are kept to be sent again.
+    /// Bytes that were read from one side and not yet taken by the other, or are kept to be sent
+    /// again.
     #[must_use]
     pub(crate) fn in_hand(&self) -> usize {
         let from_socket = match &self.replay {
@@ -189,8 +191,8 @@ impl<I: Io, D> Core<I, D> {
         key
     }
 
-    /// Joins a socket and a stream whose far end has yet to say Opened. `open` is the frame that asks for it; where the flow is `held`, it goes alone
-    /// until [`Self::release`].
+    /// Joins a socket and a stream whose far end has yet to say Opened. `open` is the frame that
+    /// asks for it; where the flow is `held`, it goes alone until [`Self::release`].
     pub(crate) fn start_unopened(
         &mut self,
         data: D,

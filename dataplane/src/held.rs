@@ -1,5 +1,5 @@
-//! What a worker holds of flows: bytes in hand (read from one side, not yet taken by the other), and flows that hold bytes while nothing of theirs
-//! moves on. Knows no hybrid connections.
+//! What a worker holds of flows: bytes in hand (read from one side, not yet taken by the other),
+//! and flows that hold bytes while nothing of theirs moves on. Knows no hybrid connections.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,8 @@ use crate::join::JoinKey;
 use crate::quic::SessionId;
 use crate::quic::config::STREAM_WINDOW;
 
-/// Nothing of a flow moved for so long: it is held up. A healthy reader takes a piece within a few round trips.
+/// Nothing of a flow moved for so long: it is held up. A healthy reader takes a piece within a few
+/// round trips.
 const HELD_UP_AFTER: Duration = Duration::from_millis(100);
 
 /// The smallest piece that is moved at a time, however little room there is.

@@ -58,7 +58,8 @@ struct Unopened {
     answer: FrameReader,
     /// What the sender said so far, to be said again to another agent.
     sent: Vec<Bytes>,
-    /// None of that is sent before the agent's process gave a sign of life: it may yet go to another.
+    /// None of that is sent before the agent's process gave a sign of life: it may yet go to
+    /// another.
     held: bool,
 }
 
@@ -136,7 +137,8 @@ impl Way {
 }
 
 impl<D> Join<D> {
-    /// Bytes that were read from one side and not yet taken by the other, or are kept to be sent again.
+    /// Bytes that were read from one side and not yet taken by the other, or are kept to be sent
+    /// again.
     #[must_use]
     pub(crate) fn in_hand(&self) -> usize {
         let to_agent = match &self.unopened {
@@ -298,8 +300,9 @@ impl<D> Joins<D> {
 }
 
 impl<I: Io, D> Core<I, D> {
-    /// Joins a sender's stream, whose Open was read, to an agent's new stream. `open` asks the agent, and goes alone until [`Self::release_join`] where
-    /// the join is `held`; `first` came behind the sender's Open.
+    /// Joins a sender's stream, whose Open was read, to an agent's new stream. `open` asks the
+    /// agent, and goes alone until [`Self::release_join`] where the join is `held`; `first` came
+    /// behind the sender's Open.
     pub(crate) fn join(
         &mut self,
         data: D,

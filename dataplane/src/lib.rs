@@ -42,6 +42,7 @@ pub struct Settings {
     pub mtu_max: Option<u16>,
     /// How long live flows may go on after the first request to drain.
     pub grace: std::time::Duration,
-    /// How often an agent or sender gives its relay a sign of life; a relay goes by what its peers want.
+    /// How often an agent or sender gives its relay a sign of life; a relay goes by what its peers
+    /// want.
     pub keep_alive: std::time::Duration,
 }

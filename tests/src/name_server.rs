@@ -1,4 +1,5 @@
-//! A name server of a test's own, for a process that sees another resolv.conf than the rest of the machine. It counts what it is asked for.
+//! A name server of a test's own, for a process that sees another resolv.conf than the rest of the
+//! machine. It counts what it is asked for.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -64,7 +65,7 @@ impl NameServer {
 
     /// How often the IPv4 addresses of a name were asked for.
     #[must_use]
-    pub fn asked(&self, name: &str) -> usize {
+    pub fn questions(&self, name: &str) -> usize {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         asked.get(name).copied().unwrap_or(0)
     }

@@ -1,4 +1,5 @@
-//! What is known of a peer and for how long: a relay whose certificate was replaced, signs of life and what they cost, a process that stands still.
+//! What is known of a peer and for how long: a relay whose certificate was replaced, signs of life
+//! and what they cost, a process that stands still.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -22,7 +23,8 @@ const NAME: &str = "payroll-sql";
 /// How a certificate that is another one than before is named.
 const WRONG_CERTIFICATE: &str = "the relay's certificate is not the pinned or trusted one";
 
-/// Within this time after the relay is back, its certificate must be named: some attempts, on a busy machine.
+/// Within this time after the relay is back, its certificate must be named: some attempts, on a
+/// busy machine.
 const SOON: Duration = Duration::from_secs(10);
 
 /// How long a check would wait for a relay that may yet answer.
@@ -34,7 +36,8 @@ const WORKERS: u16 = 4;
 /// For so long an idle agent is watched.
 const WATCHED: Duration = Duration::from_secs(3);
 
-/// Datagrams of one session alone in that time, both ways, and as many again where the machine is busy and signs of life are late.
+/// Datagrams of one session alone in that time, both ways, and as many again where the machine is
+/// busy and signs of life are late.
 const DATAGRAMS_MAX: u64 = 2 * 2 * 3;
 
 /// Those of an agent that gives a sign of life each minute: one may be due.
@@ -80,7 +83,8 @@ fn wait_for_sessions(installation: &Installation) {
     .unwrap();
 }
 
-/// Datagrams both ways in some time, the fewest of three tries: a session that has just begun still has its path's size to find.
+/// Datagrams both ways in some time, the fewest of three tries: a session that has just begun still
+/// has its path's size to find.
 fn quietest(proxy: &Proxy, enough: u64) -> u64 {
     let datagrams = || {
         let seen = proxy.seen();
@@ -101,10 +105,12 @@ fn quietest(proxy: &Proxy, enough: u64) -> u64 {
 /// Flows that are opened beside a frozen agent; about half of them are given to it at first.
 const FLOWS: usize = 8;
 
-/// How long such a flow may take: what makes a silent process suspect, and as much again for a busy machine.
+/// How long such a flow may take: what makes a silent process suspect, and as much again for a busy
+/// machine.
 const RESCUED_WITHIN: Duration = Duration::from_secs(4);
 
-/// From an agent's freeze to the flows: longer than what it sent before is on its way, and shorter than anybody could know.
+/// From an agent's freeze to the flows: longer than what it sent before is on its way, and shorter
+/// than anybody could know.
 const JUST_FROZEN: Duration = Duration::from_millis(60);
 
 #[test]

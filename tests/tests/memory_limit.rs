@@ -1,5 +1,5 @@
-//! What the relay holds stays within `memory_mib_max`, whoever does not read; those who take little notice nothing, and once the others are gone all is
-//! as before.
+//! What the relay holds stays within `memory_mib_max`, whoever does not read; those who take little
+//! notice nothing, and once the others are gone all is as before.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -108,7 +108,8 @@ impl Place {
         relay.overloaded.is_some()
     }
 
-    /// The limit holds and others are served while the crowd is there, which the relay reports; afterwards all is as before.
+    /// The limit holds and others are served while the crowd is there, which the relay reports;
+    /// afterwards all is as before.
     fn holds_beside(&self, crowd: &Crowd) {
         let echoes = self.installation.binding(ECHOES).unwrap();
         let mut talk = Talk::start(echoes).unwrap();

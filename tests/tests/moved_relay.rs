@@ -1,4 +1,5 @@
-//! Where a relay is: a name that leads elsewhere, a name with an address in each family, and relays in different families.
+//! Where a relay is: a name that leads elsewhere, a name with an address in each family, and relays
+//! in different families.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -24,7 +25,8 @@ const RELAY: &str = "relay.test";
 const BEFORE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 21);
 const AFTER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 22);
 
-/// From the loss of a session until the new address is dialled: what makes a relay suspect, a resolution, and as much again for a busy machine.
+/// From the loss of a session until the new address is dialled: what makes a relay suspect, a
+/// resolution, and as much again for a busy machine.
 const NOTICED_WITHIN: Duration = Duration::from_secs(12);
 
 #[test]

@@ -1,4 +1,5 @@
-//! Names of endpoints as agents resolve them: a name server that is silent, several addresses of which the first is, and names that nobody allowed.
+//! Names of endpoints as agents resolve them: a name server that is silent, several addresses of
+//! which the first is, and names that nobody allowed.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -21,7 +22,8 @@ use underpass_tests::{on_every_backend, turn};
 const NAME: &str = "payroll-sql";
 const OTHER: &str = "dead-name";
 
-/// A flow whose name is answered, or whose first address is silent, is there within this time: the name server's own silence takes 2 s.
+/// A flow whose name is answered, or whose first address is silent, is there within this time: the
+/// name server's own silence takes 2 s.
 const SOON: Duration = Duration::from_millis(1_500);
 
 #[test]
@@ -56,8 +58,8 @@ fn a_name_that_is_never_answered_holds_up_no_other_hybrid_connection() {
     let ended = installation.wait_for_hyco(OTHER, "an ending", |hyco| hyco.last_ending.is_some());
     let ending = ended.unwrap().last_ending.unwrap();
     assert_eq!(ending, "agent: name_server_silent");
-    assert_eq!(scene.server.asked(&dead), 1, "equal questions are one");
-    assert!(scene.server.asked(&good) >= 1);
+    assert_eq!(scene.server.questions(&dead), 1, "equal questions are one");
+    assert!(scene.server.questions(&good) >= 1);
     drop(retries);
 }
 
@@ -86,7 +88,7 @@ fn a_name_that_no_entry_could_permit_is_not_even_asked_for() {
         refused.unwrap().last_ending.as_deref(),
         Some("agent: not_allowed")
     );
-    assert_eq!(scene.server.asked(&name), 0);
+    assert_eq!(scene.server.questions(&name), 0);
 }
 
 on_every_backend! {

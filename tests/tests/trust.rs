@@ -1,4 +1,5 @@
-//! What the word of one party may change on the machine of another: a relay names endpoints, and agents and senders go by their own lists.
+//! What the word of one party may change on the machine of another: a relay names endpoints, and
+//! agents and senders go by their own lists.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 

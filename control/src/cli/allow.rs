@@ -1,5 +1,5 @@
-//! `underpass agent allow` and `underpass sender allow`: what a connection string may lead to, by the file of the agent or sender.
-//! A running process takes a change up by itself.
+//! `underpass agent allow` and `underpass sender allow`: what a connection string may lead to, by
+//! the file of the agent or sender. A running process takes a change up by itself.
 
 use std::path::Path;
 
@@ -140,7 +140,8 @@ fn index_of<F: RoleFile>(file: &F, name: &HycoName, config: &Path) -> Result<usi
     })
 }
 
-/// A list replaces what a connection string says, so the first entry for a string is written beside its target, in the list of that string alone.
+/// A list replaces what a connection string says, so the first entry for a string is written beside
+/// its target, in the list of that string alone.
 fn targets_that_would_go<F: RoleFile>(file: &F, list: List) -> Vec<(usize, AllowEntry)> {
     if !file.allow().0.is_empty() {
         return Vec::new();

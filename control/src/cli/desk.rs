@@ -213,8 +213,8 @@ fn change_by(client: &Client, name: &HycoName, change: &Change) -> Result<Descri
     }
 }
 
-/// Whoever works on the files could read the keys unseen; this is for those who ask later who took
-/// which.
+/// A person with access to the files could read the keys without a trace; this record is for those
+/// who ask later which keys were read.
 fn audit(
     store: &Store,
     action: &str,

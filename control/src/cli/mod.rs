@@ -203,7 +203,8 @@ fn start_log(filter: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes data to stdout. Whoever closed it does not want more. Text of peers in it changes nothing on a terminal.
+/// Writes data to stdout. A reader that closed it wants no more. Text of peers in it changes nothing
+/// on a terminal.
 fn print(text: &str) -> Result<(), Failure> {
     let text = printable_lines(text);
     let mut out = io::stdout().lock();

@@ -19,7 +19,8 @@ pub const WEIGHT_MAX: u16 = 10_000;
 pub struct AgentFile {
     /// What to listen for.
     pub connects: Vec<ConnectEntry>,
-    /// What may be dialled for every string. With an entry here, the targets of the strings no longer count.
+    /// What may be dialled for every string. With an entry here, the targets of the strings no
+    /// longer count.
     pub allow: AllowList,
     /// How the process works.
     pub data_plane: DataPlane,

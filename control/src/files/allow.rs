@@ -1,5 +1,6 @@
-//! Changes an allow-list in the text of an `agent.toml` or a `sender.toml`: the one for all connection strings, or that of one `[[connect]]`.
-//! All other text stays as it is, comments included.
+//! Changes an allow-list in the text of an `agent.toml` or a `sender.toml`: the one for all
+//! connection strings, or that of one `[[connect]]`. All other text stays as it is, comments
+//! included.
 
 use underpass_proto::AllowEntry;
 

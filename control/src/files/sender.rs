@@ -16,7 +16,8 @@ use super::{Fault, disk, unreadable};
 pub struct SenderFile {
     /// What applications can reach.
     pub connects: Vec<ConnectEntry>,
-    /// Hosts and ports that every string may take on this machine. With an entry here, the targets of the strings no longer count.
+    /// Hosts and ports that every string may take on this machine. With an entry here, the targets
+    /// of the strings no longer count.
     pub allow: AllowList,
     /// How the process works.
     pub data_plane: DataPlane,

@@ -1,4 +1,4 @@
-//! Who was shown keys, and who made them anew: a line in the log and one in `run/audit.log`.
+//! Reading and regenerating keys is recorded: a line in the log and one in `run/audit.log`.
 //! Never a key.
 
 use std::fs;

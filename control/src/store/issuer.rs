@@ -22,7 +22,8 @@ impl Issuer {
         self.keys.rule(rule)?.which(which)
     }
 
-    /// The string with that key. Its target is what an agent may dial, and what a sender may take on its machine, unless a file there says more.
+    /// The string with that key. Its target is what an agent may dial, and what a sender may take
+    /// on its machine, unless a file there says more.
     #[must_use]
     pub fn string(&self, rule: Rule, which: Which) -> Option<ConnectionString> {
         let Self {

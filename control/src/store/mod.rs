@@ -1,13 +1,11 @@
 //! Every change of definitions and keys, as an operation on the files:
 //! what the REST API and the command line do is this and nothing else.
 //!
-//! Whoever changes something holds `run/edit.lock` from the check to the write, so any number of
-//! processes may edit at once, and a
-//! condition on an ETag holds. Files that a person writes by hand need no lock:
-//! each write replaces one file whole.
-//! A crash between the two files of a hybrid connection leaves something sound:
-//! see `deletion.rs`, and keys without a definition that
-//! nobody was ever given. Nothing is written by reading, but missing keys, under the lock.
+//! A change holds `run/edit.lock` from the check to the write, so any number of processes may edit
+//! at once, and a condition on an ETag holds. Files that a person writes by hand need no lock: each
+//! write replaces one file whole. A crash between the two files of a hybrid connection leaves
+//! something sound (see `deletion.rs`), or keys without a definition that nobody was ever given.
+//! A read writes nothing but missing keys, under the lock.
 
 mod deletion;
 mod described;
@@ -261,7 +259,7 @@ impl Store {
         let key_file = keys::find(&self.directory, &definition.name)?;
         if key_file.exists() {
             let file = self.directory.shown(&key_file);
-            warn!(hyco = %definition.name, "{file} was there before: whoever has its keys can use the new hybrid connection; `underpass key regenerate` makes others");
+            warn!(hyco = %definition.name, "{file} was there before: its old keys give access to the new hybrid connection; `underpass key regenerate` makes others");
         }
         // Keys first: a definition is never seen without them.
         self.make_keys(&key_file)?;

@@ -62,7 +62,8 @@ enum Hosts {
     Name(HostName),
     /// Every name that ends in a dot and this one.
     Under(HostName),
-    /// Every address in this network, and where it is more than one address, every name that resolves into it.
+    /// Every address in this network, and where it is more than one address, every name that
+    /// resolves into it.
     Net(IpNet),
 }
 
@@ -74,9 +75,11 @@ enum Ports {
 }
 
 impl AllowList {
-    /// What one connection string permits: the entries for all strings and its own; exactly its target where there are none.
+    /// What one connection string permits: the entries for all strings and its own; exactly its
+    /// target where there are none.
     ///
-    /// A target never counts for another string: another relay, or another hybrid connection, has no right to it.
+    /// A target never counts for another string: another relay, or another hybrid connection, has
+    /// no right to it.
     #[must_use]
     pub fn of_connection(for_all: &Self, own: &Self, target: Option<&Endpoint>) -> Self {
         if for_all.0.is_empty() && own.0.is_empty() {
@@ -109,9 +112,11 @@ impl AllowList {
                 .any(|hosts| hosts.permit(&endpoint.host, ip, from_hosts_file))
     }
 
-    /// Whether an entry names this very host, or the domain that it is in: what a sender goes by before it takes a name and a port.
+    /// Whether an entry names this very host, or the domain that it is in: what a sender goes by
+    /// before it takes a name and a port.
     ///
-    /// A network names the addresses in it and no name: what a name resolves to is not the sender's to check.
+    /// A network names the addresses in it and no name: what a name resolves to is not the sender's
+    /// to check.
     #[must_use]
     pub fn names(&self, endpoint: &Endpoint) -> bool {
         self.on_port(endpoint)
@@ -249,7 +254,8 @@ impl Hosts {
     /// Whether an address of this host may be permitted by this entry.
     fn concerns(&self, host: &Host) -> bool {
         match (self, host) {
-            // One address means itself: resolving any name to see whether it leads there would tell who asks what names there are.
+            // One address means itself: resolving any name to see whether it leads there would tell
+            // who asks what names there are.
             (Self::Net(net), Host::Name(_)) => net.prefix_len() < net.max_prefix_len(),
             (Self::Net(_), _) => true,
             (Self::Name(name), Host::Name(host)) => name.matches(host),

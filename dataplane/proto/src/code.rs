@@ -199,7 +199,8 @@ impl FlowCode {
         self as u32
     }
 
-    /// This code where the other side knows those up to `max`; else the one of its version that comes nearest.
+    /// This code where the other side knows those up to `max`; else the one of its version that
+    /// comes nearest.
     #[must_use]
     pub fn known_up_to(self, max: u8) -> Self {
         match self {

@@ -48,7 +48,8 @@ pub struct ConnectionString {
     pub key: Key,
     /// Accepted public keys of the relay, at most [`PINS_MAX`]. None: the relay's certificate is checked by a CA.
     pub pins: Vec<Pin>,
-    /// The endpoint, as it was when the string was made: what an agent may dial and a sender may take, where a file there says nothing else.
+    /// The endpoint, as it was when the string was made: what an agent may dial and a sender may
+    /// take, where a file there says nothing else.
     pub target: Option<Endpoint>,
 }
 

@@ -26,26 +26,34 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// From dialling an endpoint to giving it up; below the 21 s after which common clients give up themselves.
 pub const DIAL_DEADLINE: Duration = Duration::from_secs(10);
-/// From Open to an agent's answer: what the name's resolution and silent addresses take of it, they do not take from the last attempt's
+/// From Open to an agent's answer: what the name's resolution and silent addresses take of it, they
+/// do not take from the last attempt's
 /// [`DIAL_DEADLINE`], as far as there is time. A second is left for the way to the relay.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(14);
 /// From Open to Opened or a refusal: a dial, a resolution and the way there and back.
 pub const OPEN_DEADLINE: Duration = Duration::from_secs(15);
-/// How often a process that dials gives the relay a sign of life, on one of its sessions, unless its `keep_alive` says otherwise.
+/// How often a process that dials gives the relay a sign of life, on one of its sessions, unless
+/// its `keep_alive` says otherwise.
 pub const PING_AFTER: Duration = Duration::from_secs(1);
-/// From a sign of life that is due to the other side's own ping: longer than signs of life are late by themselves.
+/// From a sign of life that is due to the other side's own ping: longer than signs of life are late
+/// by themselves.
 pub const PING_MARGIN: Duration = Duration::from_millis(200);
 /// Unanswered ping before a session is suspect: not picked for new flows while another is well. Longer than a round trip by satellite.
 pub const SUSPECT_AFTER: Duration = Duration::from_millis(650);
-/// The longest `keep_alive` that a process may ask for: what a relay keeps of a dead one is bounded by it.
+/// The longest `keep_alive` that a process may ask for: what a relay keeps of a dead one is bounded
+/// by it.
 pub const KEEP_ALIVE_MAX: Duration = Duration::from_secs(60);
-/// Silence of one session of several to one relay before it pings by itself: many NATs forget a UDP binding after 30 s.
+/// Silence of one session of several to one relay before it pings by itself: many NATs forget a UDP
+/// binding after 30 s.
 pub const BINDING_MAX: Duration = Duration::from_secs(25);
-/// Silence that ends a session whose process should give a sign of life each [`PING_AFTER`]; later by what `keep_alive` is longer.
+/// Silence that ends a session whose process should give a sign of life each [`PING_AFTER`]; later
+/// by what `keep_alive` is longer.
 pub const IDLE_MAX: Duration = Duration::from_secs(15);
-/// QUIC's own idle limit: ends only what nobody judges. Several signs of life at the longest interval may be lost before.
+/// QUIC's own idle limit: ends only what nobody judges. Several signs of life at the longest
+/// interval may be lost before.
 pub const QUIC_IDLE_MAX: Duration = Duration::from_secs(3 * KEEP_ALIVE_MAX.as_secs());
-/// Silence that ends an old session once a new process of the same agent has proven the same registrations; longer on a path of long round trips.
+/// Silence that ends an old session once a new process of the same agent has proven the same
+/// registrations; longer on a path of long round trips.
 pub const REPLACED_AFTER: Duration = Duration::from_millis(500);
 /// How long live flows may go on after the first request to drain, unless `--grace` says otherwise.
 pub const GRACE_DEFAULT: Duration = Duration::from_secs(30);

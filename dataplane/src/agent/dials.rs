@@ -1,6 +1,7 @@
-//! Connections to endpoints that are under way: the name is resolved beside the worker, each address is checked against the allow-list, and exactly
-//! what was checked is dialled. Where there are several, they are raced (`race`). A flow and a probe take the same way. Knows no links and moves no
-//! byte of a flow.
+//! Connections to endpoints that are under way: the name is resolved beside the worker, each
+//! address is checked against the allow-list, and exactly what was checked is dialled. Where there
+//! are several, they are raced (`race`). A flow and a probe take the same way. Knows no links and
+//! moves no byte of a flow.
 
 mod race;
 
@@ -79,7 +80,8 @@ pub(crate) struct Dials {
     number_by_stream: FxHashMap<(SessionId, StreamId), u64>,
     /// When each has had the time of one attempt from its start.
     deadlines: VecDeque<(Instant, u64)>,
-    /// When those end that began to connect late: their name took long, or their first addresses were silent.
+    /// When those end that began to connect late: their name took long, or their first addresses
+    /// were silent.
     late: VecDeque<(Instant, u64)>,
     /// When the next address is tried beside one that has not answered.
     steps: VecDeque<(Instant, u64)>,
@@ -228,7 +230,8 @@ impl Dials {
         }
     }
 
-    /// A connection attempt ended: the first one that succeeds wins, and a failed one makes way for the next at once.
+    /// A connection attempt ended: the first one that succeeds wins, and a failed one makes way for
+    /// the next at once.
     pub(crate) fn connected<I: Io>(
         &mut self,
         core: &mut Core<I, AgentFlow>,
@@ -257,7 +260,8 @@ impl Dials {
         })
     }
 
-    /// Dials exactly the next address that was checked, beside those under way; with none at all left it failed.
+    /// Dials exactly the next address that was checked, beside those under way; with none at all
+    /// left it failed.
     fn dial_next<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, number: u64) -> Option<Done> {
         let dial = self.by_number.get_mut(&number)?;
         while let Some(address) = dial.race.next_candidate(core.now) {
@@ -282,8 +286,8 @@ impl Dials {
         self.unreached(core, number, code)
     }
 
-    /// Goes on where an address was silent for a while, and gives those up that took too long. Called at each tick, so all of it is late by
-    /// up to 100 ms.
+    /// Goes on where an address was silent for a while, and gives those up that took too long.
+    /// Called at each tick, so all of it is late by up to 100 ms.
     pub(crate) fn expire<I: Io>(&mut self, core: &mut Core<I, AgentFlow>) -> Vec<Done> {
         let mut over = Vec::new();
         while let Some(&(at, number)) = self.steps.front()
@@ -455,7 +459,8 @@ fn code_of(error: &std::io::Error, to: SocketAddr) -> FlowCode {
     match error.kind() {
         Kind::ConnectionRefused | Kind::ConnectionReset => FlowCode::EndpointRefused,
         Kind::TimedOut => FlowCode::EndpointTimedOut,
-        // Linux reports both by one number: all ports are in use, or there is no address to connect from.
+        // Linux reports both by one number: all ports are in use, or there is no address to connect
+        // from.
         Kind::AddrNotAvailable if io::socket::has_source_address(to) => FlowCode::NoSourcePort,
         _ if io::is_exhaustion(error) => FlowCode::Overloaded,
         // Among them: no route, no interface, no IPv6 at all, a local firewall's refusal.

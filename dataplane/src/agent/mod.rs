@@ -45,7 +45,8 @@ pub struct Connect {
 pub struct Config {
     /// What to listen for. Strings of one relay address share sessions.
     pub connects: Vec<Connect>,
-    /// What may be dialled for all of them. A string without an entry here and of its own may have its target dialled, and nothing else.
+    /// What may be dialled for all of them. A string without an entry here and of its own may have
+    /// its target dialled, and nothing else.
     pub allow: AllowList,
     /// Extra CA certificates (PEM already decoded to DER) to trust where a string has no pin; empty: the system's roots.
     pub ca: Vec<Vec<u8>>,

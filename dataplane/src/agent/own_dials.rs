@@ -1,10 +1,13 @@
-//! Notices a flow that this agent itself began: its endpoint led back to a binding of a relay or of a sender, whose application is then the
-//! agent's own connection. One table for all workers, touched once per flow; holds recent connections only, and knows no sockets.
+//! Notices a flow that this agent itself began: its endpoint led back to a binding of a relay or of
+//! a sender, whose application is then the agent's own connection. One table for all workers,
+//! touched once per flow; holds recent connections only, and knows no sockets.
 //!
-//! An Open carries a check of both addresses of its application's connection. The application's alone would not do: a port that this agent dials
-//! from may be an application's port towards another address at the same time.
+//! An Open carries a check of both addresses of its application's connection. The application's
+//! alone would not do: a port that this agent dials from may be an application's port towards
+//! another address at the same time.
 //!
-//! A chain of hybrid connections is allowed as long as none comes twice. What a NAT changes on the way is not recognised here.
+//! A chain of hybrid connections is allowed as long as none comes twice. What a NAT changes on the
+//! way is not recognised here.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
@@ -15,11 +18,13 @@ use std::time::{Duration, Instant};
 use rustc_hash::FxHashMap;
 use underpass_proto::{Endpoint, FlowCode, FlowId, HycoName};
 
-/// How long a connection is remembered: from the dial to the Open that it causes are a round trip to the relay and the relay's own work.
-/// A session that has been silent for longer than 1.75 s gets no flows.
+/// How long a connection is remembered: from the dial to the Open that it causes are a round trip
+/// to the relay and the relay's own work. A session that has been silent for longer than 1.75 s
+/// gets no flows.
 const KEPT_FOR: Duration = Duration::from_secs(3);
 
-/// Connections that are remembered: the newest, some 2 MB. A loop that is missed once is found at its next turn.
+/// Connections that are remembered: the newest, some 2 MB. A loop that is missed once is found at
+/// its next turn.
 const KEPT_MAX: usize = 16_384;
 
 /// The longest chain of hybrid connections through one agent.
@@ -36,7 +41,8 @@ pub(crate) struct Hops {
 #[derive(Debug, Default)]
 pub(crate) struct OwnDials {
     recent: Mutex<Recent>,
-    /// Relay and name as one number. Keyed by chance, so that no relay can choose a name that equals another.
+    /// Relay and name as one number. Keyed by chance, so that no relay can choose a name that
+    /// equals another.
     hasher: RandomState,
 }
 
@@ -55,8 +61,8 @@ struct Made {
 }
 
 impl OwnDials {
-    /// The chain of a connection that is to be made for this hybrid connection of this relay. `begun_by` is the flow and its
-    /// application; a probe has none.
+    /// The chain of a connection that is to be made for this hybrid connection of this relay.
+    /// `begun_by` is the flow and its application; a probe has none.
     ///
     /// # Errors
     /// [`FlowCode::Loop`]: the application is a connection of this agent, for the same hybrid connection or through too many others.
@@ -132,7 +138,8 @@ mod tests {
             }
         }
 
-        /// A flow of an application at a binding becomes a connection of the agent to that binding again: its own address.
+        /// A flow of an application at a binding becomes a connection of the agent to that binding
+        /// again: its own address.
         fn flow(
             &mut self,
             relay: &str,

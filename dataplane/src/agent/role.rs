@@ -220,7 +220,8 @@ impl Agent {
         }
     }
 
-    /// The chain of hybrid connections that this connection is part of; an error where it is a loop.
+    /// The chain of hybrid connections that this connection is part of; an error where it is a
+    /// loop.
     fn hops(
         &self,
         session: SessionId,
@@ -232,7 +233,8 @@ impl Agent {
         self.plan.own_dials.hops(relay, hyco, begun_by)
     }
 
-    /// A connection was made: should it lead back here, the flow that it becomes is known by the two addresses of the connection.
+    /// A connection was made: should it lead back here, the flow that it becomes is known by the
+    /// two addresses of the connection.
     fn remember<I: Io>(&self, core: &mut Core<I, AgentFlow>, dial: &Dial, socket: SocketId) {
         let (hyco, begun_by) = match &dial.errand {
             Errand::Flow { open, .. } => (&open.hyco, Some((open.flow, open.application))),

@@ -309,7 +309,8 @@ pub enum Choice {
     Poll,
 }
 
-/// Whether an accept or a connect failed for want of descriptors or memory, so that the next one would fail, too.
+/// Whether an accept or a connect failed for want of descriptors or memory, so that the next one
+/// would fail, too.
 pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

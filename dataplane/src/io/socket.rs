@@ -177,7 +177,8 @@ pub(in crate::io) fn fin_came<S: std::os::fd::AsFd>(socket: &S, bytes_read: u64)
         && received.is_ok_and(|received| received > bytes_read)
 }
 
-/// Whether this machine has an address to connect from, whatever ports are in use. IPv4 reports the want of one as no route; asked after a failure only.
+/// Whether this machine has an address to connect from, whatever ports are in use. IPv4 reports the
+/// want of one as no route; asked after a failure only.
 pub(crate) fn has_source_address(to: SocketAddr) -> bool {
     if to.is_ipv4() {
         return true;

@@ -233,7 +233,8 @@ impl Links {
             .find_map(|link| link.registered(session, hyco))
     }
 
-    /// What may be dialled for this hybrid connection, by its own connection string. `None`: it is not wanted on this session.
+    /// What may be dialled for this hybrid connection, by its own connection string. `None`: it is
+    /// not wanted on this session.
     #[must_use]
     pub(crate) fn allow(&self, session: SessionId, hyco: &HycoName) -> Option<&AllowList> {
         let link = self.links.iter().find(|link| link.has(session))?;

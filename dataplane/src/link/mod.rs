@@ -31,7 +31,8 @@ use crate::quic::{Driver, SessionId, Side, cid, config};
 /// which it has heard, and a second attempt would only be more of what it is busy with.
 const RENEW_AFTER: Duration = Duration::from_secs(1);
 
-/// Attempts under way at once: as many as are begun while one is given time for an answer. A relay with more addresses has one for each.
+/// Attempts under way at once: as many as are begun while one is given time for an answer. A relay
+/// with more addresses has one for each.
 const ATTEMPTS_MAX: usize = 3;
 
 /// An attempt that got no answer for this long is given up; also how long an answer may be the last one before another attempt is made.
@@ -41,8 +42,8 @@ const UNANSWERED_MAX: Duration = Duration::from_secs(3);
 const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 
 /// From saying that no more flows are wanted on a session to closing it: the relay has heard it by
-/// then, and what it opened before has come. After an outage what was lost is sent again only after a
-/// pause as long as the outage, so no less than a session survives.
+/// then, and what it opened before has come. After an outage what was lost is sent again only after
+/// a pause as long as the outage, so no less than a session survives.
 const RETIRE_AFTER: Duration = IDLE_MAX;
 
 /// For this long after a loss attempts are close together.
@@ -63,13 +64,15 @@ const NO_ANSWER: &str = "no answer";
 /// The same where there is no address to try.
 const NOT_FOUND: &str = "its name is not found";
 
-/// While no session is well, a relay's name is resolved again this often at most. Attempts are at most 31 s apart, so it is at least each minute.
+/// While no session is well, a relay's name is resolved again this often at most. Attempts are at
+/// most 31 s apart, so it is at least each minute.
 const RESOLVE_EVERY: Duration = Duration::from_secs(2);
 
 /// How often one cause of a failure is logged.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-/// Causes that are told apart: a relay that fails in turn in more ways than these is logged no more often for it.
+/// Causes that are told apart: a relay that fails in turn in more ways than these is logged no more
+/// often for it.
 const CAUSES_MAX: usize = 8;
 
 /// The way to one worker of one relay.
@@ -178,7 +181,8 @@ impl Link {
         }
     }
 
-    /// The relay's addresses, newly resolved. A name that is not found just now leaves what is known; others than before are tried at once.
+    /// The relay's addresses, newly resolved. A name that is not found just now leaves what is
+    /// known; others than before are tried at once.
     pub(crate) fn found(&mut self, now: Instant, addresses: Vec<SocketAddr>) {
         self.resolving = false;
         self.resolved = Some(now);
@@ -226,7 +230,8 @@ impl Link {
         count < ATTEMPTS_MAX.max(self.addresses.len()) && !answered
     }
 
-    /// Whether the relay's name is to be resolved, beside an attempt that goes to what is known: it may lead elsewhere by now.
+    /// Whether the relay's name is to be resolved, beside an attempt that goes to what is known: it
+    /// may lead elsewhere by now.
     #[must_use]
     pub(crate) fn wants_address(&self, now: Instant) -> bool {
         let is_old = |at: Instant| now.saturating_duration_since(at) >= RESOLVE_EVERY;

@@ -15,7 +15,8 @@ use sha2::Sha256;
 pub const LEN: usize = 12;
 const NONCE_END: usize = 8;
 
-/// The same of a process that only dials, worker 1, nonce 3, check 2: it has few sessions, and half of what an idle session costs carries one.
+/// The same of a process that only dials, worker 1, nonce 3, check 2: it has few sessions, and half
+/// of what an idle session costs carries one.
 pub const DIALLED_LEN: usize = 6;
 const DIALLED_NONCE_END: usize = 4;
 

@@ -158,7 +158,8 @@ fn has_wide_aes_without_avx512() -> bool {
     false
 }
 
-/// Settings of one worker's endpoint, all of whose chance comes from `rng`. `only_dials`: it takes no sessions.
+/// Settings of one worker's endpoint, all of whose chance comes from `rng`. `only_dials`: it takes
+/// no sessions.
 #[must_use]
 pub fn endpoint(
     worker: u8,
@@ -220,7 +221,8 @@ impl Server {
         })
     }
 
-    /// For one newcomer whose path takes datagrams of up to `mtu` bytes, and which may send `window` bytes before they are read.
+    /// For one newcomer whose path takes datagrams of up to `mtu` bytes, and which may send
+    /// `window` bytes before they are read.
     #[must_use]
     pub fn quic(&self, mtu: Option<u16>, window: u64) -> Arc<ServerConfig> {
         let token =

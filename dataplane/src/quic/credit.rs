@@ -1,8 +1,9 @@
-//! The credit of one session (RFC 9000, section 4): what its peer may send before it is read here. It grows when the peer says that it has used it up
-//! (DATA_BLOCKED) and shrinks when it was not needed for a while, or when other sessions need it more.
+//! The credit of one session (RFC 9000, section 4): what its peer may send before it is read here.
+//! It grows when the peer says that it has used it up (DATA_BLOCKED) and shrinks when it was not
+//! needed for a while, or when other sessions need it more.
 //!
-//! Credit that was given cannot be taken back. A smaller window is a debt, which the protocol core pays with what is read from then on; until it is
-//! paid the peer has the window and the debt.
+//! Credit that was given cannot be taken back. A smaller window is a debt, which the protocol core
+//! pays with what is read from then on; until it is paid the peer has the window and the debt.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use quinn_proto::{Connection, VarInt};
 
 use crate::budget::Budget;
 
-/// A session that has not used its credit up for so long gives half of what it got beyond its first back.
+/// A session that has not used its credit up for so long gives half of what it got beyond its first
+/// back.
 const UNUSED_AFTER: Duration = Duration::from_secs(10);
 
 /// The credit of a session that was dialled from elsewhere.
@@ -58,7 +60,8 @@ impl Credit {
         self.budget.send_window_max()
     }
 
-    /// Gives more, where the peer has asked since the last look. `blocked_frames` is how often it ever did.
+    /// Gives more, where the peer has asked since the last look. `blocked_frames` is how often it
+    /// ever did.
     pub(super) fn extend(
         &mut self,
         now: Instant,
@@ -79,7 +82,8 @@ impl Credit {
         }
     }
 
-    /// Makes the window smaller where it was not needed for a while, or where it is more than the session's share by now.
+    /// Makes the window smaller where it was not needed for a while, or where it is more than the
+    /// session's share by now.
     pub(super) fn shrink(&mut self, now: Instant, connection: &mut Connection) {
         self.settle();
         let unused = now.saturating_duration_since(self.blocked_at) >= UNUSED_AFTER;
@@ -103,11 +107,13 @@ impl Credit {
         self.short_since.is_some()
     }
 
-    /// So many bytes that nobody read were thrown away, which is credit again. The peer learns of it at once, however little it is.
+    /// So many bytes that nobody read were thrown away, which is credit again. The peer learns of
+    /// it at once, however little it is.
     pub(super) fn note_freed(&mut self, bytes: u64, connection: &mut Connection) {
         self.read += bytes;
         self.settle();
-        // The core announces a limit that a larger window moves, and no other before it has moved by an eighth of the window.
+        // The core announces a limit that a larger window moves, and no other before it has moved
+        // by an eighth of the window.
         connection.set_receive_window(var_int(self.window - 1));
         connection.set_receive_window(var_int(self.window));
     }
@@ -117,7 +123,8 @@ impl Credit {
         self.settle();
         let since = self.short_since?;
         let need = self.window / 4 + self.debt;
-        // What was read meanwhile is credit again, of which the peer knows; if that does not do, it asks again.
+        // What was read meanwhile is credit again, of which the peer knows; if that does not do, it
+        // asks again.
         if self.read - since > need {
             self.short_since = None;
         }

@@ -30,7 +30,8 @@ impl Driver {
         self.mark(id);
     }
 
-    /// Forgets a session whose peer does not answer any more; nothing more is sent to it. [`Lost`](super::Event::Lost) does not follow.
+    /// Forgets a session whose peer does not answer any more; nothing more is sent to it.
+    /// [`Lost`](super::Event::Lost) does not follow.
     pub fn abandon(&mut self, id: SessionId) {
         if lookup(&mut self.sessions, id).is_some() {
             self.note_handshake(id);

@@ -1,7 +1,8 @@
-//! How well a session is: when its peer last sent something, whether it owes an answer, and what its path looks like.
+//! How well a session is: when its peer last sent something, whether it owes an answer, and what
+//! its path looks like.
 //!
-//! A session is judged by its own answer alone, but it is asked for one only once the whole process has been silent ([`Pulse`]), or the session itself for
-//! so long that its path may be gone.
+//! A session is judged by its own answer alone, but it is asked for one only once the whole process
+//! has been silent ([`Pulse`]), or the session itself for so long that its path may be gone.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,20 +19,23 @@ use super::{Driver, SessionId};
 /// From a ping without an answer to the end of the session.
 const UNANSWERED_MAX: Duration = IDLE_MAX.saturating_sub(PING_AFTER);
 
-/// An unanswered ping is sent again after this long: the protocol core alone doubles its pauses, and would notice late that a path is back.
+/// An unanswered ping is sent again after this long: the protocol core alone doubles its pauses,
+/// and would notice late that a path is back.
 const PING_AGAIN: Duration = Duration::from_secs(1);
 
 /// Where round trips take long, an answer may take one and a half, and no longer than this.
 const PATIENCE_MAX: Duration = Duration::from_secs(3);
 
-/// Half a tick of a worker: a ping that is due before the middle of the way to the next tick is sent now.
+/// Half a tick of a worker: a ping that is due before the middle of the way to the next tick is
+/// sent now.
 const EARLY: Duration = Duration::from_millis(50);
 
 /// What one process does not say within this time of a sign of life costs no atomic operation more.
 const SHARE_EVERY: Duration = Duration::from_millis(100);
 
-/// What came from a peer within this time counts as a sign that it is there now; two round trips between these bounds. Short, for what is sent to one that
-/// has frozen is lost to its flow for long; and not shorter than a busy peer is silent by itself.
+/// What came from a peer within this time counts as a sign that it is there now; two round trips
+/// between these bounds. Short, for what is sent to one that has frozen is lost to its flow for
+/// long; and not shorter than a busy peer is silent by itself.
 const RECENT_MIN: Duration = Duration::from_millis(20);
 const RECENT_MAX: Duration = Duration::from_millis(300);
 
@@ -127,7 +131,8 @@ impl Vitals {
             .map_or(Duration::ZERO, |asked| now.saturating_duration_since(asked))
     }
 
-    /// Whether it is to ping now. `every` is how often the process that dialled gives a sign of life.
+    /// Whether it is to ping now. `every` is how often the process that dialled gives a sign of
+    /// life.
     fn is_due(&self, now: Instant, side: Side, every: Duration, rtt: Duration) -> bool {
         let pinged = now.saturating_duration_since(self.pinged);
         if self.asked.is_some() {
@@ -138,7 +143,8 @@ impl Vitals {
         if side == Side::Accepted {
             return all >= every + PING_MARGIN || own >= binding + 4 * PING_AFTER;
         }
-        // An answer takes a round trip: the next ping is due a whole interval after the last one, not after its answer.
+        // An answer takes a round trip: the next ping is due a whole interval after the last one,
+        // not after its answer.
         let due = every.saturating_sub(EARLY);
         let is_missing = all >= every + PING_MARGIN + rtt;
         let is_turn = || match &self.member {
@@ -150,14 +156,16 @@ impl Vitals {
 }
 
 impl Driver {
-    /// A session is proven to be one of the process of this pulse: a sign of life on any counts for all.
+    /// A session is proven to be one of the process of this pulse: a sign of life on any counts for
+    /// all.
     pub fn share_pulse(&mut self, now: Instant, id: SessionId, pulse: &Arc<Pulse>) {
         if let Some(session) = self.session(id) {
             session.vitals.member = Some(Member::new(pulse, now));
         }
     }
 
-    /// Pings where it is time. To be called at each tick; `every` is how often the process that dialled gives a sign of life.
+    /// Pings where it is time. To be called at each tick; `every` is how often the process that
+    /// dialled gives a sign of life.
     pub fn keep_alive(&mut self, now: Instant, id: SessionId, side: Side, every: Duration) {
         let every = every.clamp(PING_AFTER, KEEP_ALIVE_MAX);
         let Some(session) = self.session(id) else {
@@ -185,7 +193,8 @@ impl Driver {
         Some(self.look_at(id)?.vitals.silence(now))
     }
 
-    /// Whether something came on this session within two round trips: then it is not worth asking whether the peer is there.
+    /// Whether something came on this session within two round trips: then it is not worth asking
+    /// whether the peer is there.
     #[must_use]
     pub fn was_just_there(&self, now: Instant, id: SessionId) -> bool {
         self.look_at(id).is_some_and(|session| {

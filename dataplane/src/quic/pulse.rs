@@ -1,13 +1,15 @@
 //! Signs of life of one process, shared by all sessions with it, on whatever worker they are.
 //!
-//! A process is alive when any of its sessions gives a sign of life, so the sessions of one process take turns: together they ping no more often than
-//! one alone would. Knows no sockets; time is an argument.
+//! A process is alive when any of its sessions gives a sign of life, so the sessions of one process
+//! take turns: together they ping no more often than one alone would. Knows no sockets; time is an
+//! argument.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long the session whose turn it is may leave it: its worker may be busy. Two ticks of a worker.
+/// How long the session that is next may leave it: its worker may be busy. Two ticks of a
+/// worker.
 const TURN_LEFT_MAX: Duration = Duration::from_millis(200);
 
 /// What the sessions with one process share.
@@ -54,7 +56,8 @@ impl Pulse {
         self.received_us.fetch_max(self.us(now), Ordering::Relaxed);
     }
 
-    /// One of the sessions was lost: the process may be another one by now, and the others are asked at once.
+    /// One of the sessions was lost: the process may be another one by now, and the others are
+    /// asked at once.
     pub(crate) fn alarm(&self, now: Instant) {
         self.alarm_us.fetch_max(self.us(now), Ordering::Relaxed);
     }
@@ -94,7 +97,8 @@ impl Member {
         &self.pulse
     }
 
-    /// Whether this session is to ping now: a ping is due, and no other session has been without one for longer. True means that it does.
+    /// Whether this session is to ping now: a ping is due, and no other session has been without
+    /// one for longer. True means that it does.
     pub(super) fn takes_turn(&self, now: Instant, every: Duration) -> bool {
         let turns = &self.pulse.turns;
         let mut turns = turns.lock().unwrap_or_else(PoisonError::into_inner);

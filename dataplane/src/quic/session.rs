@@ -36,7 +36,8 @@ pub(super) struct Session {
     pub(super) newcomer: Option<Network>,
     /// Streams that wait for room.
     pub(super) turns: Turns,
-    /// What the peer may send before it is read; `None` where this side dialled, and has all of its window from the start.
+    /// What the peer may send before it is read; `None` where this side dialled, and has all of its
+    /// window from the start.
     pub(super) credit: Option<Credit>,
     /// Whether the driver knows that it is short of credit.
     known_short: bool,

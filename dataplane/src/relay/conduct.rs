@@ -107,7 +107,8 @@ impl Conduct {
         }
     }
 
-    /// It asks for a registration that it may have. Each costs two proofs and a place in the book of listeners.
+    /// It asks for a registration that it may have. Each costs two proofs and a place in the book
+    /// of listeners.
     pub(crate) fn is_granted(&mut self, now: Instant) -> Judged {
         self.turn_page(now);
         self.granted += 1;

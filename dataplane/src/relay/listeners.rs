@@ -125,7 +125,8 @@ struct Listener {
     joined: u64,
     sessions_by_worker: BTreeMap<u8, u32>,
     last: Option<(Dial, Moment)>,
-    /// A probe connected since a flow was found to lead back here. What it connected to may be the own binding.
+    /// A probe connected since a flow was found to lead back here. What it connected to may be the
+    /// own binding.
     connected_since_loop: bool,
     /// Probes in a row that did not reach the endpoint.
     in_vain: u32,
@@ -336,7 +337,7 @@ impl Book {
     }
 
     /// A probe that a person asked for was sent; [`Self::dialled`] follows where it is answered.
-    pub(crate) fn asked(&self, name: &HycoName, instance: Instance) {
+    pub(crate) fn probe_requested(&self, name: &HycoName, instance: Instance) {
         let mut pages = self.open();
         let page = pages.by_name.get_mut(name);
         if let Some(listener) = page.and_then(|page| page.listeners.get_mut(&instance)) {
@@ -529,7 +530,8 @@ impl Listener {
         }
     }
 
-    /// Whether a probe that connected says nothing yet: each one of a loop connects, and the loop is found a moment later.
+    /// Whether a probe that connected says nothing yet: each one of a loop connects, and the loop
+    /// is found a moment later.
     fn may_loop_still(&mut self, dial: Dial) -> bool {
         let looped = matches!(self.last, Some((last, _)) if last.failed == Some(FlowCode::Loop));
         if dial.failed.is_some() || dial.by_flow || !looped {

@@ -1,4 +1,5 @@
-//! The relay's side of its sessions: what each has proven and is registered for, and how well it is. Decides who may listen; moves no byte of a flow.
+//! The relay's side of its sessions: what each has proven and is registered for, and how well it
+//! is. Decides who may listen; moves no byte of a flow.
 
 mod probes;
 mod registrations;
@@ -47,7 +48,8 @@ pub(crate) struct Peers {
     worker: u8,
     workers: u8,
     sessions: FxHashMap<SessionId, Peer>,
-    /// Those without a proof yet, the oldest first; some may have proven a key, or be gone, meanwhile.
+    /// Those without a proof yet, the oldest first; some may have proven a key, or be gone,
+    /// meanwhile.
     unproven: VecDeque<SessionId>,
     rosters: HashMap<HycoName, Roster>,
     directory: Arc<Directory>,
@@ -156,7 +158,8 @@ impl Peers {
         self.unproven.push_back(session);
     }
 
-    /// The oldest session without a proof, where there are `most` of them or more: strangers give way to newcomers, and leave room for peers.
+    /// The oldest session without a proof, where there are `most` of them or more: strangers give
+    /// way to newcomers, and leave room for peers.
     pub(crate) fn unproven_beyond(&mut self, most: usize) -> Option<SessionId> {
         if self.unproven.len() < most {
             return None;
@@ -478,7 +481,8 @@ impl Peers {
         self.sessions.len()
     }
 
-    /// What the report says of each session that has proven a key. Strangers are not listed: they would leave no room for others.
+    /// What the report says of each session that has proven a key. Strangers are not listed: they
+    /// would leave no room for others.
     #[must_use]
     pub(crate) fn report(&self, quic: &Driver, now: Instant) -> Vec<SessionReport> {
         let session = |(&session, peer): (&SessionId, &Peer)| {

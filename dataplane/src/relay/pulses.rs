@@ -1,6 +1,8 @@
-//! The signs of life of processes that have sessions with several workers. Touched once for each session, when its first key is proven.
+//! The signs of life of processes that have sessions with several workers. Touched once for each
+//! session, when its first key is proven.
 //!
-//! Found by the process's instance *and* the right that was proven first: who only knows another's instance shares nothing with it.
+//! Found by the process's instance *and* the right that was proven first: who only knows another's
+//! instance shares nothing with it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};

@@ -50,7 +50,8 @@ use crate::worker::{Handle, Role};
 /// Flows of senders whose Open has not come whole, on one worker.
 const PARTIAL_MAX: usize = 4096;
 
-/// One of so many sessions may be without a proof. A peer is for two round trips; a stranger would be for as long as it may.
+/// One of so many sessions may be without a proof. A peer is for two round trips; a stranger would
+/// be for as long as it may.
 const UNPROVEN_SHARE: usize = 4;
 
 /// How often sessions give back credit that they do not need.
@@ -156,7 +157,8 @@ impl Relay {
             counts: HashMap::new(),
             opening: VecDeque::new(),
             waiting: Waiting::default(),
-            // Unlike those of other workers and before a restart, so that logs of several do not mix.
+            // Unlike those of other workers and before a restart, so that logs of several do not
+            // mix.
             next_flow: rng.random::<u32>(),
             pressure: Pressure::default(),
             relief: Relief::default(),

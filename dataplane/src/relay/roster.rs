@@ -8,11 +8,12 @@ use underpass_proto::{Instance, Register};
 
 use crate::quic::SessionId;
 
-/// The most that a listener's weight counts, four times the usual one: a listener with a stolen key has at most four fifths of the flows by its
-/// weight beside one that asks for the usual.
+/// The most that a listener's weight counts, four times the usual one: a listener with a stolen key
+/// has at most four fifths of the flows by its weight beside one that asks for the usual.
 pub(crate) const WEIGHT_MAX: u16 = 400;
 
-/// Of so many picks one follows the weights alone. A listener that ends its flows at once never has load, and would have all flows by that.
+/// Of so many picks one follows the weights alone. A listener that ends its flows at once never has
+/// load, and would have all flows by that.
 const BY_WEIGHT_ONE_IN: u32 = 2;
 
 /// One session that listens.
@@ -103,8 +104,8 @@ impl Roster {
             .map(|entry| entry.session)
     }
 
-    /// The session for the next flow, of those in best health and preferred: by weight alone, or the one with less load for its weight of two picked
-    /// at random. `without` was tried already.
+    /// The session for the next flow, of those in best health and preferred: by weight alone, or
+    /// the one with less load for its weight of two picked at random. `without` was tried already.
     pub(crate) fn pick(
         &self,
         health: impl Fn(SessionId) -> Health,

@@ -1,5 +1,6 @@
-//! Questions to the resolver that wait for a thread, and answers that are still fresh. Equal questions are one, every relay and hybrid connection
-//! has a share, and what nobody waits for any more takes no thread. Knows no threads and no clock; resolves nothing.
+//! Questions to the resolver that wait for a thread, and answers that are still fresh. Equal
+//! questions are one, every relay and hybrid connection has a share, and what nobody waits for any
+//! more takes no thread. Knows no threads and no clock; resolves nothing.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,13 +10,16 @@ use underpass_proto::{Endpoint, HostName, HycoName};
 
 use super::Answer;
 
-/// Threads that the names of one hybrid connection may hold. It has one endpoint, and two while that changes.
+/// Threads that the names of one hybrid connection may hold. It has one endpoint, and two while
+/// that changes.
 const HYCO_THREADS_MAX: usize = 4;
 
-/// Of the threads, the share that names may hold whose last answer was slow: they leave room for those that are quick.
+/// Of the threads, the share that names may hold whose last answer was slow: they leave room for
+/// those that are quick.
 const SLOW_SHARE: usize = 4;
 
-/// An answer that took this long was slow. Far above a name server that is well, far below the 5 s after which the C library asks the next one.
+/// An answer that took this long was slow. Far above a name server that is well, far below the 5 s
+/// after which the C library asks the next one.
 const SLOW: Duration = Duration::from_secs(1);
 
 /// For this long a slow name is known as one.
@@ -30,7 +34,8 @@ const QUESTIONS_MAX: usize = 4096;
 /// Askers that may wait in all: more flows than one worker dials at once.
 const WAITERS_MAX: usize = 16_384;
 
-/// Who asks: a share is counted by relay, and within it by hybrid connection. `None`: the relay's own name is asked for.
+/// Who asks: a share is counted by relay, and within it by hybrid connection. `None`: the relay's
+/// own name is asked for.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Asker {
     /// The relay that wants the name dialled, or whose name it is.
@@ -96,7 +101,7 @@ struct Known {
     slow_until: Instant,
 }
 
-/// How many threads are held, by whom.
+/// How many threads are held, by relay and by asker.
 struct Held<'a> {
     all: usize,
     slow: usize,
@@ -130,7 +135,8 @@ impl<W> Line<W> {
             return Place::Known(known.answer.clone());
         }
         let of_relay = self.waiters_by_relay.get(&asker.relay).copied();
-        // A relay takes another place only while more are free than it has: one that floods leaves half to all others.
+        // A relay takes another place only while more are free than it has: one that floods leaves
+        // half to all others.
         if of_relay.unwrap_or(0) >= WAITERS_MAX - self.waiters {
             return Place::Full;
         }
@@ -161,8 +167,8 @@ impl<W> Line<W> {
         Place::Waits
     }
 
-    /// Whether a relay may ask for one more name: as with waiters, it takes another place only while
-    /// more are free than it has. Below half of all it always may.
+    /// Whether a relay may ask for one more name: as with waiters, it takes another place only
+    /// while more are free than it has. Below half of all it always may.
     fn has_room(&self, relay: &Endpoint) -> bool {
         let free = QUESTIONS_MAX - self.questions.len();
         let is_its = |(asker, _): &&(Asker, HostName)| asker.relay == *relay;
@@ -183,8 +189,8 @@ impl<W> Line<W> {
         self.let_go(expired)
     }
 
-    /// The name that is resolved next, where one may be; [`Self::answered`] follows. The relay and the hybrid connection that hold the fewest
-    /// threads come first, then who came first.
+    /// The name that is resolved next, where one may be; [`Self::answered`] follows. The relay and
+    /// the hybrid connection that hold the fewest threads come first, then who came first.
     pub(super) fn next(&mut self, now: Instant) -> Option<HostName> {
         let (asker, name) = self.pick(now).cloned()?;
         let mut waiters = Vec::new();

@@ -1,5 +1,6 @@
-//! From a name to its addresses, on threads of their own, because the system's resolver blocks: 10 to 40 s where name servers are silent.
-//! Who may hold how many threads is decided in `line`; the names of relays have a lane to themselves. Decides nothing about addresses.
+//! From a name to its addresses, on threads of their own, because the system's resolver blocks: 10
+//! to 40 s where name servers are silent. Who may hold how many threads is decided in `line`; the
+//! names of relays have a lane to themselves. Decides nothing about addresses.
 
 mod line;
 mod system;
@@ -15,8 +16,9 @@ use underpass_proto::{Endpoint, FlowCode, Host, HostName};
 pub(crate) use self::line::Asker;
 use self::line::{Bounds, Line, Place};
 
-/// Endpoints' names. The system gives no lifetime of an answer: 3 s join the look-ups of a burst, and a name that moved is noticed at once all
-/// the same, for an answer whose addresses cannot be reached is forgotten. A blocked thread costs some 30 kB.
+/// Endpoints' names. The system gives no lifetime of an answer: 3 s join the look-ups of a burst,
+/// and a name that moved is noticed at once all the same, for an answer whose addresses cannot be
+/// reached is forgotten. A blocked thread costs some 30 kB.
 const ENDPOINTS: Bounds = Bounds {
     threads_max: 64,
     found_for: Duration::from_secs(3),
@@ -115,8 +117,8 @@ impl Resolver {
         Self::by(Arc::new(|_| Err(Failure::NotFound)))
     }
 
-    /// Resolves a name. Where it takes time, `waits` is called on another thread: with the answer, or with [`Failure::Silent`] when
-    /// no thread was free until `give_up`.
+    /// Resolves a name. Where it takes time, `waits` is called on another thread: with the answer,
+    /// or with [`Failure::Silent`] when no thread was free until `give_up`.
     ///
     /// # Errors
     /// The asker's share of the line is used up: [`FlowCode::Overloaded`].
@@ -135,7 +137,8 @@ impl Resolver {
         lane.ask(now, name, asker, give_up, waits)
     }
 
-    /// The addresses of an endpoint's name could not be reached: the next question is asked of the system again.
+    /// The addresses of an endpoint's name could not be reached: the next question is asked of the
+    /// system again.
     pub(crate) fn forget(&self, now: Instant, name: &HostName) {
         self.endpoints.0.open().line.forget(now, name);
     }
@@ -190,7 +193,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sees to it that a thread looks at the line: one that is idle, else another one, else one that is done.
+    /// Sees to it that a thread looks at the line: one that is idle, else another one, else one
+    /// that is done.
     fn have_thread(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if state.idle > 0 {
             return self.wake.notify_one();
@@ -227,7 +231,8 @@ impl Shared {
                 continue;
             }
             rested = false;
-            // Questions may come faster than threads wake: each that begins to work looks whether another one is needed.
+            // Questions may come faster than threads wake: each that begins to work looks whether
+            // another one is needed.
             if next.is_some() && state.line.has_next(now) {
                 self.have_thread(state);
             } else {

@@ -1,4 +1,5 @@
-//! The system's own resolver (nsswitch.conf: hosts file, DNS, mDNS), and what the hosts file says. Blocks.
+//! The system's own resolver (nsswitch.conf: hosts file, DNS, mDNS), and what the hosts file says.
+//! Blocks.
 
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
@@ -10,7 +11,8 @@ use super::{Answer, Failure, Found};
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 8;
 
-/// What the C libraries say when no name server answered (EAI_AGAIN): glibc and musl. Rust passes on the text alone.
+/// What the C libraries say when no name server answered (EAI_AGAIN): glibc and musl. Rust passes
+/// on the text alone.
 const SILENT: [&str; 2] = ["Temporary failure in name resolution", "Try again"];
 
 /// How a sender ends each of its lines in a hosts file.
@@ -57,8 +59,9 @@ pub(super) fn look_up(name: &HostName) -> Answer {
     Ok(ips.into_iter().map(found).collect())
 }
 
-/// Whether a hosts file gives this address for this name by entries of a sender alone, which `sender run --hosts write` marks so. They lead
-/// applications into a tunnel: an agent that followed them would come back to itself.
+/// Whether a hosts file gives this address for this name by entries of a sender alone, which
+/// `sender run --hosts write` marks so. They lead applications into a tunnel: an agent that
+/// followed them would come back to itself.
 fn is_senders(hosts: &str, name: &str, ip: IpAddr) -> bool {
     let (of_senders, of_others): (Vec<&str>, Vec<&str>) = hosts
         .lines()

@@ -152,7 +152,8 @@ pub fn underpass() -> Result<Command> {
 }
 
 fn prepared(mut command: Command) -> Command {
-    // An identity that another run kept in the user's folder would be found before a new one is made.
+    // An identity that another run kept in the user's folder would be found before a new one is
+    // made.
     for name in ["UNDERPASS_DIR", "STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"] {
         command.env_remove(name);
     }

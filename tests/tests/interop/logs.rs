@@ -1,4 +1,5 @@
-//! What others can do to a log: their text is one line without effects, and their floods are a few lines and a count.
+//! What others can do to a log: their text is one line without effects, and their floods are a few
+//! lines and a count.
 
 use std::time::Instant;
 

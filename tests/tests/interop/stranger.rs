@@ -116,8 +116,8 @@ impl Session {
         body
     }
 
-    /// The next frame on the control stream, with its type. The relay may ask for a probe at any time, which nobody here answers. A frame of
-    /// a type that this peer does not know is skipped.
+    /// The next frame on the control stream, with its type. The relay may ask for a probe at any
+    /// time, which nobody here answers. A frame of a type that this peer does not know is skipped.
     pub(crate) async fn hear_any(&mut self) -> (u8, Body) {
         loop {
             let next = read_any(&mut self.from_relay, "a frame");

@@ -63,7 +63,8 @@ pub(super) struct RunArgs {
     /// Where applications connect, like 127.0.0.1:1433 [default: the endpoint's own port, at an address 127.0.0.x that its host has alone]
     #[arg(long, value_name = "ADDR", value_parser = binding, conflicts_with = "config")]
     bind: Option<SocketAddr>,
-    /// Host and port that the sender may take on this machine, like sql01.corp:1433 [default: the target in the connection string]
+    /// Host and port that the sender may take on this machine, like sql01.corp:1433 [default: the
+    /// target in the connection string]
     #[arg(long, value_name = "ENTRY", conflicts_with = "config")]
     allow: Vec<AllowEntry>,
     /// Let applications use the original host names: print the hosts entries for that, or keep them in the hosts file while the sender runs

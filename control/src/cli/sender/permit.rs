@@ -1,5 +1,6 @@
-//! What a connection string may take on this machine. A relay names an endpoint; the operator's list, or the target in the string, decides
-//! whether its host and port become a hosts entry and a binding here. Knows no sockets and no files.
+//! What a connection string may take on this machine. A relay names an endpoint; the operator's
+//! list, or the target in the string, decides whether its host and port become a hosts entry and a
+//! binding here. Knows no sockets and no files.
 
 use std::path::PathBuf;
 
@@ -9,8 +10,8 @@ use crate::cli::source::Source;
 use crate::files::agent::host_name;
 use crate::shell;
 
-/// Names by which machines find their proxy (WPAD) and their cloud's credentials. No database is called so, and a hosts entry for one of them
-/// hands both to the endpoint.
+/// Names by which machines find their proxy (WPAD) and their cloud's credentials. No database is
+/// called so, and a hosts entry for one of them hands both to the endpoint.
 const TRUSTED_BLINDLY: [&str; 6] = [
     "wpad",
     "metadata",

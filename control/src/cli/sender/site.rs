@@ -1,5 +1,6 @@
-//! What a sender's configuration becomes on this machine: each hybrid connection with its binding. Those whose endpoint must be known first wait
-//! until the relay has named it, and those whose endpoint nothing permits until the operator allows it.
+//! What a sender's configuration becomes on this machine: each hybrid connection with its binding.
+//! Those whose endpoint must be known first wait until the relay has named it, and those whose
+//! endpoint nothing permits until the operator allows it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,7 +23,8 @@ use crate::files::sender::{ConnectEntry, SenderFile};
 /// Between two questions for endpoints that are not known yet, while others are served.
 const ASK_EVERY: Duration = Duration::from_secs(10);
 
-/// Between two questions whether the relay still names an endpoint that may not be taken: it changes by a person's hand.
+/// Between two questions whether the relay still names an endpoint that may not be taken: it
+/// changes by a person's hand.
 const ASK_REFUSED_EVERY: Duration = Duration::from_secs(60);
 
 /// What stays the same while the sender runs, and what is known so far.
@@ -33,7 +35,8 @@ pub(super) struct Site {
     pub(super) bind: Option<SocketAddr>,
     /// Of the command line: what may be taken here.
     pub(super) allow: AllowList,
-    /// Whether hosts entries are wanted: then a binding that is given does not make the endpoint's name harmless.
+    /// Whether hosts entries are wanted: then a binding that is given does not make the endpoint's
+    /// name harmless.
     pub(super) takes_names: bool,
     pub(super) next_step: NextStep,
     pub(super) settings: Settings,
@@ -143,7 +146,8 @@ impl Site {
         connects.map(list).collect()
     }
 
-    /// Those whose endpoint may not be taken. A binding that the operator chose takes nothing of the endpoint but, by a hosts entry, its name.
+    /// Those whose endpoint may not be taken. A binding that the operator chose takes nothing of
+    /// the endpoint but, by a hosts entry, its name.
     fn refused(&self, known: &Known, loaded: &Loaded<SenderFile>) -> Vec<Refused> {
         let refused = |(entry, string): &(ConnectEntry, ConnectionString)| {
             let id = id(string);
@@ -158,7 +162,8 @@ impl Site {
         loaded.connects.iter().filter_map(refused).collect()
     }
 
-    /// What applications find where, for the hosts entries; and the names of the relays, which are none of them.
+    /// What applications find where, for the hosts entries; and the names of the relays, which are
+    /// none of them.
     pub(super) fn shown(&self) -> (Vec<Shown>, Vec<HostName>) {
         let known = self.known();
         let shown = |(hyco, (reported, bound)): (&HycoName, &(Endpoint, SocketAddr))| {
@@ -305,8 +310,8 @@ impl Known {
         is_news
     }
 
-    /// Gives a hybrid connection the place of the endpoint that its relay names, where that is permitted; else it keeps the one that it has, where
-    /// that still is.
+    /// Gives a hybrid connection the place of the endpoint that its relay names, where that is
+    /// permitted; else it keeps the one that it has, where that still is.
     fn judge(&mut self, id: &Id) {
         let reported = self.reported.get(id);
         let permitted = reported.filter(|endpoint| self.permits(id, endpoint));

@@ -99,7 +99,8 @@ pub fn read(path: &Path) -> io::Result<Text> {
 /// Reads a small file that nobody else can change, whatever is in it.
 ///
 /// # Errors
-/// The kernel's; `InvalidData` where others can change it (see [`trust`]), where it is no plain file, or over [`FILE_SIZE_MAX`].
+/// The kernel's; `InvalidData` where others can change it (see [`trust`]), where it is no plain
+/// file, or over [`FILE_SIZE_MAX`].
 pub fn read_bytes(path: &Path) -> io::Result<Bytes> {
     trust::check_file(path)?;
     let (file, metadata) = open_plain(path)?;

@@ -152,7 +152,8 @@ pub struct HycoLimits {
     pub listeners_max: u32,
     /// Live flows at once.
     pub flows_max: u32,
-    /// The weight of each listener, whatever it asks for; `None`: what it asks for, up to the relay's bound.
+    /// The weight of each listener, whatever it asks for; `None`: what it asks for, up to the
+    /// relay's bound.
     pub weight: Option<u16>,
     /// The priority of each listener, whatever it asks for.
     pub priority: Option<u8>,

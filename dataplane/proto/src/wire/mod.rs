@@ -56,12 +56,14 @@ pub struct AgentId(pub [u8; 16]);
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Instance(pub [u8; 16]);
 
-/// Names a flow in the logs of both sides. The lower half is a check of its application's connection, by which an agent knows its own again.
+/// Names a flow in the logs of both sides. The lower half is a check of its application's
+/// connection, by which an agent knows its own again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct FlowId(pub u64);
 
 impl FlowId {
-    /// Of the flow that an application began by a connection from one address to another, where both are known.
+    /// Of the flow that an application began by a connection from one address to another, where
+    /// both are known.
     #[must_use]
     pub fn of_connection(number: u32, from: SocketAddr, to: Option<SocketAddr>) -> Self {
         let check = to.map_or(0, |to| Self::check_of(from, to));
@@ -74,7 +76,8 @@ impl FlowId {
         self.0 as u32
     }
 
-    /// The check of a connection: FNV-1a of 32 bits over both addresses, each 16 bytes (IPv4 mapped into IPv6) and the port.
+    /// The check of a connection: FNV-1a of 32 bits over both addresses, each 16 bytes (IPv4 mapped
+    /// into IPv6) and the port.
     #[must_use]
     pub fn check_of(from: SocketAddr, to: SocketAddr) -> u32 {
         let mut hash = 0x811c_9dc5_u32;
@@ -248,7 +251,8 @@ pub struct Deregister {
 /// Body of [`Frame::KeepAlive`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KeepAlive {
-    /// Time between two signs of life, milliseconds, from 1. What is above the limit counts as the limit.
+    /// Time between two signs of life, milliseconds, from 1. What is above the limit counts as the
+    /// limit.
     pub every_ms: u32,
 }
 

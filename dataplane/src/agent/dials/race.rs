@@ -1,5 +1,5 @@
-//! The attempts at the addresses of one endpoint: which are under way, which come next and when, and what is reported when none succeeds.
-//! Opens no sockets.
+//! The attempts at the addresses of one endpoint: which are under way, which come next and when,
+//! and what is reported when none succeeds. Opens no sockets.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -69,7 +69,8 @@ impl Race {
         self.next_at
     }
 
-    /// Whether the next candidate is due at this time. A step that a failed attempt has already made is none.
+    /// Whether the next candidate is due at this time. A step that a failed attempt has already
+    /// made is none.
     #[must_use]
     pub(super) fn is_due(&self, at: Instant) -> bool {
         self.next_at == Some(at)
@@ -96,8 +97,8 @@ impl Race {
 
     /// An attempt failed.
     pub(super) fn failed(&mut self, code: FlowCode, since: Instant, address: SocketAddr) {
-        let tells_more = |(before, ..): (FlowCode, _, _)| tells(code) >= tells(before);
-        if self.failed.is_none_or(tells_more) {
+        let weighs_more = |(before, ..): (FlowCode, _, _)| weight_of(code) >= weight_of(before);
+        if self.failed.is_none_or(weighs_more) {
             self.failed = Some((code, since, address));
         }
     }
@@ -140,7 +141,9 @@ impl Race {
     #[must_use]
     pub(super) fn outcome_in_time(&self) -> (FlowCode, Option<(Instant, SocketAddr)>) {
         match self.failed {
-            Some((code, since, address)) if tells(code) > tells(FlowCode::EndpointTimedOut) => {
+            Some((code, since, address))
+                if weight_of(code) > weight_of(FlowCode::EndpointTimedOut) =>
+            {
                 (code, Some((since, address)))
             }
             _ => (FlowCode::EndpointTimedOut, self.last),
@@ -148,8 +151,9 @@ impl Race {
     }
 }
 
-/// The further an attempt came, the more its failure tells: an answer of the endpoint's host, silence, a limit of this machine, no way at all.
-fn tells(code: FlowCode) -> u8 {
+/// The further an attempt came, the more its failure tells: an answer of the endpoint's host,
+/// silence, a limit of this machine, no way at all.
+fn weight_of(code: FlowCode) -> u8 {
     match code {
         FlowCode::EndpointRefused => 3,
         FlowCode::EndpointTimedOut => 2,

@@ -1,4 +1,5 @@
-//! Dials of endpoints with several addresses, in a time of the test's own, over sockets that do not exist.
+//! Dials of endpoints with several addresses, in a time of the test's own, over sockets that do not
+//! exist.
 
 use std::io::{Error, ErrorKind};
 
@@ -55,7 +56,8 @@ fn a_name_without_an_address_is_told_from_one_that_may_not_be_dialled() {
 fn a_failed_attempt_is_reported_by_its_true_cause() {
     let (v4, v6): (SocketAddr, SocketAddr) = (
         "127.0.0.1:1433".parse().expect("an address"),
-        // For documentation (RFC 3849): no machine has a way there from a source address of its own but by a default route.
+        // For documentation (RFC 3849): no machine has a way there from a source address of its own
+        // but by a default route.
         "[2001:db8::1]:1433".parse().expect("an address"),
     );
     let code = |errno| code_of(&Error::from_raw_os_error(errno), v4);

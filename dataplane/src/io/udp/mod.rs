@@ -126,7 +126,8 @@ pub fn bind(address: SocketAddr, reuse_port: bool) -> io::Result<Udp> {
     Udp::new(bound(reserve(address)?, true)?)
 }
 
-/// A UDP socket of its own for both families, on a port of the kernel's choice; for IPv4 alone where this machine has no IPv6.
+/// A UDP socket of its own for both families, on a port of the kernel's choice; for IPv4 alone
+/// where this machine has no IPv6.
 ///
 /// # Errors
 /// No socket can be had.

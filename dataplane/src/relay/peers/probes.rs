@@ -72,7 +72,7 @@ impl Peers {
         if self.probes.by_id.len() < PROBES_MAX + ASKED_MAX {
             let (name, instance) = (errand.hyco.clone(), errand.instance);
             if self.probe(now, quic, errand, Some(asker)).is_ok() {
-                self.directory.listeners.asked(&name, instance);
+                self.directory.listeners.probe_requested(&name, instance);
             }
         }
     }

@@ -30,7 +30,8 @@ impl Peers {
         fell
     }
 
-    /// Asks for signs of life where they are missing. Sessions that have owed one for too long, and are over.
+    /// Asks for signs of life where they are missing. Sessions that have owed one for too long, and
+    /// are over.
     pub(crate) fn keep_alive(&self, quic: &mut Driver, now: Instant) -> Vec<SessionId> {
         let mut dead = Vec::new();
         for (&session, peer) in &self.sessions {

@@ -141,8 +141,9 @@ impl Relay {
             .push_back((core.now + OPEN_DEADLINE, Key::Flow(key)));
     }
 
-    /// Whether a new flow sends its Open alone at first. A process that has just frozen would keep what came behind it, which could then be sent to no
-    /// other. The process is asked for a sign of life with the Open, and the rest follows when it came, or goes to another listener.
+    /// Whether a new flow sends its Open alone at first. A process that has just frozen would keep
+    /// what came behind it, which could then be sent to no other. The process is asked for a sign
+    /// of life with the Open, and the rest follows when it came, or goes to another listener.
     pub(super) fn opens_alone<I: Io>(
         &mut self,
         core: &mut Core<I, RelayFlow>,

@@ -1,5 +1,6 @@
-//! Ends flows that hold memory which others need: of the hybrid connection that holds most the source that holds most, and of that the flow that holds
-//! most. So nobody who holds less than an equal share is touched, whatever others hold.
+//! Ends flows that hold memory which others need: of the hybrid connection that holds most the
+//! source that holds most, and of that the flow that holds most. So nobody who holds less than an
+//! equal share is touched, whatever others hold.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,16 +17,19 @@ use crate::io::Io;
 use crate::join::JoinEnd;
 use crate::quic::SessionId;
 
-/// Flows that are ended in one go: each costs a walk over those that are left, 5 ms in all for 10,000.
+/// Flows that are ended in one go: each costs a walk over those that are left, 5 ms in all for
+/// 10,000.
 const ENDED_MAX: usize = 256;
 
-/// A source whose flow was ended gets no new ones of that hybrid connection for so long; it would fill what was freed at once.
+/// A source whose flow was ended gets no new ones of that hybrid connection for so long; it would
+/// fill what was freed at once.
 const REFUSED_FOR: Duration = Duration::from_secs(2);
 
 /// Sources that are remembered so.
 const REFUSED_MAX: usize = 1_024;
 
-/// For how long a relay that refused or ended something for want of memory says that it is overloaded.
+/// For how long a relay that refused or ended something for want of memory says that it is
+/// overloaded.
 const OVERLOADED_FOR: Duration = Duration::from_secs(3);
 
 /// Who is answerable for a flow.
@@ -72,7 +76,8 @@ impl Relief {
 }
 
 impl Relay {
-    /// Looks whether a session is short of credit or too much is in hand here, and ends what is in the way.
+    /// Looks whether a session is short of credit or too much is in hand here, and ends what is in
+    /// the way.
     pub(super) fn relieve<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
         self.relief.forget_old(core.now);
         core.in_hand
@@ -150,7 +155,8 @@ fn holder<I: Io>(core: &Core<I, RelayFlow>, held: HeldUp) -> Option<Holder> {
     Some(Holder { held, hyco, source })
 }
 
-/// Those to end so that `need` bytes are free; at most half of what all hold, so that who holds little is left when that does not do.
+/// Those to end so that `need` bytes are free; at most half of what all hold, so that who holds
+/// little is left when that does not do.
 fn pick(holders: &[Holder], need: u64) -> Vec<Holder> {
     let all: u64 = holders.iter().map(|holder| holder.held.bytes).sum();
     let need = need.min(all / 2);

@@ -1,5 +1,6 @@
-//! Descriptors, shared among those whose applications connect here: while many are free each may have as many as it likes; where few are left, whoever
-//! has several times that number already gets no more.
+//! Descriptors, shared among those whose applications connect here: while many are free each may
+//! have as many as it likes; where few are left, one that has several times that number already gets
+//! no more.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,7 +8,8 @@ use std::net::IpAddr;
 
 use underpass_proto::HycoName;
 
-/// One source, or one hybrid connection, may have so many times the descriptors that are left: four fifths of all where it is alone.
+/// One source, or one hybrid connection, may have so many times the descriptors that are left: four
+/// fifths of all where it is alone.
 const TIMES_FREE: usize = 4;
 
 /// The sockets of applications on one worker, by whose they are.

@@ -105,7 +105,8 @@ impl Relay {
         }
     }
 
-    /// The counts of a hybrid connection, while it is defined: those of one that is gone are forgotten.
+    /// The counts of a hybrid connection, while it is defined: those of one that is gone are
+    /// forgotten.
     fn counts_of(&mut self, hyco: &HycoName) -> Option<&mut Counts> {
         let defined = self.plan.hyco(hyco).is_some();
         defined.then(|| self.counts.entry(hyco.clone()).or_default())

@@ -131,7 +131,8 @@ pub(in crate::faults) fn logs(trial: &mut Trial<'_>) -> Result<()> {
     leaves(trial, &scene, memory)
 }
 
-/// Opens and resets at `target` without a pause while honest applications work: how many, and what became of those.
+/// Opens and resets at `target` without a pause while honest applications work: how many, and what
+/// became of those.
 fn beside_resets(
     trial: &mut Trial<'_>,
     scene: &Scene,

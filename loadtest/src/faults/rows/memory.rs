@@ -1,4 +1,5 @@
-//! Row 27: applications that do not read what an endpoint pours, and a sender whose endpoint does not read, beside a relay that may take 256 MiB.
+//! Row 27: applications that do not read what an endpoint pours, and a sender whose endpoint does
+//! not read, beside a relay that may take 256 MiB.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -35,7 +36,8 @@ const OTHERS: &str = "other-way";
 const HONEST: &str =
     "[[group]]\nname = \"honest\"\nflows = 8\nrate = 200\nrequest = 100\nresponse = 1000\n";
 
-/// How long after the attack all must be as before, and what memory may have grown by, MB: buffers, and what the allocator keeps for its threads.
+/// How long after the attack all must be as before, and what memory may have grown by, MB: buffers,
+/// and what the allocator keeps for its threads.
 const AFTER: Duration = Duration::from_secs(10);
 const LEFT_MB: f64 = 32.0;
 
@@ -189,7 +191,8 @@ fn beside(
     Ok(())
 }
 
-/// What honest applications noticed: alone, while the crowd fills what it may, beside it, afterwards.
+/// What honest applications noticed: alone, while the crowd fills what it may, beside it,
+/// afterwards.
 fn report(trial: &mut Trial<'_>, what: &str, outcomes: [&Outcome; 4]) -> Result<()> {
     let mut p99 = [0.0; 4];
     for (name, (outcome, p99)) in ["alone", "in the first seconds", "beside", "afterwards"]
