@@ -18,6 +18,7 @@ mod join;
 mod linger;
 mod link;
 mod listening;
+mod locality;
 mod log_limit;
 mod opening;
 #[doc(hidden)]

@@ -17,6 +17,7 @@ use underpass_proto::wire::{Open, Probe};
 use underpass_proto::{AllowList, Endpoint, FlowCode, Host, HycoName};
 
 use self::race::{Attempt, Race};
+use super::own_dials::Hops;
 use super::role::{AgentFlow, EndpointFound, Message};
 use crate::addresses::{Worked, arranged};
 use crate::core::{Core, Owner};
@@ -42,6 +43,8 @@ pub(crate) enum Errand {
         open: Open,
         /// The application's first bytes, if they came already.
         first: Bytes,
+        /// The chain of hybrid connections that it continues.
+        hops: Hops,
     },
     /// To see whether the endpoint is there.
     Probe(Probe),

@@ -3,11 +3,10 @@
 //! touched once per flow; holds recent connections only, and knows no sockets.
 //!
 //! An Open carries a check of both addresses of its application's connection. The application's
-//! alone would not do: a port that this agent dials from may be an application's port towards
-//! another address at the same time.
+//! address alone is ambiguous: the same source port may be in use towards another destination.
 //!
-//! A chain of hybrid connections is allowed as long as none comes twice. What a NAT changes on the
-//! way is not recognised here.
+//! A chain of hybrid connections is allowed as long as none comes twice. A loop through a NAT, or
+//! through a private address of another machine, is not recognised.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
@@ -18,13 +17,15 @@ use std::time::{Duration, Instant};
 use rustc_hash::FxHashMap;
 use underpass_proto::{Endpoint, FlowCode, FlowId, HycoName};
 
+use crate::locality;
+
 /// How long a connection is remembered: from the dial to the Open that it causes are a round trip
 /// to the relay and the relay's own work. A session that has been silent for longer than 1.75 s
 /// gets no flows.
 const KEPT_FOR: Duration = Duration::from_secs(3);
 
-/// Connections that are remembered: the newest, some 2 MB. A loop that is missed once is found at
-/// its next turn.
+/// Connections that are remembered: the newest, some 2 MB. A loop that is missed is detected when
+/// its next connection arrives.
 const KEPT_MAX: usize = 16_384;
 
 /// The longest chain of hybrid connections through one agent.
@@ -48,13 +49,13 @@ pub(crate) struct OwnDials {
 
 #[derive(Debug, Default)]
 struct Recent {
-    by_check: FxHashMap<u32, Made>,
+    by_check: FxHashMap<u32, OwnDial>,
     /// In the order of their times.
     order: VecDeque<(Instant, u32)>,
 }
 
 #[derive(Debug)]
-struct Made {
+struct OwnDial {
     at: Instant,
     from: SocketAddr,
     hops: Hops,
@@ -65,20 +66,22 @@ impl OwnDials {
     /// `begun_by` is the flow and its application; a probe has none.
     ///
     /// # Errors
-    /// [`FlowCode::Loop`]: the application is a connection of this agent, for the same hybrid connection or through too many others.
+    /// [`FlowCode::Loop`]: the application is a connection of this agent, for the same hybrid
+    /// connection or through too many others.
     pub(crate) fn hops(
         &self,
+        now: Instant,
         relay: &Endpoint,
         hyco: &HycoName,
         begun_by: Option<(FlowId, SocketAddr)>,
     ) -> Result<Hops, FlowCode> {
         let id = self.hasher.hash_one((relay, hyco));
-        let before = begun_by.and_then(|(flow, application)| self.of(flow, application));
+        let before = begun_by.and_then(|(flow, application)| self.chain_of(now, flow, application));
         before.unwrap_or_default().and(id).ok_or(FlowCode::Loop)
     }
 
     /// A connection was made from one address to another.
-    pub(crate) fn made(&self, now: Instant, from: SocketAddr, to: SocketAddr, hops: Hops) {
+    pub(crate) fn record(&self, now: Instant, from: SocketAddr, to: SocketAddr, hops: Hops) {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let Recent { by_check, order } = &mut *recent;
         while let Some(&(at, check)) = order.front()
@@ -86,20 +89,22 @@ impl OwnDials {
         {
             order.pop_front();
             // The same addresses may have come again since.
-            if by_check.get(&check).is_some_and(|made| made.at == at) {
+            if by_check.get(&check).is_some_and(|dial| dial.at == at) {
                 by_check.remove(&check);
             }
         }
         let (from, to) = (canonical(from), canonical(to));
-        let (at, check) = (now, FlowId::check_of(from, to));
-        by_check.insert(check, Made { at, from, hops });
+        let (at, check) = (now, FlowId::check_of(from, to, locality::here()));
+        by_check.insert(check, OwnDial { at, from, hops });
         order.push_back((at, check));
     }
 
-    fn of(&self, flow: FlowId, application: SocketAddr) -> Option<Hops> {
+    fn chain_of(&self, now: Instant, flow: FlowId, application: SocketAddr) -> Option<Hops> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = recent.by_check.get(&flow.check())?;
-        (made.from == canonical(application)).then_some(made.hops)
+        let dial = recent.by_check.get(&flow.check())?;
+        // Older ones may still be here: they are removed when the next one is recorded.
+        let is_recent = now.saturating_duration_since(dial.at) <= KEPT_FOR;
+        (is_recent && dial.from == canonical(application)).then_some(dial.hops)
     }
 }
 
@@ -148,11 +153,13 @@ mod tests {
         ) -> Result<SocketAddr, FlowCode> {
             let relay = relay.parse().expect("an endpoint");
             let hyco = hyco.parse().expect("a name");
-            let flow = FlowId::of_connection(7, application, Some(binding()));
-            let hops = self.dials.hops(&relay, &hyco, Some((flow, application)))?;
+            let flow = FlowId::of_connection(7, application, Some(binding()), locality::here());
+            let hops = self
+                .dials
+                .hops(self.now, &relay, &hyco, Some((flow, application)))?;
             self.next_port += 1;
             let local = SocketAddr::from(([127, 0, 0, 1], self.next_port));
-            self.dials.made(self.now, local, binding(), hops);
+            self.dials.record(self.now, local, binding(), hops);
             Ok(local)
         }
     }
@@ -183,10 +190,28 @@ mod tests {
         let local = scene.flow("relay:1", "payroll-sql", application());
         let local = local.expect("an application's");
         let other = "127.0.0.1:1434".parse().expect("an address");
-        let flow = FlowId::of_connection(8, local, Some(other));
+        let flow = FlowId::of_connection(8, local, Some(other), locality::here());
         let relay = "relay:1".parse().expect("an endpoint");
         let hyco = "payroll-sql".parse().expect("a name");
-        let hops = scene.dials.hops(&relay, &hyco, Some((flow, local)));
+        let hops = scene
+            .dials
+            .hops(scene.now, &relay, &hyco, Some((flow, local)));
+        assert_eq!(hops.map(|hops| hops.count), Ok(1));
+    }
+
+    #[test]
+    fn another_machines_application_with_equal_loopback_addresses_is_no_loop() {
+        let mut scene = Scene::new();
+        let local = scene.flow("relay:1", "payroll-sql", application());
+        let local = local.expect("an application's");
+        let mut there = locality::here();
+        there.kernel ^= 1;
+        let flow = FlowId::of_connection(8, local, Some(binding()), there);
+        let relay = "relay:1".parse().expect("an endpoint");
+        let hyco = "payroll-sql".parse().expect("a name");
+        let hops = scene
+            .dials
+            .hops(scene.now, &relay, &hyco, Some((flow, local)));
         assert_eq!(hops.map(|hops| hops.count), Ok(1));
     }
 
@@ -217,15 +242,13 @@ mod tests {
         let local = scene.flow("relay:1", "payroll-sql", application());
         let local = local.expect("an application's");
         scene.now += KEPT_FOR + Duration::from_millis(1);
-        let other = scene.flow("relay:1", "payroll-sql", application());
-        other.expect("an application's");
         let reused = scene.flow("relay:1", "payroll-sql", local);
         reused.expect("another's by now");
         for port in 0..=u16::MAX {
             let address = SocketAddr::from(([10, 0, 0, 1], port));
             scene
                 .dials
-                .made(scene.now, address, binding(), Hops::default());
+                .record(scene.now, address, binding(), Hops::default());
         }
         let recent = scene.dials.recent.lock().expect("no panic");
         assert_eq!(

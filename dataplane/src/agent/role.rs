@@ -178,13 +178,15 @@ impl Agent {
             open,
             first,
         } = asked;
-        if let Err(code) = self.verdict(session, &open) {
-            return refuse(core, session, stream, &open, code);
-        }
+        let hops = match self.admit(core.now, session, &open) {
+            Ok(hops) => hops,
+            Err(code) => return refuse(core, session, stream, &open, code),
+        };
         let errand = Errand::Flow {
             stream,
             open,
             first,
+            hops,
         };
         self.dial(core, session, errand);
     }
@@ -205,7 +207,8 @@ impl Agent {
         allow.is_some_and(|allow| allow.permits(endpoint))
     }
 
-    fn verdict(&self, session: SessionId, open: &Open) -> Result<(), FlowCode> {
+    /// Whether a flow may be dialled: the chain of hybrid connections that it continues.
+    fn admit(&self, now: Instant, session: SessionId, open: &Open) -> Result<Hops, FlowCode> {
         if self.links.registered(session, &open.hyco).is_none() {
             Err(FlowCode::RegistrationEnded)
         } else if self.drain.is_some() || self.plan.identity.check_only {
@@ -215,8 +218,12 @@ impl Agent {
         } else if self.dials.is_full() {
             Err(FlowCode::Overloaded)
         } else {
-            self.hops(session, &open.hyco, Some((open.flow, open.application)))?;
-            Ok(())
+            self.hops(
+                now,
+                session,
+                &open.hyco,
+                Some((open.flow, open.application)),
+            )
         }
     }
 
@@ -224,27 +231,29 @@ impl Agent {
     /// loop.
     fn hops(
         &self,
+        now: Instant,
         session: SessionId,
         hyco: &HycoName,
         begun_by: Option<(FlowId, SocketAddr)>,
     ) -> Result<Hops, FlowCode> {
         let relay = self.links.relay_of(session);
         let relay = relay.ok_or(FlowCode::RegistrationEnded)?;
-        self.plan.own_dials.hops(relay, hyco, begun_by)
+        self.plan.own_dials.hops(now, relay, hyco, begun_by)
     }
 
     /// A connection was made: should it lead back here, the flow that it becomes is known by the
     /// two addresses of the connection.
     fn remember<I: Io>(&self, core: &mut Core<I, AgentFlow>, dial: &Dial, socket: SocketId) {
-        let (hyco, begun_by) = match &dial.errand {
-            Errand::Flow { open, .. } => (&open.hyco, Some((open.flow, open.application))),
-            Errand::Probe(probe) => (&probe.hyco, None),
+        let hops = match &dial.errand {
+            Errand::Flow { hops, .. } => Ok(*hops),
+            Errand::Probe(probe) => self.hops(core.now, dial.session, &probe.hyco, None),
         };
         if let Some(local) = core.io.local_address(socket)
             && let Some((_, dialled)) = dial.last
-            && let Ok(hops) = self.hops(dial.session, hyco, begun_by)
+            && let Ok(hops) = hops
         {
-            self.plan.own_dials.made(core.now, local, dialled, hops);
+            let own_dials = &self.plan.own_dials;
+            own_dials.record(core.now, local, dialled, hops);
         }
     }
 
@@ -286,6 +295,7 @@ impl Agent {
                     stream,
                     open,
                     first,
+                    ..
                 },
                 Ok((socket, dialled)),
             ) => {

@@ -4,7 +4,7 @@
 //! The layout of each body is told in `WIRE.md`, byte for byte, beside this crate.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::code::FlowCode;
 use crate::endpoint::Endpoint;
+use crate::flow_id::FlowId;
 use crate::hex;
 use crate::key::{KeyId, Rule};
 use crate::limits::{KEEP_ALIVE_MAX, PING_AFTER};
@@ -55,44 +56,6 @@ pub struct AgentId(pub [u8; 16]);
 /// Random per process. Sessions with one instance are one listener. Hexadecimal in serde and logs.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Instance(pub [u8; 16]);
-
-/// Names a flow in the logs of both sides. The lower half is a check of its application's
-/// connection, by which an agent knows its own again.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct FlowId(pub u64);
-
-impl FlowId {
-    /// Of the flow that an application began by a connection from one address to another, where
-    /// both are known.
-    #[must_use]
-    pub fn of_connection(number: u32, from: SocketAddr, to: Option<SocketAddr>) -> Self {
-        let check = to.map_or(0, |to| Self::check_of(from, to));
-        Self(u64::from(number) << 32 | u64::from(check))
-    }
-
-    /// The check of the connection that began it.
-    #[must_use]
-    pub fn check(self) -> u32 {
-        self.0 as u32
-    }
-
-    /// The check of a connection: FNV-1a of 32 bits over both addresses, each 16 bytes (IPv4 mapped
-    /// into IPv6) and the port.
-    #[must_use]
-    pub fn check_of(from: SocketAddr, to: SocketAddr) -> u32 {
-        let mut hash = 0x811c_9dc5_u32;
-        for address in [from, to] {
-            let ip = match address.ip() {
-                IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-                IpAddr::V6(ip) => ip,
-            };
-            for byte in ip.octets().into_iter().chain(address.port().to_be_bytes()) {
-                hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-            }
-        }
-        hash
-    }
-}
 
 /// The text is not 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

@@ -247,6 +247,7 @@ impl Scene {
             stream,
             open,
             first: Bytes::new(),
+            hops: Hops::default(),
         };
         let of = (&relay, SessionId::of_test(1));
         let done = self.dials.begin(&mut self.core, &self.allow, of, errand);

@@ -17,6 +17,7 @@ use crate::core::Core;
 use crate::flow::{End, FlowKey};
 use crate::io::{Close, Io, SocketId};
 use crate::join::{JoinEnd, Toward};
+use crate::locality;
 use crate::log_limit::{LogCause, Permit};
 use crate::opening::Head;
 use crate::quic::SessionId;
@@ -116,7 +117,7 @@ impl Relay {
         let name = &hyco.name;
         self.next_flow = self.next_flow.wrapping_add(1);
         let bound = core.io.local_address(socket);
-        let id = FlowId::of_connection(self.next_flow, application, bound);
+        let id = FlowId::of_connection(self.next_flow, application, bound, locality::here());
         let opening = Opening {
             asked: self.peers.instance(session),
             asked_at: Some(core.now),

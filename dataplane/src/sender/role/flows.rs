@@ -14,6 +14,7 @@ use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
 use crate::io::{Close, Io};
 use crate::link::Link;
+use crate::locality;
 use crate::log_limit::{LogCause, Permit};
 use crate::opening::Head;
 use crate::waiting::WAIT_MAX;
@@ -48,7 +49,12 @@ impl Sender {
             address,
         } = application;
         let data = SenderFlow {
-            id: FlowId::of_connection(self.next_flow, address, core.io.local_address(socket)),
+            id: FlowId::of_connection(
+                self.next_flow,
+                address,
+                core.io.local_address(socket),
+                locality::here(),
+            ),
             hyco,
             application: address,
             endpoint,
