@@ -20,6 +20,7 @@ mod link;
 mod listening;
 mod locality;
 mod log_limit;
+mod network;
 mod opening;
 #[doc(hidden)]
 pub mod parts;

@@ -9,13 +9,15 @@
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHasher;
 use tracing::field::display;
 use tracing::info;
 use underpass_proto::HycoName;
+
+use crate::network::Network;
 
 /// Lines of one subject at once, and then one in each [`SUBJECT_EVERY`].
 const SUBJECT_BURST: u32 = 20;
@@ -53,7 +55,7 @@ struct Subject {
     cause: LogCause,
     hyco: Option<HycoName>,
     /// An IPv6 host has a whole /64 to choose from.
-    source: Option<IpAddr>,
+    source: Option<Network>,
 }
 
 /// A line may be written.
@@ -109,7 +111,7 @@ impl LogLimit {
         let subject = Subject {
             cause,
             hyco: hyco.cloned(),
-            source: source.map(network),
+            source: source.map(Network::of),
         };
         let room = self.subjects.len() < SUBJECTS_MAX;
         let of_subject = match self.subjects.get_mut(&subject) {
@@ -207,7 +209,7 @@ impl LogLimit {
 struct LeftOut {
     line: &'static str,
     hyco: Option<HycoName>,
-    source: Option<IpAddr>,
+    source: Option<Network>,
     count: u64,
 }
 
@@ -263,17 +265,6 @@ impl Bucket {
 
     fn is_full(&mut self, now: Instant, burst: u32, every: Duration) -> bool {
         self.has(now, burst, every) && self.tokens == burst
-    }
-}
-
-/// Who can choose among many addresses is one source.
-fn network(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) => {
-            let [a, b, c, d, ..] = ip.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-        ip => ip,
     }
 }
 
@@ -362,14 +353,6 @@ mod tests {
         log.report(now + 60 * REPORT_EVERY);
         assert_eq!(log.causes.len(), 0);
         assert_eq!(log.next_report, None);
-    }
-
-    #[test]
-    fn a_network_of_ipv6_is_one_source_and_a_mapped_address_is_ipv4() {
-        let parse = |text: &str| network(text.parse().unwrap());
-        assert_eq!(parse("2001:db8:0:1::5"), parse("2001:db8:0:1:ffff::1"));
-        assert_ne!(parse("2001:db8:0:1::5"), parse("2001:db8:0:2::5"));
-        assert_eq!(parse("::ffff:192.0.2.1"), parse("192.0.2.1"));
     }
 
     fn name(text: &str) -> HycoName {

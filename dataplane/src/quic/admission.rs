@@ -3,10 +3,12 @@
 //! nothing. Live sessions have theirs meanwhile. Knows no sockets and no packets.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::network::Network;
 
 /// Handshakes in flight for addresses that may be false. Beyond, a newcomer must first show that it reads what is sent to it.
 pub(super) const UNPROVEN_MAX: usize = 64;
@@ -47,10 +49,6 @@ pub(super) struct Admission<T> {
     asked: [FxHashSet<u64>; 2],
     told: Handshakes,
 }
-
-/// What a newcomer's address says about who it is: all of an IPv4 address, and the half of an IPv6 address that names a site's network.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(super) struct Network(IpAddr);
 
 /// What is to be done with a newcomer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -199,19 +197,6 @@ impl<T> Admission<T> {
     /// What became of newcomers.
     pub(super) fn told(&self) -> Handshakes {
         self.told
-    }
-}
-
-impl Network {
-    fn of(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            IpAddr::V6(address) => {
-                let mut octets = address.octets();
-                octets[8..].fill(0);
-                IpAddr::V6(Ipv6Addr::from(octets))
-            }
-            v4 => v4,
-        })
     }
 }
 

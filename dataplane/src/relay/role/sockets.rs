@@ -8,6 +8,8 @@ use std::net::IpAddr;
 
 use underpass_proto::HycoName;
 
+use crate::network::Network;
+
 /// One source, or one hybrid connection, may have so many times the descriptors that are left: four
 /// fifths of all where it is alone.
 const TIMES_FREE: usize = 4;
@@ -16,24 +18,24 @@ const TIMES_FREE: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct Sockets {
     by_hyco: HashMap<HycoName, usize>,
-    by_source: HashMap<IpAddr, usize>,
+    by_source: HashMap<Network, usize>,
 }
 
 impl Sockets {
     /// Whether there is one more for these, where so many are left of all.
     pub(super) fn has_room(&self, hyco: &HycoName, source: IpAddr, left: usize) -> bool {
         let most = left.saturating_mul(TIMES_FREE);
-        count(&self.by_hyco, hyco) < most && count(&self.by_source, &source) < most
+        count(&self.by_hyco, hyco) < most && count(&self.by_source, &Network::of(source)) < most
     }
 
     pub(super) fn add(&mut self, hyco: &HycoName, source: IpAddr) {
         *self.by_hyco.entry(hyco.clone()).or_default() += 1;
-        *self.by_source.entry(source).or_default() += 1;
+        *self.by_source.entry(Network::of(source)).or_default() += 1;
     }
 
     pub(super) fn remove(&mut self, hyco: &HycoName, source: IpAddr) {
         take_one(&mut self.by_hyco, hyco);
-        take_one(&mut self.by_source, &source);
+        take_one(&mut self.by_source, &Network::of(source));
     }
 
     #[cfg(test)]
