@@ -27,8 +27,11 @@ const TO_SEND: u64 = 1;
 /// 1998): one alone gets 4/5, two get 4/9 each, and there is always a rest for the next.
 const TIMES_FREE: u64 = 4;
 
+/// Credit of a peer that has proven no key yet: 16 of the longest frames. It is not counted.
+pub(crate) const UNPROVEN: u64 = 64 << 10;
+
 /// A new session gets this share of what is free, within these bounds: eight flows' windows where
-/// there is plenty.
+/// there is plenty. Where next to nothing is free it keeps what it had before its proof.
 const FIRST_SHARE: u64 = 1_024;
 const FIRST_MIN: u64 = 256 << 10;
 const FIRST_MAX: u64 = 16 << 20;
@@ -70,9 +73,11 @@ impl Budget {
         self.workers.store(workers, Ordering::Relaxed);
     }
 
-    /// Credit of a new session.
+    /// Credit of a session whose peer has proven a key.
     pub(crate) fn begin(&self) -> u64 {
-        let first = (self.free() / FIRST_SHARE).clamp(FIRST_MIN, FIRST_MAX);
+        let free = self.free();
+        let first = (free / FIRST_SHARE).clamp(FIRST_MIN, FIRST_MAX);
+        let first = first.min(free / TIMES_FREE).max(UNPROVEN);
         self.granted.fetch_add(first, Ordering::Relaxed);
         self.sessions.fetch_add(1, Ordering::Relaxed);
         first
@@ -80,7 +85,7 @@ impl Budget {
 
     /// More credit for a session whose peer has used up what it had: twice as much while there is
     /// plenty. `has` is its credit.
-    pub(crate) fn more(&self, has: u64) -> Granted {
+    pub(crate) fn more(&self, has: u64) -> CreditAnswer {
         let wanted = has.min(u64::from(SESSION_WINDOW).saturating_sub(has));
         let room = self.share().saturating_sub(has) / (TIMES_FREE + 1);
         // Of a scarce rest half, so that something is left while flows are being ended.
@@ -92,7 +97,7 @@ impl Budget {
         // Steps that are too small would cost a round trip for a few packets.
         let bytes = if bytes < has / 16 { 0 } else { bytes };
         self.granted.fetch_add(bytes, Ordering::Relaxed);
-        Granted { bytes, short }
+        CreditAnswer { bytes, short }
     }
 
     /// The most credit that one session may have just now.
@@ -123,9 +128,14 @@ impl Budget {
         self.eighths(IN_HAND) / self.workers.load(Ordering::Relaxed)
     }
 
+    /// What all sessions together may have.
+    pub(crate) fn credit_max(&self) -> u64 {
+        self.eighths(TO_RECEIVE)
+    }
+
     fn free(&self) -> u64 {
         let granted = self.granted.load(Ordering::Relaxed);
-        self.eighths(TO_RECEIVE).saturating_sub(granted)
+        self.credit_max().saturating_sub(granted)
     }
 
     fn eighths(&self, count: u64) -> u64 {
@@ -135,7 +145,7 @@ impl Budget {
 
 /// An answer to a session that wants more credit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Granted {
+pub(crate) struct CreditAnswer {
     pub(crate) bytes: u64,
     /// It got less than it could use: what it holds without progress is in the way of others.
     pub(crate) short: bool,
@@ -180,13 +190,23 @@ mod tests {
     }
 
     #[test]
+    fn thousands_of_sessions_have_little_each_and_no_more_than_the_budget_for_long() {
+        let budget = Budget::default();
+        budget.set(256 * MIB, 1);
+        let all: u64 = (0..4_096).map(|_| budget.begin()).sum();
+        let most = budget.credit_max();
+        assert!(all <= most + 4_096 * UNPROVEN, "{all} of {most}");
+        assert_eq!(budget.begin(), UNPROVEN);
+    }
+
+    #[test]
     fn without_a_limit_a_session_grows_to_its_whole_window() {
         let budget = Budget::default();
         let first = budget.begin();
         assert_eq!(first, FIRST_MAX);
         assert_eq!(
             budget.more(first),
-            Granted {
+            CreditAnswer {
                 bytes: first,
                 short: false
             }

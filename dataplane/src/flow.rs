@@ -5,6 +5,7 @@
 //! Knows nothing of hybrid connections: what a process keeps with a flow is its own (`D`).
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use bytes::Bytes;
 use quinn_proto::StreamId;
@@ -45,6 +46,7 @@ pub(crate) struct Flow<D> {
     from_socket: FromSocket,
     /// Read from the socket, not yet taken by the stream.
     pending: VecDeque<Bytes>,
+    pending_moved: Instant,
     to_socket: ToSocket,
     /// What was read before the far end said Opened, and its answer; `None` once it said so. Boxed, for most of a flow's life is without.
     replay: Option<Box<Replay>>,
@@ -129,18 +131,29 @@ impl<D> Flow<D> {
     /// again.
     #[must_use]
     pub(crate) fn in_hand(&self) -> usize {
-        let from_socket = match &self.replay {
+        self.from_socket_in_hand() + self.to_socket_in_hand()
+    }
+
+    /// Of these, what came from the socket.
+    #[must_use]
+    pub(crate) fn from_socket_in_hand(&self) -> usize {
+        match &self.replay {
             // What is pending is a part of it.
             Some(replay) => replay.bytes + replay.excess.len(),
             None => self.pending.iter().map(Bytes::len).sum(),
-        };
-        from_socket + self.writing
+        }
     }
 
-    /// When something of it moved last.
+    /// Of these, what goes to the socket.
     #[must_use]
-    pub(crate) fn moved(&self) -> std::time::Instant {
-        self.unread.moved()
+    pub(crate) fn to_socket_in_hand(&self) -> usize {
+        self.writing
+    }
+
+    /// When the stream last took something.
+    #[must_use]
+    pub(crate) fn pending_moved(&self) -> Instant {
+        self.pending_moved
     }
 
     /// How far it is, for whoever looks for the cause of a stall.
@@ -321,6 +334,7 @@ impl<I: Io, D> Core<I, D> {
             stream,
             from_socket: FromSocket::Open,
             pending: VecDeque::new(),
+            pending_moved: self.now,
             to_socket,
             replay,
             socket_closed_first: None,
@@ -389,7 +403,7 @@ impl<I: Io, D> Core<I, D> {
             {
                 Ok(bytes) => {
                     flow.pending.retain(|chunk| !chunk.is_empty());
-                    flow.unread.note_moved(self.now);
+                    flow.pending_moved = self.now;
                     if flow.replay.is_none() {
                         self.in_hand.remove(bytes);
                     }

@@ -4,15 +4,19 @@
 use std::time::{Duration, Instant};
 
 use crate::core::Core;
-use crate::flow::FlowKey;
-use crate::io::Io;
-use crate::join::JoinKey;
+use crate::flow::{Flow, FlowKey};
+use crate::io::{Io, READ_SIZE, SocketId};
+use crate::join::{Join, JoinKey};
 use crate::quic::SessionId;
 use crate::quic::config::STREAM_WINDOW;
 
-/// Nothing of a flow moved for so long: it is held up. A healthy reader takes a piece within a few
-/// round trips.
+/// Nothing moved into a socket for so long: the flow is held up, unless the kernel has sent
+/// something meanwhile ([`Io::has_stalled`]), which takes more only in pieces of some 256 KiB.
 const HELD_UP_AFTER: Duration = Duration::from_millis(100);
+
+/// The same towards a stream, whose peer gives credit in pieces of that size: an application that
+/// reads 256 KiB a second moves on.
+const STREAM_HELD_UP_AFTER: Duration = Duration::from_secs(1);
 
 /// The smallest piece that is moved at a time, however little room there is.
 const PIECE_MIN: u64 = 8 * 1024;
@@ -53,6 +57,12 @@ impl InHand {
     pub(crate) fn piece(&self, most: usize) -> usize {
         let room = self.max.saturating_sub(self.bytes) / PIECE_SHARE;
         usize::try_from(room.max(PIECE_MIN)).map_or(most, |room| room.min(most))
+    }
+
+    /// How many receives may be armed at once.
+    pub(crate) fn receives(&self) -> usize {
+        let room = self.max.saturating_sub(self.bytes);
+        usize::try_from(room / READ_SIZE as u64).unwrap_or(usize::MAX)
     }
 
     /// Whether nothing more should be read from applications.
@@ -113,10 +123,6 @@ impl Unread {
         self.moved
     }
 
-    fn is_held_up(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.moved) >= HELD_UP_AFTER
-    }
-
     /// At most so many bytes, where frames bring at most `frame_max` each.
     fn bytes(&self, frame_max: usize) -> u64 {
         let frames = u64::from(self.frames);
@@ -137,6 +143,10 @@ pub(crate) enum Key {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeldUp {
     pub(crate) key: Key,
+    /// Whose credit the bytes are.
+    pub(crate) session: SessionId,
+    /// Where they wait to go, if that is a socket.
+    pub(crate) socket: Option<SocketId>,
     /// At most so many.
     pub(crate) bytes: u64,
     /// Since when nothing moved.
@@ -147,53 +157,137 @@ impl<I: Io, D> Core<I, D> {
     /// The flows that hold unread bytes of this session.
     pub(crate) fn held_up_in(&self, session: SessionId) -> Vec<HeldUp> {
         let frame_max = self.quic.datagram_max(session);
-        let mut found = Vec::new();
-        for key in self.flows.of_session(session) {
-            let unread = self.flows.get(key).map(|flow| flow.unread);
-            found.extend(unread.and_then(|unread| self.judge(Key::Flow(key), unread, frame_max)));
-        }
+        let flows = self.flows.of_session(session).into_iter();
+        let flows = flows.filter_map(|key| Some((key, self.flows.get(key)?)));
+        let mut found: Vec<HeldUp> = flows
+            .filter_map(|(key, flow)| self.unread_of_flow(key, flow, frame_max))
+            .collect();
         for key in self.joins.of_session(session) {
-            let unread = self.joins.get(key).and_then(|join| join.unread_of(session));
-            found.extend(unread.and_then(|unread| self.judge(Key::Join(key), unread, frame_max)));
+            if let Some(join) = self.joins.get(key) {
+                found.extend(self.unread_of_join(key, join, session, frame_max));
+            }
         }
         found
     }
 
-    fn judge(&self, key: Key, unread: Unread, frame_max: usize) -> Option<HeldUp> {
-        let bytes = unread.bytes(frame_max);
-        (bytes > 0 && unread.is_held_up(self.now)).then_some(HeldUp {
-            key,
+    /// The flows that hold unread bytes of any session.
+    pub(crate) fn held_up_anywhere(&self) -> Vec<HeldUp> {
+        let frame_max = |session| self.quic.datagram_max(session);
+        let mut found: Vec<HeldUp> = self
+            .flows
+            .iter()
+            .filter_map(|(key, flow)| self.unread_of_flow(key, flow, frame_max(flow.session)))
+            .collect();
+        for (key, join) in self.joins.iter() {
+            for session in [join.sender.0, join.agent.0] {
+                found.extend(self.unread_of_join(key, join, session, frame_max(session)));
+            }
+        }
+        found
+    }
+
+    fn unread_of_flow(&self, key: FlowKey, flow: &Flow<D>, frame_max: usize) -> Option<HeldUp> {
+        let bytes = flow.unread.bytes(frame_max);
+        let since = flow.unread.moved();
+        (bytes > 0 && self.is_since(since, HELD_UP_AFTER)).then_some(HeldUp {
+            key: Key::Flow(key),
+            session: flow.session,
+            socket: flow.socket,
             bytes,
-            since: unread.moved,
+            since,
+        })
+    }
+
+    fn unread_of_join(
+        &self,
+        key: JoinKey,
+        join: &Join<D>,
+        session: SessionId,
+        frame_max: usize,
+    ) -> Option<HeldUp> {
+        let unread = join.unread_of(session)?;
+        let (bytes, since) = (unread.bytes(frame_max), unread.moved());
+        (bytes > 0 && self.is_since(since, STREAM_HELD_UP_AFTER)).then_some(HeldUp {
+            key: Key::Join(key),
+            session,
+            socket: None,
+            bytes,
+            since,
         })
     }
 
     /// The flows that have bytes in hand.
     pub(crate) fn held_up_in_hand(&self) -> Vec<HeldUp> {
         let mut found = Vec::new();
-        let mut judge = |key, in_hand: usize, moved: Instant| {
-            let held_up = self.now.saturating_duration_since(moved) >= HELD_UP_AFTER;
-            if in_hand > 0 && held_up {
-                let bytes = in_hand as u64;
-                let since = moved;
-                found.push(HeldUp { key, bytes, since });
-            }
-        };
         for (key, flow) in self.flows.iter() {
-            judge(Key::Flow(key), flow.in_hand(), flow.moved());
+            let key = Key::Flow(key);
+            let (to_stream, to_socket) = (flow.from_socket_in_hand(), flow.to_socket_in_hand());
+            let (session, socket) = (flow.session, flow.socket);
+            let since = flow.unread.moved();
+            if to_socket > 0 && self.is_since(since, HELD_UP_AFTER) {
+                let bytes = (to_socket + to_stream) as u64;
+                found.push(HeldUp {
+                    key,
+                    session,
+                    socket,
+                    bytes,
+                    since,
+                });
+                continue;
+            }
+            let since = flow.pending_moved();
+            if to_stream > 0 && self.is_since(since, STREAM_HELD_UP_AFTER) {
+                let (socket, bytes) = (None, to_stream as u64);
+                found.push(HeldUp {
+                    key,
+                    session,
+                    socket,
+                    bytes,
+                    since,
+                });
+            }
         }
         for (key, join) in self.joins.iter() {
-            judge(Key::Join(key), join.in_hand(), join.moved());
+            let (bytes, since) = (join.in_hand() as u64, join.moved());
+            if bytes > 0 && self.is_since(since, STREAM_HELD_UP_AFTER) {
+                let key = Key::Join(key);
+                let (session, socket) = (join.sender.0, None);
+                found.push(HeldUp {
+                    key,
+                    session,
+                    socket,
+                    bytes,
+                    since,
+                });
+            }
         }
         found
     }
 
-    /// Reads on from applications that were kept waiting for room, while there is some.
+    fn is_since(&self, since: Instant, length: Duration) -> bool {
+        self.now.saturating_duration_since(since) >= length
+    }
+
+    /// Whether a flow that is held up here is so beyond this process, too. One that is not counts as
+    /// one that moved.
+    pub(crate) fn has_stalled(&mut self, held: &HeldUp) -> bool {
+        let Some(socket) = held.socket else {
+            return true;
+        };
+        let stalled = self.io.has_stalled(socket, HELD_UP_AFTER);
+        if !stalled
+            && let Key::Flow(key) = held.key
+            && let Some(flow) = self.flows.get_mut(key)
+        {
+            flow.unread.note_moved(self.now);
+        }
+        stalled
+    }
+
+    /// Reads on from applications that were kept waiting for room, from as many as there is room
+    /// for.
     pub(crate) fn resume_hungry(&mut self) {
-        for _ in 0..self.hungry.len() {
-            if self.in_hand.is_full() {
-                return;
-            }
+        for _ in 0..self.hungry.len().min(self.in_hand.receives()) {
             if let Some(key) = self.hungry.pop_front() {
                 self.stream_writable(key);
             }
@@ -217,6 +311,7 @@ mod tests {
         in_hand.add(2 << 20);
         assert_eq!(in_hand.piece(256 << 10), 8 << 10);
         assert!(in_hand.is_full());
+        assert_eq!(in_hand.receives(), 0);
         in_hand.remove(9 << 20);
         assert_eq!(in_hand.excess(), None);
         assert_eq!(in_hand.bytes(), 7 << 20);
@@ -235,8 +330,6 @@ mod tests {
         assert_eq!(unread.bytes(1_452), 6 * 1_452);
         unread.note_read(40, true);
         assert_eq!(unread.bytes(1_452), 1_452, "there is more");
-        assert!(!unread.is_held_up(now));
-        assert!(unread.is_held_up(now + HELD_UP_AFTER));
         unread.note_read(1, false);
         assert_eq!(unread.bytes(1_452), 0);
         for _ in 0..100 {

@@ -226,6 +226,12 @@ pub trait Io {
         None
     }
 
+    /// Whether the kernel has sent nothing on a socket for so long, and for two round trips, though
+    /// it has something to send: then it is the peer that takes nothing. True where that is not known.
+    fn has_stalled(&mut self, _: SocketId, _: Duration) -> bool {
+        true
+    }
+
     /// Arms one receive; one [`Completion::Received`] follows. At most one is armed per socket. Replaces [`watch`](Self::watch).
     fn receive(&mut self, socket: SocketId);
 

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
@@ -231,6 +232,44 @@ pub(in crate::io) fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
     address
         .as_socket()
         .ok_or_else(|| io::Error::other("a socket without an IP address"))
+}
+
+/// Whether the kernel has sent nothing for so long, and for two round trips, on a socket that has
+/// something to send.
+pub(in crate::io) fn has_stalled(socket: &Socket, length: Duration) -> bool {
+    let Some((sent_before, rtt)) = last_sent(socket) else {
+        return true;
+    };
+    sent_before >= length.max(2 * rtt)
+}
+
+/// How long ago the kernel last sent data, and the smoothed round trip (tcp(7), TCP_INFO).
+#[cfg(target_os = "linux")]
+fn last_sent(socket: &Socket) -> Option<(Duration, Duration)> {
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: The kernel writes at most `len` bytes, which is the size of `info`, and any bytes are
+    // a valid `tcp_info`.
+    #[expect(
+        unsafe_code,
+        reason = "no safe interface of a dependency reads TCP_INFO"
+    )]
+    let info = unsafe {
+        let at = info.as_mut_ptr().cast();
+        let fd = socket.as_raw_fd();
+        if libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, at, &raw mut len) != 0 {
+            return None;
+        }
+        info.assume_init()
+    };
+    let sent_before = Duration::from_millis(info.tcpi_last_data_sent.into());
+    let rtt = Duration::from_micros(info.tcpi_rtt.into());
+    Some((sent_before, rtt))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn last_sent(_: &Socket) -> Option<(Duration, Duration)> {
+    None
 }
 
 #[cfg(test)]

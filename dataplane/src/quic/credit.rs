@@ -4,13 +4,15 @@
 //!
 //! Credit that was given cannot be taken back. A smaller window is a debt, which the protocol core
 //! pays with what is read from then on; until it is paid the peer has the window and the debt.
+//!
+//! A peer that has proven no key has credit for its control frames alone, which counts nowhere.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn_proto::{Connection, VarInt};
 
-use crate::budget::Budget;
+use crate::budget::{Budget, CreditAnswer, UNPROVEN};
 
 /// A session that has not used its credit up for so long gives half of what it got beyond its first
 /// back.
@@ -20,6 +22,7 @@ const UNUSED_AFTER: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Credit {
     budget: Arc<Budget>,
+    /// What the budget gave first; 0 while the peer has proven no key.
     first: u64,
     window: u64,
     debt: u64,
@@ -27,27 +30,54 @@ pub(super) struct Credit {
     read: u64,
     /// Of those, how many had paid debt when it was last looked at.
     read_settled: u64,
+    /// The peer may send up to so many bytes in all: unless it has sent about as many, it cannot be
+    /// blocked.
+    limit: u64,
     /// DATA_BLOCKED frames that were answered.
     blocked_frames: u64,
     blocked_at: Instant,
-    /// It got less than it wanted when so many bytes had been read.
+    /// Value of `read` when a request for credit was last cut short.
     short_since: Option<u64>,
 }
 
+/// What came from the peer so far.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Received {
+    /// Bytes of datagrams.
+    pub(super) bytes: u64,
+    /// DATA_BLOCKED frames.
+    pub(super) blocked_frames: u64,
+}
+
 impl Credit {
-    /// Of a session that begins with a window of `first` bytes, which the budget gave.
-    pub(super) fn new(budget: Arc<Budget>, first: u64, now: Instant) -> Self {
+    /// Of a session that begins with a window of [`UNPROVEN`] bytes.
+    pub(super) fn new(budget: Arc<Budget>, now: Instant) -> Self {
         Self {
             budget,
-            first,
-            window: first,
+            first: 0,
+            window: UNPROVEN,
             debt: 0,
             read: 0,
             read_settled: 0,
+            limit: UNPROVEN,
             blocked_frames: 0,
             blocked_at: now,
             short_since: None,
         }
+    }
+
+    /// The peer has proven a key: from now on it has a share of the budget.
+    pub(super) fn begin(&mut self, now: Instant, connection: &mut impl Window) {
+        if self.is_proven() {
+            return;
+        }
+        self.first = self.budget.begin();
+        self.blocked_at = now;
+        self.widen(self.first.saturating_sub(self.window), connection);
+    }
+
+    fn is_proven(&self) -> bool {
+        self.first > 0
     }
 
     /// So many bytes were read.
@@ -60,31 +90,50 @@ impl Credit {
         self.budget.send_window_max()
     }
 
-    /// Gives more, where the peer has asked since the last look. `blocked_frames` is how often it
-    /// ever did.
+    /// Gives more, where the peer has asked since the last look.
     pub(super) fn extend(
         &mut self,
         now: Instant,
-        blocked_frames: u64,
-        connection: &mut Connection,
+        received: Received,
+        connection: &mut impl Window,
     ) {
-        if blocked_frames == self.blocked_frames {
+        if received.blocked_frames == self.blocked_frames {
             return;
         }
-        self.blocked_frames = blocked_frames;
+        self.blocked_frames = received.blocked_frames;
+        // A peer is believed only as far as it has sent what it had credit for; some of that may
+        // be lost or still on its way.
+        let may_be_blocked = received.bytes + self.window / 2 >= self.limit;
+        if !self.is_proven() || !may_be_blocked {
+            return;
+        }
         self.blocked_at = now;
         self.settle();
-        let granted = self.budget.more(self.window + self.debt);
+        let granted = self.grow(connection);
         self.short_since = granted.short.then_some(self.read);
+    }
+
+    /// Asks the budget for more.
+    fn grow(&mut self, connection: &mut impl Window) -> CreditAnswer {
+        let granted = self.budget.more(self.window + self.debt);
         if granted.bytes > 0 {
-            self.window += granted.bytes;
-            connection.set_receive_window(var_int(self.window));
+            self.widen(granted.bytes, connection);
         }
+        granted
+    }
+
+    fn widen(&mut self, bytes: u64, connection: &mut impl Window) {
+        self.window += bytes;
+        self.limit = self.read + self.window + self.debt;
+        connection.set(self.window);
     }
 
     /// Makes the window smaller where it was not needed for a while, or where it is more than the
     /// session's share by now.
-    pub(super) fn shrink(&mut self, now: Instant, connection: &mut Connection) {
+    pub(super) fn shrink(&mut self, now: Instant, connection: &mut impl Window) {
+        if !self.is_proven() {
+            return;
+        }
         self.settle();
         let unused = now.saturating_duration_since(self.blocked_at) >= UNUSED_AFTER;
         let wanted = if unused {
@@ -98,7 +147,7 @@ impl Credit {
         if window < self.window - self.window / 8 {
             self.debt += self.window - window;
             self.window = window;
-            connection.set_receive_window(var_int(window));
+            connection.set(window);
         }
     }
 
@@ -107,21 +156,32 @@ impl Credit {
         self.short_since.is_some()
     }
 
-    /// So many bytes that nobody read were thrown away, which is credit again. The peer learns of
-    /// it at once, however little it is.
-    pub(super) fn note_freed(&mut self, bytes: u64, connection: &mut Connection) {
-        self.read += bytes;
+    /// About so many bytes that nobody read were thrown away, which is credit again. The peer
+    /// learns of it at once, however little it is.
+    pub(super) fn note_freed(
+        &mut self,
+        bytes: u64,
+        received: Received,
+        connection: &mut impl Window,
+    ) {
+        // `bytes` is estimated from above: no more than what came can have been there.
+        self.read += bytes.min(received.bytes.saturating_sub(self.read));
         self.settle();
         // The core announces a limit that a larger window moves, and no other before it has moved
         // by an eighth of the window.
-        connection.set_receive_window(var_int(self.window - 1));
-        connection.set_receive_window(var_int(self.window));
+        connection.set(self.window - 1);
+        connection.set(self.window);
     }
 
-    /// How many bytes should be freed for the session to go on, if it is short of credit.
-    pub(super) fn shortage(&mut self) -> Option<u64> {
+    /// How many bytes should be freed for the session to go on, if it is short of credit and the
+    /// budget has no more for it by now.
+    pub(super) fn shortage(&mut self, connection: &mut impl Window) -> Option<u64> {
         self.settle();
         let since = self.short_since?;
+        if !self.grow(connection).short {
+            self.short_since = None;
+            return None;
+        }
         let need = self.window / 4 + self.debt;
         // What was read meanwhile is credit again, of which the peer knows; if that does not do, it
         // asks again.
@@ -143,10 +203,143 @@ impl Credit {
 
 impl Drop for Credit {
     fn drop(&mut self) {
-        self.budget.end(self.window + self.debt);
+        if self.is_proven() {
+            self.budget.end(self.window + self.debt);
+        }
     }
 }
 
-fn var_int(bytes: u64) -> VarInt {
-    VarInt::from_u64(bytes).unwrap_or(VarInt::MAX)
+/// The receive window of a connection, which is the protocol core's.
+pub(super) trait Window {
+    /// Sets it, bytes. The core announces a larger one at once.
+    fn set(&mut self, bytes: u64);
+}
+
+impl Window for Connection {
+    fn set(&mut self, bytes: u64) {
+        self.set_receive_window(VarInt::from_u64(bytes).unwrap_or(VarInt::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// The last window that was set.
+    #[derive(Default)]
+    struct Last(u64);
+
+    impl Window for Last {
+        fn set(&mut self, bytes: u64) {
+            self.0 = bytes;
+        }
+    }
+
+    struct Scene {
+        budget: Arc<Budget>,
+        now: Instant,
+    }
+
+    impl Scene {
+        fn new(mib: u64) -> Self {
+            let budget = Arc::new(Budget::default());
+            budget.set(mib * MIB, 1);
+            Self {
+                budget,
+                now: Instant::now(),
+            }
+        }
+
+        fn stranger(&self) -> Credit {
+            Credit::new(Arc::clone(&self.budget), self.now)
+        }
+
+        fn peer(&self) -> Credit {
+            let mut credit = self.stranger();
+            credit.begin(self.now, &mut Last::default());
+            credit
+        }
+    }
+
+    /// Says that it is blocked, and has sent so many bytes.
+    fn ask(scene: &Scene, credit: &mut Credit, bytes: u64) -> u64 {
+        let blocked_frames = credit.blocked_frames + 1;
+        let received = Received {
+            bytes,
+            blocked_frames,
+        };
+        let mut last = Last(credit.window);
+        credit.extend(scene.now, received, &mut last);
+        last.0
+    }
+
+    /// Sends and reads all that it may until it gets no more; how much it has read.
+    fn fill(scene: &Scene, credit: &mut Credit) {
+        for _ in 0..32 {
+            let all = credit.read + credit.window;
+            ask(scene, credit, all);
+        }
+    }
+
+    #[test]
+    fn strangers_take_nothing_from_anybody_whatever_they_ask_for() {
+        let scene = Scene::new(256);
+        let free = scene.budget.share();
+        let mut strangers: Vec<Credit> = (0..2_000).map(|_| scene.stranger()).collect();
+        for stranger in &mut strangers {
+            assert_eq!(ask(&scene, stranger, 10 * MIB), UNPROVEN);
+        }
+        assert_eq!(scene.budget.share(), free);
+        drop(strangers);
+        assert_eq!(scene.budget.share(), free);
+    }
+
+    #[test]
+    fn credit_grows_only_for_who_has_sent_what_it_had_credit_for() {
+        let scene = Scene::new(256);
+        let mut credit = scene.peer();
+        let first = credit.window;
+        assert_eq!(ask(&scene, &mut credit, 1_000), first);
+        assert_eq!(ask(&scene, &mut credit, first), 2 * first);
+        // The same frame once more, or a late one.
+        assert_eq!(ask(&scene, &mut credit, first - 1), 2 * first);
+        credit.note_read(usize::try_from(first).unwrap());
+        assert_eq!(ask(&scene, &mut credit, 3 * first), 4 * first);
+    }
+
+    #[test]
+    fn what_an_estimate_says_was_freed_pays_no_more_debt_than_came() {
+        let scene = Scene::new(256);
+        let mut credit = scene.peer();
+        fill(&scene, &mut credit);
+        let had = credit.window;
+        scene.budget.set(64 * MIB, 1);
+        credit.shrink(scene.now, &mut Last::default());
+        let debt = credit.debt;
+        assert!(debt > 16 * MIB, "{debt} of {had}");
+        let received = Received {
+            bytes: credit.read + MIB,
+            blocked_frames: 0,
+        };
+        credit.note_freed(100 * MIB, received, &mut Last::default());
+        assert_eq!(credit.debt, debt - MIB);
+    }
+
+    #[test]
+    fn who_was_short_goes_on_as_soon_as_others_gave_credit_back() {
+        let scene = Scene::new(256);
+        let mut hoarder = scene.peer();
+        fill(&scene, &mut hoarder);
+        let mut late = scene.peer();
+        fill(&scene, &mut late);
+        assert!(late.shortage(&mut Last::default()).is_some());
+        let had = late.window;
+        drop(hoarder);
+        assert_eq!(late.shortage(&mut Last::default()), None);
+        assert_eq!(late.window, 2 * had);
+        drop(late);
+        assert_eq!(scene.budget.share(), Scene::new(256).budget.share());
+    }
 }

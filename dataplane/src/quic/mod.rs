@@ -38,8 +38,8 @@ use rand::rngs::StdRng;
 use underpass_proto::Exporter;
 use underpass_proto::proof::EXPORTER_LABEL;
 
+use self::admission::Admission;
 pub use self::admission::Handshakes;
-use self::admission::{Admission, Network};
 use self::credit::Credit;
 use self::ends::CLOSING_MAX;
 pub use self::event::Event;
@@ -52,6 +52,7 @@ pub use self::streams::{Read, WriteError};
 use crate::budget::Budget;
 use crate::guard::guarded;
 use crate::io::{self, DATAGRAMS_SIZE, Io};
+use crate::network::Network;
 
 /// Session slots beyond which a newcomer is refused unheard: about 100 KiB of state each.
 const SESSIONS_MAX: usize = 16_384;

@@ -12,6 +12,7 @@ use underpass_proto::limits::HANDSHAKE_DEADLINE;
 use super::admission::{Answer, Handshakes};
 use super::credit::Credit;
 use super::{Driver, SESSIONS_MAX, SessionId, lookup};
+use crate::budget::UNPROVEN;
 use crate::io::Io;
 
 impl Driver {
@@ -49,11 +50,9 @@ impl Driver {
     fn begin(&mut self, now: Instant, incoming: Incoming, io: &mut impl Io) {
         let remote = incoming.remote_address();
         let mtu = self.mtu_to(remote);
-        let first = self.budget.begin();
-        // Given back when it is dropped, whatever becomes of the newcomer.
-        let credit = Credit::new(Arc::clone(&self.budget), first, now);
+        let credit = Credit::new(Arc::clone(&self.budget), now);
         let server = self.server.as_ref();
-        let config = server.map(|server| server.quic(Some(mtu), first));
+        let config = server.map(|server| server.quic(Some(mtu), UNPROVEN));
         let network = self.admission.begun(remote.ip());
         self.scratch.clear();
         match self

@@ -4,16 +4,16 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quinn_proto::{Connection, StreamId};
+use quinn_proto::{Connection, ConnectionStats, StreamId};
 use rustc_hash::FxHashMap;
 
-use super::admission::Network;
-use super::credit::Credit;
+use super::credit::{Credit, Received};
 use super::event::Event;
 use super::health::Vitals;
 use super::turns::{self, Turns};
 use super::{SessionId, WriteError, config, narrowing, outgoing};
 use crate::io::{DATAGRAMS_SIZE, Io};
+use crate::network::Network;
 
 /// GSO sends that one session may make before the next one has its turn.
 const SENDS_PER_TURN: usize = 8;
@@ -98,7 +98,8 @@ impl Session {
     fn follow_counters(&mut self, now: Instant) {
         let stats = self.connection.stats();
         if let Some(credit) = &mut self.credit {
-            credit.extend(now, stats.frame_rx.data_blocked, &mut self.connection);
+            let received = received(&stats);
+            credit.extend(now, received, &mut self.connection);
         }
         self.notice_narrowing(now, stats.path.congestion_events);
     }
@@ -122,7 +123,11 @@ impl Session {
 
     /// How many bytes should be freed for it to go on, if it is short of credit.
     pub(super) fn shortage(&mut self) -> Option<u64> {
-        let need = self.credit.as_mut().and_then(Credit::shortage);
+        let connection = &mut self.connection;
+        let need = self
+            .credit
+            .as_mut()
+            .and_then(|credit| credit.shortage(connection));
         self.known_short = need.is_some();
         need
     }
@@ -216,5 +221,13 @@ impl Session {
         }
         // Fails only where the peer stopped the stream.
         let _ = self.connection.send_stream(stream).finish();
+    }
+}
+
+/// As the session's credit needs it.
+pub(super) fn received(stats: &ConnectionStats) -> Received {
+    Received {
+        bytes: stats.udp_rx.bytes,
+        blocked_frames: stats.frame_rx.data_blocked,
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use quinn_proto::{Dir, RecvStream, SendStream, StreamId, VarInt};
 use underpass_proto::FlowCode;
 
-use super::session::Session;
+use super::session::{Session, received};
 use super::{Driver, Event, SessionId, lookup};
 
 /// How a read ended.
@@ -150,6 +150,19 @@ impl Driver {
         read
     }
 
+    /// The session's peer has proven a key.
+    pub(crate) fn note_proven(&mut self, now: Instant, id: SessionId) {
+        self.mark(id);
+        if let Some(Session {
+            credit: Some(credit),
+            connection,
+            ..
+        }) = self.session(id)
+        {
+            credit.begin(now, connection);
+        }
+    }
+
     /// Sessions that are short of credit, and how many bytes should be freed for each to go on.
     pub(crate) fn short_of_credit(&mut self) -> Vec<(SessionId, u64)> {
         let mut found = Vec::new();
@@ -163,8 +176,9 @@ impl Driver {
         found
     }
 
-    /// So many bytes that a session held unread were thrown away with their streams.
-    pub(crate) fn note_freed(&mut self, id: SessionId, bytes: u64) {
+    /// About so many bytes that a session held unread were thrown away with their streams. They are
+    /// the peer's credit again as far as it does not have more than its share.
+    pub(crate) fn note_freed(&mut self, now: Instant, id: SessionId, bytes: u64) {
         self.mark(id);
         if let Some(Session {
             credit: Some(credit),
@@ -172,7 +186,9 @@ impl Driver {
             ..
         }) = self.session(id)
         {
-            credit.note_freed(bytes, connection);
+            let received = received(&connection.stats());
+            credit.shrink(now, connection);
+            credit.note_freed(bytes, received, connection);
         }
     }
 

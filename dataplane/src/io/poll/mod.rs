@@ -219,6 +219,13 @@ impl Io for Poll {
         socket::local_address(&socket2::SockRef::from(stream)).ok()
     }
 
+    fn has_stalled(&mut self, socket: SocketId, length: Duration) -> bool {
+        self.counters.system_calls += 1;
+        self.stream(socket).is_none_or(|stream| {
+            socket::has_stalled(&socket2::SockRef::from(&stream.stream), length)
+        })
+    }
+
     fn receive(&mut self, socket: SocketId) {
         let Some(stream) = self.stream(socket) else {
             return;

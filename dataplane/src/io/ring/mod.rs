@@ -199,6 +199,12 @@ impl Io for Ring {
         socket::local_address(&SockRef::from(&stream.fd)).ok()
     }
 
+    fn has_stalled(&mut self, socket: SocketId, length: Duration) -> bool {
+        self.counters.system_calls += 1;
+        open(&mut self.sockets, socket)
+            .is_none_or(|stream| socket::has_stalled(&SockRef::from(&stream.fd), length))
+    }
+
     fn receive(&mut self, socket: SocketId) {
         let Some(stream) = open(&mut self.sockets, socket) else {
             return;

@@ -116,6 +116,7 @@ impl Peers {
         let answer = registered(&checked.key, &register, definition, &peer.exporter);
         let which = checked.which;
         peer.proven = true;
+        quic.note_proven(now, session);
         if !peer.registrations.contains_key(&name) {
             Granted::add(granted, peer, register.rule, name.clone());
         }

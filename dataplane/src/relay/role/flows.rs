@@ -63,7 +63,7 @@ impl Relay {
         if hyco.over_quota {
             return self.turn_away(core, name, socket, application, FlowCode::OverQuota);
         }
-        let source = Source::Address(application.ip());
+        let source = Source::of(application.ip());
         if !self.has_means(core, name, application.ip()) || self.relief.refuses(name, source) {
             self.relief.note_overload(core.now);
             self.pressure.accepts_failed += 1;

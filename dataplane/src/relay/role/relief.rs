@@ -1,7 +1,8 @@
 //! Ends flows that hold memory which others need: of the hybrid connection that holds most the
-//! source that holds most, and of that the flow that holds most. So nobody who holds less than an
-//! equal share is touched, whatever others hold.
+//! source that holds most, and of that the flow that holds most. So of those that share a session's
+//! credit nobody who holds less than an equal share is touched, whatever others hold.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -15,11 +16,19 @@ use crate::flow::End;
 use crate::held::HeldUp;
 use crate::io::Io;
 use crate::join::JoinEnd;
+use crate::log_limit::{LogCause, Permit};
+use crate::network::Network;
 use crate::quic::SessionId;
 
-/// Flows that are ended in one go: each costs a walk over those that are left, 5 ms in all for
-/// 10,000.
+/// Flows that are ended in one go: each costs a walk over all sources.
 const ENDED_MAX: usize = 256;
+
+/// How often in one go flows are picked again because some of those picked move on: each time up to
+/// [`ENDED_MAX`] system calls.
+const ROUNDS_MAX: usize = 4;
+
+/// Between two looks at the memory of the process: what was freed has gone back by then.
+const PROCESS_EVERY: Duration = Duration::from_secs(2);
 
 /// A source whose flow was ended gets no new ones of that hybrid connection for so long; it would
 /// fill what was freed at once.
@@ -35,10 +44,17 @@ const OVERLOADED_FOR: Duration = Duration::from_secs(3);
 /// Who is answerable for a flow.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Source {
-    /// An application that connected here.
-    Address(IpAddr),
+    /// Applications that connected here from one network.
+    Address(Network),
     /// A sender, whatever application it names.
     Sender(SessionId),
+}
+
+impl Source {
+    /// An application that connected here.
+    pub(super) fn of(address: IpAddr) -> Self {
+        Self::Address(Network::of(address))
+    }
 }
 
 /// Who was found to hold too much, and whether anybody was lately.
@@ -46,6 +62,8 @@ pub(super) enum Source {
 pub(super) struct Relief {
     refused: HashMap<(HycoName, Source), Instant>,
     overloaded_until: Option<Instant>,
+    /// When memory of the whole process is looked at again.
+    next_of_process: Option<Instant>,
 }
 
 impl Relief {
@@ -76,43 +94,79 @@ impl Relief {
 }
 
 impl Relay {
-    /// Looks whether a session is short of credit or too much is in hand here, and ends what is in
-    /// the way.
+    /// Ends what is in the way where a session is short of credit, where too much is in hand here,
+    /// or where the process takes more memory than it may.
     pub(super) fn relieve<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
         self.relief.forget_old(core.now);
         core.in_hand
             .set_max(self.directory.means.budget.in_hand_max());
         core.resume_hungry();
-        for (session, need) in core.quic.short_of_credit() {
-            let held_up = core.held_up_in(session);
-            let all: u64 = held_up.iter().map(|held| held.bytes).sum();
-            // Else it is what is on its way that uses the credit up, and comes back as it is read.
-            if all >= need / 2 {
-                let freed = self.end_largest(core, &held_up, need);
-                core.quic.note_freed(session, freed);
-            }
-        }
+        self.relieve_sessions(core);
         if let Some(need) = core.in_hand.excess() {
             let held_up = core.held_up_in_hand();
-            self.end_largest(core, &held_up, need);
+            self.end_largest(core, held_up, need);
+        }
+        self.relieve_process(core);
+    }
+
+    fn relieve_sessions<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
+        let mut blocked_by_others = 0;
+        for (session, need) in core.quic.short_of_credit() {
+            let held_up = core.held_up_in(session);
+            // Else it is what is on its way that uses the credit up, and comes back as it is read.
+            if sum(&held_up) >= need / 2 {
+                let freed = self.end_largest(core, held_up, need);
+                note_freed(core, freed);
+            } else {
+                blocked_by_others = need.max(blocked_by_others);
+            }
+        }
+        if blocked_by_others > 0 {
+            let held_up = core.held_up_anywhere();
+            if sum(&held_up) >= self.directory.means.budget.credit_max() / 2 {
+                let freed = self.end_largest(core, held_up, blocked_by_others);
+                note_freed(core, freed);
+            }
         }
     }
 
-    /// How many bytes were freed.
+    /// Bytes take more memory than is counted where a few of a large block are all that is left of
+    /// it.
+    fn relieve_process<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
+        let is_due = self.relief.next_of_process.is_none_or(|at| at <= core.now);
+        if !self.directory.means.is_tight() || !is_due {
+            return;
+        }
+        self.relief.next_of_process = Some(core.now + PROCESS_EVERY);
+        let mut held_up = core.held_up_anywhere();
+        held_up.extend(core.held_up_in_hand());
+        let need = sum(&held_up) / 4;
+        let freed = self.end_largest(core, held_up, need);
+        note_freed(core, freed);
+    }
+
+    /// Ends flows until `need` bytes are free: what was freed.
     fn end_largest<I: Io>(
         &mut self,
         core: &mut Core<I, RelayFlow>,
-        held_up: &[HeldUp],
+        held_up: Vec<HeldUp>,
         need: u64,
-    ) -> u64 {
-        let holders: Vec<Holder> = held_up
-            .iter()
-            .filter_map(|held| holder(core, *held))
-            .collect();
-        let picked = pick(&holders, need);
-        let mut freed = 0;
-        for holder in &picked {
-            freed += holder.held.bytes;
+    ) -> Vec<HeldUp> {
+        let holders = held_up.into_iter();
+        let mut holders: Vec<Holder> = holders.filter_map(|held| holder(core, held)).collect();
+        let mut stalled = Vec::new();
+        for _ in 0..ROUNDS_MAX {
+            let picked = pick(&holders, need);
+            let mut moving = picked.clone();
+            moving.retain(|holder| !core.has_stalled(&holder.held));
+            if moving.is_empty() {
+                stalled = picked;
+                break;
+            }
+            holders.retain(|holder| !moving.iter().any(|it| it.held.key == holder.held.key));
+        }
+        let mut freed = Vec::new();
+        for holder in &stalled {
             self.pressure.flows_ended += 1;
             self.relief
                 .refuse(core.now, holder.hyco.clone(), holder.source);
@@ -120,15 +174,36 @@ impl Relay {
                 Key::Flow(key) => core.fail(key, End::Here(FlowCode::Overloaded)),
                 Key::Join(key) => core.fail_join(key, JoinEnd::Here(FlowCode::Overloaded)),
             }
+            freed.push(holder.held);
         }
-        if let Some(first) = picked.first() {
+        if let Some(first) = stalled.first() {
             self.relief.note_overload(core.now);
-            warn!(
-                hyco = %first.hyco, flows = picked.len(), kib = freed >> 10,
-                "memory is short: flows whose reader takes nothing are ended, those that hold most first"
-            );
+            let cause = LogCause::new("memory is short", ());
+            let log = &mut self.peers.log;
+            if let Some(Permit { left_out }) = log.permits(core.now, cause, Some(&first.hyco), None)
+            {
+                warn!(
+                    hyco = %first.hyco, flows = stalled.len(), kib = sum(&freed) >> 10, left_out,
+                    "memory is short: stalled flows are ended, largest first"
+                );
+            }
         }
         freed
+    }
+}
+
+fn sum(held_up: &[HeldUp]) -> u64 {
+    held_up.iter().map(|held| held.bytes).sum()
+}
+
+/// What was thrown away of each session is its peer's credit again.
+fn note_freed<I: Io>(core: &mut Core<I, RelayFlow>, freed: Vec<HeldUp>) {
+    let mut by_session: HashMap<SessionId, u64> = HashMap::new();
+    for held in freed {
+        *by_session.entry(held.session).or_default() += held.bytes;
+    }
+    for (session, bytes) in by_session {
+        core.quic.note_freed(core.now, session, bytes);
     }
 }
 
@@ -144,7 +219,7 @@ fn holder<I: Io>(core: &Core<I, RelayFlow>, held: HeldUp) -> Option<Holder> {
     let (hyco, source) = match held.key {
         Key::Flow(key) => {
             let data = &core.flows.get(key)?.data;
-            (&data.hyco, Source::Address(data.application.ip()))
+            (&data.hyco, Source::of(data.application.ip()))
         }
         Key::Join(key) => {
             let join = core.joins.get(key)?;
@@ -155,45 +230,75 @@ fn holder<I: Io>(core: &Core<I, RelayFlow>, held: HeldUp) -> Option<Holder> {
     Some(Holder { held, hyco, source })
 }
 
+/// What one source holds of one hybrid connection.
+struct Group {
+    hyco: usize,
+    bytes: u64,
+    /// The one to end first is the last: the largest, of equals the one that has stood still for
+    /// longest.
+    holders: Vec<usize>,
+}
+
 /// Those to end so that `need` bytes are free; at most half of what all hold, so that who holds
 /// little is left when that does not do.
 fn pick(holders: &[Holder], need: u64) -> Vec<Holder> {
     let all: u64 = holders.iter().map(|holder| holder.held.bytes).sum();
     let need = need.min(all / 2);
-    let mut by_hyco: HashMap<&HycoName, u64> = HashMap::new();
-    let mut by_source: HashMap<(&HycoName, Source), u64> = HashMap::new();
-    for holder in holders {
-        *by_hyco.entry(&holder.hyco).or_default() += holder.held.bytes;
-        *by_source.entry((&holder.hyco, holder.source)).or_default() += holder.held.bytes;
+    let order = |at: usize| {
+        let held = &holders[at].held;
+        (held.bytes, Reverse(held.since))
+    };
+    let (mut hyco_bytes, mut groups) = grouped(holders);
+    for group in &mut groups {
+        group.holders.sort_by_key(|at| order(*at));
     }
-    let mut left: Vec<&Holder> = holders.iter().collect();
     let mut picked = Vec::new();
     let mut freed = 0;
     while freed < need && picked.len() < ENDED_MAX {
-        let rank = |holder: &&&Holder| {
-            let source = (&holder.hyco, holder.source);
-            let held = &holder.held;
-            // Of equals the one that has stood still for longest.
-            let age = std::cmp::Reverse(held.since);
-            (by_hyco[source.0], by_source[&source], held.bytes, age)
+        let largest = groups
+            .iter_mut()
+            .filter(|group| !group.holders.is_empty())
+            .max_by_key(|group| {
+                let last = group.holders.last().map(|at| order(*at));
+                (hyco_bytes[group.hyco], group.bytes, last)
+            });
+        let Some(group) = largest else { break };
+        let Some(holder) = group.holders.pop().map(|at| &holders[at]) else {
+            break;
         };
-        let largest = left
-            .iter()
-            .enumerate()
-            .max_by_key(|(_, holder)| rank(holder));
-        let Some((at, _)) = largest else { break };
-        let holder = left.swap_remove(at);
         let bytes = holder.held.bytes;
         freed += bytes;
-        if let Some(sum) = by_hyco.get_mut(&holder.hyco) {
-            *sum -= bytes;
-        }
-        if let Some(sum) = by_source.get_mut(&(&holder.hyco, holder.source)) {
-            *sum -= bytes;
-        }
+        group.bytes -= bytes;
+        hyco_bytes[group.hyco] -= bytes;
         picked.push(holder.clone());
     }
     picked
+}
+
+/// What each hybrid connection holds, and each source of it.
+fn grouped(holders: &[Holder]) -> (Vec<u64>, Vec<Group>) {
+    let mut hycos: HashMap<&HycoName, usize> = HashMap::new();
+    let mut hyco_bytes = Vec::new();
+    let mut by_source: HashMap<(usize, Source), usize> = HashMap::new();
+    let mut groups: Vec<Group> = Vec::new();
+    for (at, holder) in holders.iter().enumerate() {
+        let hyco = *hycos.entry(&holder.hyco).or_insert_with(|| {
+            hyco_bytes.push(0);
+            hyco_bytes.len() - 1
+        });
+        let group = *by_source.entry((hyco, holder.source)).or_insert_with(|| {
+            groups.push(Group {
+                hyco,
+                bytes: 0,
+                holders: Vec::new(),
+            });
+            groups.len() - 1
+        });
+        hyco_bytes[hyco] += holder.held.bytes;
+        groups[group].bytes += holder.held.bytes;
+        groups[group].holders.push(at);
+    }
+    (hyco_bytes, groups)
 }
 
 #[cfg(test)]
@@ -211,11 +316,13 @@ mod tests {
                 holders.push(Holder {
                     held: HeldUp {
                         key: Key::Flow(FlowKey { index, generation }),
+                        session: SessionId::of_test(1),
+                        socket: None,
                         bytes,
                         since,
                     },
                     hyco: hyco.parse().unwrap(),
-                    source: Source::Address([10, 0, 0, address].into()),
+                    source: Source::of([10, 0, 0, address].into()),
                 });
             }
         }
@@ -245,7 +352,7 @@ mod tests {
             ("other-way", 1, 2_000, 20),
         ];
         let picked = pick(&holders(&rows), 100_000);
-        let first = Source::Address([10, 0, 0, 1].into());
+        let first = Source::of([10, 0, 0, 1].into());
         assert_eq!(counts(&picked), [("payroll-sql".to_owned(), first, 50)]);
     }
 
@@ -261,8 +368,7 @@ mod tests {
         let picked = pick(&holders(&rows), 63_000);
         let small = |holder: &&Holder| {
             let source = holder.source;
-            source == Source::Address([10, 0, 0, 2].into())
-                || source == Source::Address([10, 0, 0, 4].into())
+            source == Source::of([10, 0, 0, 2].into()) || source == Source::of([10, 0, 0, 4].into())
         };
         assert_eq!(picked.iter().filter(small).count(), 0);
         assert_eq!(picked.len(), 32);
@@ -272,7 +378,7 @@ mod tests {
     fn who_holds_next_to_nothing_is_left_though_more_was_needed_than_all_hold() {
         let rows = [("payroll-sql", 1, 2_000, 10), ("other-way", 2, 8, 1)];
         let picked = pick(&holders(&rows), u64::MAX);
-        let first = Source::Address([10, 0, 0, 1].into());
+        let first = Source::of([10, 0, 0, 1].into());
         assert_eq!(counts(&picked), [("payroll-sql".to_owned(), first, 6)]);
     }
 
