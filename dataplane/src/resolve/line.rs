@@ -63,7 +63,7 @@ pub(super) enum Place {
     /// The answer comes later.
     Waits,
     /// The asker's share of the line is used up.
-    Full,
+    Refused,
 }
 
 /// The line. `W` waits for an answer.
@@ -122,7 +122,8 @@ impl<W> Line<W> {
         }
     }
 
-    /// A question, of no use after `give_up`. `waits` is kept only where the answer comes later.
+    /// A question, answered by `give_up` or not at all. `waits` is kept only where the answer comes
+    /// later.
     pub(super) fn ask(
         &mut self,
         now: Instant,
@@ -138,7 +139,7 @@ impl<W> Line<W> {
         // A relay takes another place only while more are free than it has: one that floods leaves
         // half to all others.
         if of_relay.unwrap_or(0) >= WAITERS_MAX - self.waiters {
-            return Place::Full;
+            return Place::Refused;
         }
         let waiter = |waits| Waiter {
             relay: asker.relay.clone(),
@@ -150,7 +151,7 @@ impl<W> Line<W> {
         } else {
             let key = (asker.clone(), name.clone());
             if !self.questions.contains_key(&key) && !self.has_room(&asker.relay) {
-                return Place::Full;
+                return Place::Refused;
             }
             self.count += 1;
             let question = self.questions.entry(key).or_insert(Question {
@@ -186,7 +187,7 @@ impl<W> Line<W> {
         }
         self.questions
             .retain(|_, question| !question.waiters.is_empty());
-        self.let_go(expired)
+        self.take_callbacks(expired)
     }
 
     /// The name that is resolved next, where one may be; [`Self::answered`] follows. The relay and
@@ -242,17 +243,18 @@ impl<W> Line<W> {
         self.make_room(now);
         self.known.insert(name.clone(), known);
         let under_way = self.under_way.remove(name);
-        self.let_go(under_way.map_or_else(Vec::new, |it| it.waiters))
+        self.take_callbacks(under_way.map_or_else(Vec::new, |it| it.waiters))
     }
 
-    /// An answer turned out to be of no use: the next question is asked again.
+    /// The addresses of a name could not be reached: the next question is asked again.
     pub(super) fn forget(&mut self, now: Instant, name: &HostName) {
         if let Some(known) = self.known.get_mut(name) {
             known.until = known.until.min(now);
         }
     }
 
-    fn let_go(&mut self, waiters: Vec<Waiter<W>>) -> Vec<W> {
+    /// Gives the places of these waiters back.
+    fn take_callbacks(&mut self, waiters: Vec<Waiter<W>>) -> Vec<W> {
         self.waiters -= waiters.len();
         for waiter in &waiters {
             if let Some(count) = self.waiters_by_relay.get_mut(&waiter.relay) {

@@ -173,7 +173,7 @@ impl Lane {
         let waits = || -> Waits { Box::new(waits) };
         match state.line.ask(now, name, asker, give_up, waits) {
             Place::Known(answer) => return Ok(Asked::Known(answer)),
-            Place::Full => return Err(FlowCode::Overloaded),
+            Place::Refused => return Err(FlowCode::Overloaded),
             Place::Waits => {}
         }
         self.0.have_thread(state);
@@ -193,8 +193,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sees to it that a thread looks at the line: one that is idle, else another one, else one
-    /// that is done.
+    /// Wakes an idle thread; else starts one below the limit; else a busy thread takes the question
+    /// when it finishes.
     fn have_thread(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if state.idle > 0 {
             return self.wake.notify_one();

@@ -11,7 +11,7 @@ const BOUNDS: Bounds = Bounds {
     failed_for: Duration::from_secs(1),
 };
 
-/// From a question to when it is of no use.
+/// From a question to when its asker gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Scene {
