@@ -2,12 +2,15 @@
 //! questions are one, every relay and hybrid connection has a share, and what nobody waits for any
 //! more takes no thread. Knows no threads and no clock; resolves nothing.
 
+mod queues;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use underpass_proto::{Endpoint, HostName, HycoName};
 
+use self::queues::{First, Queues};
 use super::Answer;
 
 /// Threads that the names of one hybrid connection may hold. It has one endpoint, and two while
@@ -28,11 +31,11 @@ const SLOW_FOR: Duration = Duration::from_secs(60);
 /// Answers that are kept; beyond, the oldest one goes.
 const KNOWN_MAX: usize = 1024;
 
-/// Different questions that may wait. Each look for the next one passes over all of them.
-const QUESTIONS_MAX: usize = 4096;
-
 /// Askers that may wait in all: more flows than one worker dials at once.
 const WAITERS_MAX: usize = 16_384;
+
+/// Between two looks at all waiters for those that are late. A look passes over all of them.
+const EXPIRE_EVERY: Duration = Duration::from_millis(100);
 
 /// Who asks: a share is counted by relay, and within it by hybrid connection. `None`: the relay's
 /// own name is asked for.
@@ -69,16 +72,31 @@ pub(super) enum Place {
 /// The line. `W` waits for an answer.
 pub(super) struct Line<W> {
     bounds: Bounds,
-    questions: HashMap<(Asker, HostName), Question<W>>,
+    /// Names that wait for a thread.
+    questions: HashMap<HostName, Question<W>>,
+    /// The same names, in the order in which each asker's are resolved.
+    queues: Queues,
     under_way: HashMap<HostName, UnderWay<W>>,
     known: HashMap<HostName, Known>,
     waiters: usize,
     waiters_by_relay: HashMap<Endpoint, usize>,
+    /// No waiter gives up before this.
+    earliest: Option<Instant>,
+    /// Those whose names came up for a thread too late.
+    late: Vec<Waiter<W>>,
     /// Questions that came so far.
     count: u64,
 }
 
+/// A name, and who wants it. One thread resolves it for all of them.
 struct Question<W> {
+    /// Whether the name was slow before.
+    slow: bool,
+    by_asker: HashMap<Asker, Queued<W>>,
+}
+
+struct Queued<W> {
+    /// Its place in the asker's queue.
     number: u64,
     waiters: Vec<Waiter<W>>,
 }
@@ -114,10 +132,13 @@ impl<W> Line<W> {
         Self {
             bounds,
             questions: HashMap::new(),
+            queues: Queues::default(),
             under_way: HashMap::new(),
             known: HashMap::new(),
             waiters: 0,
             waiters_by_relay: HashMap::new(),
+            earliest: None,
+            late: Vec::new(),
             count: 0,
         }
     }
@@ -148,78 +169,116 @@ impl<W> Line<W> {
         };
         if let Some(under_way) = self.under_way.get_mut(name) {
             under_way.waiters.push(waiter(waits()));
+        } else if let Some(queued) = self.queued(name, asker) {
+            queued.waiters.push(waiter(waits()));
+        } else if self.queues.has_room(&asker.relay) {
+            self.queue(now, name, asker, waiter(waits()));
         } else {
-            let key = (asker.clone(), name.clone());
-            if !self.questions.contains_key(&key) && !self.has_room(&asker.relay) {
-                return Place::Refused;
-            }
-            self.count += 1;
-            let question = self.questions.entry(key).or_insert(Question {
-                number: self.count,
-                waiters: Vec::new(),
-            });
-            question.waiters.push(waiter(waits()));
+            return Place::Refused;
         }
         self.waiters += 1;
         *self
             .waiters_by_relay
             .entry(asker.relay.clone())
             .or_default() += 1;
+        self.earliest = Some(self.earliest.map_or(give_up, |at| at.min(give_up)));
         Place::Waits
     }
 
-    /// Whether a relay may ask for one more name: as with waiters, it takes another place only
-    /// while more are free than it has. Below half of all it always may.
-    fn has_room(&self, relay: &Endpoint) -> bool {
-        let free = QUESTIONS_MAX - self.questions.len();
-        let is_its = |(asker, _): &&(Asker, HostName)| asker.relay == *relay;
-        free > QUESTIONS_MAX / 2 || self.questions.keys().filter(is_its).count() < free
+    fn queued(&mut self, name: &HostName, asker: &Asker) -> Option<&mut Queued<W>> {
+        self.questions.get_mut(name)?.by_asker.get_mut(asker)
+    }
+
+    fn queue(&mut self, now: Instant, name: &HostName, asker: &Asker, waiter: Waiter<W>) {
+        self.count += 1;
+        let slow = self.is_slow(name, now);
+        let question = self.questions.entry(name.clone());
+        let question = question.or_insert_with(|| Question {
+            slow,
+            by_asker: HashMap::new(),
+        });
+        let queued = Queued {
+            number: self.count,
+            waiters: vec![waiter],
+        };
+        question.by_asker.insert(asker.clone(), queued);
+        self.queues.insert(asker, question.slow, self.count, name);
     }
 
     /// Takes those out that waited for a thread for too long.
     pub(super) fn expired(&mut self, now: Instant) -> Vec<W> {
-        let mut expired = Vec::new();
-        for question in self.questions.values_mut() {
-            let late = question
-                .waiters
-                .extract_if(.., |waiter| waiter.give_up <= now);
-            expired.extend(late);
+        let mut late = std::mem::take(&mut self.late);
+        if self.earliest.is_some_and(|at| at <= now) {
+            self.extract_late(now, &mut late);
         }
-        self.questions
-            .retain(|_, question| !question.waiters.is_empty());
-        self.take_callbacks(expired)
+        self.take_callbacks(late)
     }
 
-    /// The name that is resolved next, where one may be; [`Self::answered`] follows. The relay and
-    /// the hybrid connection that hold the fewest threads come first, then who came first.
-    pub(super) fn next(&mut self, now: Instant) -> Option<HostName> {
-        let (asker, name) = self.pick(now).cloned()?;
-        let mut waiters = Vec::new();
-        // Others may wait for the same name.
-        for (_, question) in self.questions.extract_if(|(_, other), _| *other == name) {
-            waiters.extend(question.waiters);
-        }
-        let under_way = UnderWay {
-            asker,
-            slow: self.is_slow(&name, now),
-            waiters,
+    fn extract_late(&mut self, now: Instant, late: &mut Vec<Waiter<W>>) {
+        let mut earliest: Option<Instant> = None;
+        let mut extract = |waiters: &mut Vec<Waiter<W>>| {
+            late.extend(waiters.extract_if(.., |waiter| waiter.give_up <= now));
+            let left = waiters.iter().map(|waiter| waiter.give_up);
+            earliest = earliest.into_iter().chain(left).min();
         };
-        self.under_way.insert(name.clone(), under_way);
-        Some(name)
+        let queues = &mut self.queues;
+        self.questions.retain(|_, question| {
+            let slow = question.slow;
+            question.by_asker.retain(|asker, queued| {
+                extract(&mut queued.waiters);
+                let is_wanted = !queued.waiters.is_empty();
+                if !is_wanted {
+                    queues.remove(asker, slow, queued.number);
+                }
+                is_wanted
+            });
+            !question.by_asker.is_empty()
+        });
+        self.earliest = earliest.map(|at| at.max(now + EXPIRE_EVERY));
     }
 
-    /// Whether [`Self::next`] has one.
-    pub(super) fn has_next(&self, now: Instant) -> bool {
-        self.pick(now).is_some()
+    /// The name that is resolved next, where one may be, and whether another one may be beside it;
+    /// [`Self::answered`] follows. The relay and the hybrid connection that hold the fewest threads
+    /// come first, then who came first.
+    pub(super) fn next(&mut self, now: Instant) -> Option<(HostName, bool)> {
+        loop {
+            let First {
+                asker, name, slow, ..
+            } = self.pick()?;
+            let (asker, name) = (asker.clone(), name.clone());
+            let waiters = self.take_question(&name);
+            if waiters.iter().all(|waiter| waiter.give_up <= now) {
+                self.late.extend(waiters);
+                continue;
+            }
+            let under_way = UnderWay {
+                asker,
+                slow,
+                waiters,
+            };
+            self.under_way.insert(name.clone(), under_way);
+            return Some((name, self.pick().is_some()));
+        }
     }
 
-    fn pick(&self, now: Instant) -> Option<&(Asker, HostName)> {
+    fn pick(&self) -> Option<First<'_>> {
         let held = self.held();
-        self.questions
-            .iter()
-            .filter(|((asker, name), _)| self.may_start(&held, asker, self.is_slow(name, now)))
-            .min_by_key(|((asker, _), question)| held.rank(asker, question.number))
-            .map(|(key, _)| key)
+        self.queues
+            .firsts()
+            .filter(|first| self.may_start(&held, first.asker, first.slow))
+            .min_by_key(|first| held.rank(first.asker, first.number))
+    }
+
+    /// Takes a name out of the queues of all who asked for it.
+    fn take_question(&mut self, name: &HostName) -> Vec<Waiter<W>> {
+        let mut waiters = Vec::new();
+        if let Some(question) = self.questions.remove(name) {
+            for (asker, queued) in question.by_asker {
+                self.queues.remove(&asker, question.slow, queued.number);
+                waiters.extend(queued.waiters);
+            }
+        }
+        waiters
     }
 
     /// A name was resolved, since `began`: who waited for it.

@@ -221,8 +221,8 @@ impl Shared {
         let mut rested = false;
         while !state.closed {
             let now = Instant::now();
-            let expired = state.line.expired(now);
             let next = state.line.next(now);
+            let expired = state.line.expired(now);
             if expired.is_empty() && next.is_none() {
                 if rested {
                     break;
@@ -233,7 +233,7 @@ impl Shared {
             rested = false;
             // Questions may come faster than threads wake: each that begins to work looks whether
             // another one is needed.
-            if next.is_some() && state.line.has_next(now) {
+            if next.as_ref().is_some_and(|(_, more)| *more) {
                 self.have_thread(state);
             } else {
                 drop(state);
@@ -241,7 +241,7 @@ impl Shared {
             for waits in expired {
                 waits(Err(Failure::Silent));
             }
-            if let Some(name) = next {
+            if let Some((name, _)) = next {
                 self.resolve(&name);
             }
             state = self.open();

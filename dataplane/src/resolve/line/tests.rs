@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::queues::QUESTIONS_MAX;
 use super::*;
 use crate::resolve::{Failure, Found};
 
@@ -140,6 +141,43 @@ fn a_question_that_nobody_waits_for_any_more_takes_no_thread() {
         (scene.line.waiters, scene.line.waiters_by_relay.len()),
         (0, 0)
     );
+    assert!(scene.line.queues.is_empty() && scene.line.questions.is_empty());
+}
+
+#[test]
+fn a_question_that_came_up_too_late_makes_way_for_the_next_one() {
+    let mut scene = Scene::open();
+    scene.ask("a", "payroll-sql", "late.corp", 1);
+    scene.now += PATIENCE;
+    scene.ask("a", "payroll-sql", "other.corp", 2);
+    assert_eq!(scene.next().as_deref(), Some("other.corp"));
+    assert_eq!(scene.line.expired(scene.now), [1]);
+    assert_eq!(scene.answer("other.corp", &found()), [2]);
+    assert!(scene.line.queues.is_empty() && scene.line.waiters == 0);
+}
+
+#[test]
+fn an_askers_names_are_resolved_in_their_order_and_one_thread_says_whether_another_is_needed() {
+    let mut scene = Scene::open();
+    for (number, host) in ["first.corp", "second.corp", "first.corp", "third.corp"]
+        .into_iter()
+        .enumerate()
+    {
+        let relay = ["a", "b"][number / 2];
+        scene.ask(relay, "payroll-sql", host, 0);
+    }
+    let mut started = Vec::new();
+    while let Some((name, more)) = scene.line.next(scene.now) {
+        started.push((name.as_str().to_owned(), more));
+    }
+    let expected = [
+        ("first.corp", true),
+        ("third.corp", true),
+        ("second.corp", false),
+    ];
+    let expected = expected.map(|(host, more)| (host.to_owned(), more));
+    assert_eq!(started, expected);
+    assert!(scene.line.queues.is_empty());
 }
 
 #[test]
@@ -197,7 +235,7 @@ impl Scene {
     }
 
     fn next(&mut self) -> Option<String> {
-        let name = self.line.next(self.now)?;
+        let (name, _) = self.line.next(self.now)?;
         Some(name.as_str().to_owned())
     }
 
