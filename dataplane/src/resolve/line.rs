@@ -63,8 +63,10 @@ pub(super) struct Bounds {
 pub(super) enum Place {
     /// It was answered a moment ago.
     Known(Answer),
-    /// The answer comes later.
+    /// The answer comes later: the name waits for a thread.
     Waits,
+    /// The answer comes later: the name is being resolved.
+    Joined,
     /// The asker's share of the line is used up.
     Refused,
 }
@@ -167,8 +169,10 @@ impl<W> Line<W> {
             give_up,
             waits,
         };
+        let mut place = Place::Waits;
         if let Some(under_way) = self.under_way.get_mut(name) {
             under_way.waiters.push(waiter(waits()));
+            place = Place::Joined;
         } else if let Some(queued) = self.queued(name, asker) {
             queued.waiters.push(waiter(waits()));
         } else if self.queues.has_room(&asker.relay) {
@@ -182,7 +186,7 @@ impl<W> Line<W> {
             .entry(asker.relay.clone())
             .or_default() += 1;
         self.earliest = Some(self.earliest.map_or(give_up, |at| at.min(give_up)));
-        Place::Waits
+        place
     }
 
     fn queued(&mut self, name: &HostName, asker: &Asker) -> Option<&mut Queued<W>> {
@@ -205,10 +209,15 @@ impl<W> Line<W> {
         self.queues.insert(asker, question.slow, self.count, name);
     }
 
-    /// Takes those out that waited for a thread for too long.
+    /// Whether [`Self::expired`] may have any.
+    pub(super) fn has_expired(&self, now: Instant) -> bool {
+        self.earliest.is_some_and(|at| at <= now)
+    }
+
+    /// Takes those out that waited for too long: for a thread, or for a look-up that hangs.
     pub(super) fn expired(&mut self, now: Instant) -> Vec<W> {
         let mut late = std::mem::take(&mut self.late);
-        if self.earliest.is_some_and(|at| at <= now) {
+        if self.has_expired(now) {
             self.extract_late(now, &mut late);
         }
         self.take_callbacks(late)
@@ -221,6 +230,9 @@ impl<W> Line<W> {
             let left = waiters.iter().map(|waiter| waiter.give_up);
             earliest = earliest.into_iter().chain(left).min();
         };
+        for under_way in self.under_way.values_mut() {
+            extract(&mut under_way.waiters);
+        }
         let queues = &mut self.queues;
         self.questions.retain(|_, question| {
             let slow = question.slow;

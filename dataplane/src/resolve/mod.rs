@@ -118,7 +118,7 @@ impl Resolver {
     }
 
     /// Resolves a name. Where it takes time, `waits` is called on another thread: with the answer,
-    /// or with [`Failure::Silent`] when no thread was free until `give_up`.
+    /// or after `give_up` with [`Failure::Silent`], as soon as a thread sees it.
     ///
     /// # Errors
     /// The asker's share of the line is used up: [`FlowCode::Overloaded`].
@@ -171,13 +171,17 @@ impl Lane {
     ) -> Result<Asked, FlowCode> {
         let mut state = self.0.open();
         let waits = || -> Waits { Box::new(waits) };
-        match state.line.ask(now, name, asker, give_up, waits) {
-            Place::Known(answer) => return Ok(Asked::Known(answer)),
-            Place::Refused => return Err(FlowCode::Overloaded),
-            Place::Waits => {}
+        let (asked, needs_thread) = match state.line.ask(now, name, asker, give_up, waits) {
+            Place::Known(answer) => (Ok(Asked::Known(answer)), false),
+            Place::Refused => (Err(FlowCode::Overloaded), false),
+            Place::Joined => (Ok(Asked::Later), false),
+            Place::Waits => (Ok(Asked::Later), true),
+        };
+        // Callbacks may block on a full inbox: a thread makes them, not the worker that asks.
+        if needs_thread || state.line.has_expired(now) {
+            self.0.have_thread(state);
         }
-        self.0.have_thread(state);
-        Ok(Asked::Later)
+        asked
     }
 }
 

@@ -145,6 +145,26 @@ fn a_question_that_nobody_waits_for_any_more_takes_no_thread() {
 }
 
 #[test]
+fn a_look_up_that_hangs_keeps_no_place_for_longer_than_its_askers_wait() {
+    let mut scene = Scene::open();
+    scene.ask("a", "payroll-sql", "hangs.corp", 0);
+    assert_eq!(scene.next().as_deref(), Some("hangs.corp"));
+    while scene.ask("a", "payroll-sql", "hangs.corp", 0) == Place::Joined {}
+    let refused = scene.ask("a", "other-thing", "db.corp", 1);
+    assert_eq!(refused, Place::Refused);
+    scene.now += PATIENCE;
+    assert!(scene.line.has_expired(scene.now));
+    assert_eq!(scene.line.expired(scene.now).len(), WAITERS_MAX / 2);
+    assert!(!scene.line.has_expired(scene.now));
+    assert_eq!(scene.ask("a", "other-thing", "db.corp", 1), Place::Waits);
+    assert_eq!(
+        scene.ask("a", "payroll-sql", "hangs.corp", 2),
+        Place::Joined
+    );
+    assert_eq!(scene.answer("hangs.corp", &found()), [2]);
+}
+
+#[test]
 fn a_question_that_came_up_too_late_makes_way_for_the_next_one() {
     let mut scene = Scene::open();
     scene.ask("a", "payroll-sql", "late.corp", 1);
