@@ -125,6 +125,7 @@ struct Known {
 struct Held<'a> {
     all: usize,
     slow: usize,
+    slow_by_relay: FxHashMap<&'a Endpoint, usize>,
     by_relay: FxHashMap<&'a Endpoint, usize>,
     by_asker: FxHashMap<&'a Asker, usize>,
 }
@@ -359,11 +360,16 @@ impl<W> Line<W> {
         let mut held = Held {
             all: self.under_way.len(),
             slow: 0,
+            slow_by_relay: FxHashMap::default(),
             by_relay: FxHashMap::default(),
             by_asker: FxHashMap::default(),
         };
         for under_way in self.under_way.values() {
-            held.slow += usize::from(under_way.slow);
+            if under_way.slow {
+                held.slow += 1;
+                let relay = &under_way.asker.relay;
+                *held.slow_by_relay.entry(relay).or_default() += 1;
+            }
             *held.by_relay.entry(&under_way.asker.relay).or_default() += 1;
             *held.by_asker.entry(&under_way.asker).or_default() += 1;
         }
@@ -374,9 +380,11 @@ impl<W> Line<W> {
         let free = self.bounds.threads_max - held.all;
         let of_relay = held.by_relay.get(&asker.relay).copied().unwrap_or(0);
         let of_asker = held.by_asker.get(asker).copied().unwrap_or(0);
-        let slow_max = self.bounds.threads_max / SLOW_SHARE;
-        // As with places in the line: a relay with many silent names leaves threads to every other.
-        of_relay < free && of_asker < HYCO_THREADS_MAX && !(slow && held.slow >= slow_max)
+        let slow_free = self.bounds.threads_max / SLOW_SHARE - held.slow;
+        let slow_of_relay = held.slow_by_relay.get(&asker.relay).copied().unwrap_or(0);
+        // As with places in the line: a relay with many silent names leaves threads to every other,
+        // and of those for slow names, too.
+        of_relay < free && of_asker < HYCO_THREADS_MAX && (!slow || slow_of_relay < slow_free)
     }
 }
 

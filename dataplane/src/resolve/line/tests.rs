@@ -100,7 +100,7 @@ fn one_hybrid_connection_holds_a_few_threads_and_its_neighbours_have_theirs() {
 }
 
 #[test]
-fn names_that_were_slow_leave_threads_to_names_that_are_quick() {
+fn slow_names_leave_threads_to_quick_names_and_to_slow_names_of_other_relays() {
     let mut scene = Scene::open();
     let slow: Vec<_> = (0..6)
         .map(|number| (format!("hyco-slow-{number}"), format!("s{number}.dead")))
@@ -110,7 +110,13 @@ fn names_that_were_slow_leave_threads_to_names_that_are_quick() {
     }
     assert_eq!(scene.start_all(), slow.len(), "nobody knows yet");
     scene.now += Duration::from_secs(10);
-    for (_, host) in &slow {
+    scene.ask("b", "payroll-sql", "once-slow.corp", 0);
+    scene.next();
+    for host in slow
+        .iter()
+        .map(|(_, host)| host.as_str())
+        .chain(["once-slow.corp"])
+    {
         let began = scene.now - Duration::from_secs(10);
         let silent = Err(Failure::Silent);
         scene.line.answered(scene.now, began, &name(host), &silent);
@@ -119,7 +125,9 @@ fn names_that_were_slow_leave_threads_to_names_that_are_quick() {
     for (hyco, host) in &slow {
         scene.ask("a", hyco, host, 0);
     }
-    assert_eq!(scene.start_all(), BOUNDS.threads_max / SLOW_SHARE);
+    assert_eq!(scene.start_all(), BOUNDS.threads_max / SLOW_SHARE / 2);
+    scene.ask("b", "payroll-sql", "once-slow.corp", 0);
+    assert_eq!(scene.next().as_deref(), Some("once-slow.corp"));
     scene.ask("a", "payroll-sql", "db.corp", 1);
     assert_eq!(scene.next().as_deref(), Some("db.corp"));
 }
