@@ -205,6 +205,7 @@ impl Dials {
             Err(Failure::NotFound) => self.fail(core, number, FlowCode::NameNotFound),
             Err(Failure::Silent) => self.fail(core, number, FlowCode::NameServerSilent),
             Err(Failure::OwnEntry) => self.fail(core, number, FlowCode::Loop),
+            Err(Failure::Exhausted) => self.fail(core, number, FlowCode::Overloaded),
         }
     }
 

@@ -11,7 +11,7 @@ use rustc_hash::FxHashMap;
 use underpass_proto::{Endpoint, HostName, HycoName};
 
 use self::queues::{First, Queues};
-use super::Answer;
+use super::{Answer, Failure};
 
 /// Threads that the names of one hybrid connection may hold. It has one endpoint, and two while
 /// that changes.
@@ -306,14 +306,17 @@ impl<W> Line<W> {
             Ok(_) => self.bounds.found_for,
             Err(_) => self.bounds.failed_for,
         };
-        let slow = now.saturating_duration_since(began) >= SLOW;
-        let known = Known {
-            answer: answer.clone(),
-            until: now + keep,
-            slow_until: if slow { now + SLOW_FOR } else { now },
-        };
-        self.make_room(now);
-        self.known.insert(name.clone(), known);
+        // Exhaustion says nothing about the name.
+        if *answer != Err(Failure::Exhausted) {
+            let slow = now.saturating_duration_since(began) >= SLOW;
+            let known = Known {
+                answer: answer.clone(),
+                until: now + keep,
+                slow_until: if slow { now + SLOW_FOR } else { now },
+            };
+            self.make_room(now);
+            self.known.insert(name.clone(), known);
+        }
         let under_way = self.under_way.remove(name);
         self.take_callbacks(under_way.map_or_else(Vec::new, |it| it.waiters))
     }

@@ -53,6 +53,8 @@ pub(crate) enum Failure {
     Silent,
     /// This machine's hosts file leads it to a sender, and nowhere else.
     OwnEntry,
+    /// This process has no file descriptor, memory or thread left to resolve it with.
+    Exhausted,
 }
 
 /// What became of a question: at least one address, or why there is none.

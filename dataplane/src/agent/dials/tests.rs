@@ -50,6 +50,8 @@ fn a_name_without_an_address_is_told_from_one_that_may_not_be_dialled() {
     assert_eq!(done.result, Err(FlowCode::NameNotFound));
     let done = scene.fail_to_resolve(Failure::Silent);
     assert_eq!(done.result, Err(FlowCode::NameServerSilent));
+    let done = scene.fail_to_resolve(Failure::Exhausted);
+    assert_eq!(done.result, Err(FlowCode::Overloaded));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::queues::QUESTIONS_MAX;
 use super::*;
-use crate::resolve::{Failure, Found};
+use crate::resolve::Found;
 
 const BOUNDS: Bounds = Bounds {
     threads_max: 16,
@@ -66,6 +66,15 @@ fn an_answer_that_led_nowhere_is_asked_for_again() {
     scene.line.forget(scene.now, &name("db.corp"));
     assert_eq!(scene.ask("a", "payroll-sql", "db.corp", 2), Place::Waits);
     assert_eq!(scene.next().as_deref(), Some("db.corp"));
+}
+
+#[test]
+fn a_machine_that_is_out_of_descriptors_is_no_answer() {
+    let mut scene = Scene::open();
+    scene.ask("a", "payroll-sql", "db.corp", 1);
+    scene.next();
+    assert_eq!(scene.answer("db.corp", &Err(Failure::Exhausted)), [1]);
+    assert_eq!(scene.ask("a", "payroll-sql", "db.corp", 2), Place::Waits);
 }
 
 #[test]
