@@ -294,6 +294,16 @@ impl<W> Line<W> {
         waiters
     }
 
+    /// Takes out all who wait for a thread.
+    pub(super) fn take_all(&mut self) -> Vec<W> {
+        let mut waiters = std::mem::take(&mut self.late);
+        let names: Vec<_> = self.questions.keys().cloned().collect();
+        for name in names {
+            waiters.extend(self.take_question(&name));
+        }
+        self.take_callbacks(waiters)
+    }
+
     /// A name was resolved, since `began`: who waited for it.
     pub(super) fn answered(
         &mut self,

@@ -5,6 +5,7 @@
 mod line;
 mod system;
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -120,7 +121,8 @@ impl Resolver {
     }
 
     /// Resolves a name. Where it takes time, `waits` is called on another thread: with the answer,
-    /// or after `give_up` with [`Failure::Silent`], as soon as a thread sees it.
+    /// or after `give_up` with [`Failure::Silent`], as soon as a thread sees it;
+    /// with [`Failure::Exhausted`] where no thread can be started, on this thread, too.
     ///
     /// # Errors
     /// The asker's share of the line is used up: [`FlowCode::Overloaded`].
@@ -215,9 +217,23 @@ impl Shared {
             .name(self.threads_name.to_owned())
             .spawn(move || shared.run());
         if let Err(error) = started {
-            // The threads that are there go on; without any, the question waits for its end.
-            self.open().threads -= 1;
-            warn!(%error, "cannot start a thread to resolve names");
+            self.not_started(&error);
+        }
+    }
+
+    /// A thread could not be started. Those that are there take the questions; without any, nobody
+    /// would answer them.
+    fn not_started(&self, error: &io::Error) {
+        warn!(%error, "cannot start a thread to resolve names");
+        let mut state = self.open();
+        state.threads -= 1;
+        let waiting = match state.threads {
+            0 => state.line.take_all(),
+            _ => Vec::new(),
+        };
+        drop(state);
+        for waits in waiting {
+            waits(Err(Failure::Exhausted));
         }
     }
 

@@ -71,6 +71,37 @@ fn who_waits_for_a_look_up_that_hangs_is_answered_when_its_time_is_over() {
 }
 
 #[test]
+fn without_any_thread_who_waits_is_answered_at_once() {
+    let scene = Scene::open();
+    let lane = &scene.resolver.relays.0;
+    for (threads, answers) in [(2, 0), (1, 1)] {
+        let send = scene.answered.clone();
+        let waits = move || -> Waits {
+            Box::new(move |answer| {
+                let _ = send.send((0, answer));
+            })
+        };
+        let (asker, now) = (asker("a", None), Instant::now());
+        let mut state = lane.open();
+        let host = format!("relay-{threads}.example");
+        state
+            .line
+            .ask(now, &name(&host), &asker, now + MOMENT, waits);
+        // As if this many had been there when one of them could not be started.
+        state.threads = threads;
+        drop(state);
+        lane.not_started(&io::Error::from_raw_os_error(libc::EAGAIN));
+        let answered: Vec<_> = scene.answers.try_iter().collect();
+        assert_eq!(answered.len(), 2 * answers, "{threads}");
+        assert!(
+            answered
+                .iter()
+                .all(|(_, it)| *it == Err(Failure::Exhausted))
+        );
+    }
+}
+
+#[test]
 fn names_of_several_hybrid_connections_are_resolved_at_once() {
     let scene = Scene::open();
     for number in 0..20 {
