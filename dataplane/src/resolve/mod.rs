@@ -308,13 +308,5 @@ pub(crate) fn name_or_literal(endpoint: &Endpoint) -> Result<&HostName, Found> {
     }
 }
 
-/// Resolves by the system: blocks.
-pub(crate) fn now(endpoint: &Endpoint) -> Answer {
-    match name_or_literal(endpoint) {
-        Ok(name) => system::look_up(name),
-        Err(literal) => Ok(Arc::new([literal])),
-    }
-}
-
 #[cfg(test)]
 mod tests;
