@@ -143,6 +143,22 @@ fn the_last_of_many_addresses_has_the_time_of_a_whole_attempt() {
 }
 
 #[test]
+fn two_silent_addresses_fail_when_the_second_one_has_had_its_time() {
+    let mut scene = Scene::open();
+    let number = scene.begin();
+    scene.resolve(number, &["10.1.2.3", "10.1.2.4"]);
+    assert!(scene.advance(STEP).is_empty());
+    assert_eq!(scene.under_way().len(), 2);
+    assert!(scene.advance(DIAL_DEADLINE - STEP).is_empty());
+    assert!(scene.advance(STEP - Duration::from_millis(1)).is_empty());
+    let over = scene.advance(Duration::from_millis(1));
+    assert_eq!(over.len(), 1);
+    assert_eq!(over[0].result, Err(FlowCode::EndpointTimedOut));
+    assert_eq!(scene.core.now - scene.start, DIAL_DEADLINE + STEP);
+    assert!(scene.dials.late.is_empty());
+}
+
+#[test]
 fn a_name_that_took_long_takes_nothing_from_the_dial_but_the_relay_is_answered_in_time() {
     let mut scene = Scene::open();
     let number = scene.begin();
