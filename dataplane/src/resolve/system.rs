@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 
 use underpass_proto::HostName;
+use underpass_proto::endpoint::HOSTS_LINE_END;
 
 use super::{Answer, Failure, Found};
 use crate::io::is_exhaustion;
@@ -18,9 +19,6 @@ const SILENT: [&str; 2] = ["Temporary failure in name resolution", "Try again"];
 
 /// What they say without memory (EAI_MEMORY): glibc and musl.
 const NO_MEMORY: [&str; 2] = ["Memory allocation failure", "Out of memory"];
-
-/// How a sender ends each of its lines in a hosts file.
-const SENDERS_ENTRY: &str = "# by underpass";
 
 /// Resolves by the system: blocks.
 pub(super) fn look_up(name: &HostName) -> Answer {
@@ -72,7 +70,7 @@ pub(super) fn look_up(name: &HostName) -> Answer {
 fn is_senders(hosts: &str, name: &str, ip: IpAddr) -> bool {
     let (of_senders, of_others): (Vec<&str>, Vec<&str>) = hosts
         .lines()
-        .partition(|line| line.trim_end().ends_with(SENDERS_ENTRY));
+        .partition(|line| line.trim_end().ends_with(HOSTS_LINE_END));
     hosts_file_says(&of_senders.join("\n"), name, ip)
         && !hosts_file_says(&of_others.join("\n"), name, ip)
 }
