@@ -12,6 +12,7 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 use underpass_proto::HostName;
+use underpass_proto::endpoint::HOSTS_LINE_END;
 
 use super::{Lock, disk, trust};
 
@@ -85,8 +86,9 @@ fn without(text: &[u8], sender: &str) -> Vec<u8> {
             joined = rest.starts_with(JOINED.as_bytes());
         } else if within && shown == END.as_bytes() {
             within = false;
-        } else if within && shown.ends_with(OURS.as_bytes()) {
-            // One of ours; what somebody else wrote in between stays.
+        } else if within && shown.ends_with(HOSTS_LINE_END.as_bytes()) {
+            // One of ours, even when somebody took the last marker out; what somebody else wrote in
+            // between stays.
         } else if std::mem::take(&mut joined) && shown.starts_with(BEGIN.as_bytes()) {
             // The line end before is of this section now.
             let marker = String::from_utf8_lossy(shown);
@@ -102,9 +104,6 @@ fn without(text: &[u8], sender: &str) -> Vec<u8> {
     out
 }
 
-/// Ends each of our lines, so that they are known even when somebody took the last marker out.
-const OURS: &str = "# by underpass";
-
 fn with(others: &[u8], sender: &str, entries: &BTreeSet<Entry>) -> Vec<u8> {
     let mut out = others.to_vec();
     if entries.is_empty() {
@@ -117,7 +116,7 @@ fn with(others: &[u8], sender: &str, entries: &BTreeSet<Entry>) -> Vec<u8> {
     let mark = if joined { JOINED } else { "" };
     out.extend_from_slice(format!("{BEGIN}{sender}{mark})\n").as_bytes());
     for entry in entries {
-        out.extend_from_slice(format!("{entry} {OURS}\n").as_bytes());
+        out.extend_from_slice(format!("{entry} {HOSTS_LINE_END}\n").as_bytes());
     }
     out.extend_from_slice(END.as_bytes());
     out.push(b'\n');

@@ -175,19 +175,21 @@ impl From<&Endpoint> for AllowEntry {
 /// IPv4 address, or a loopback one, through a translator.
 #[must_use]
 pub fn is_refused_always(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => v4_refused(ip),
-        IpAddr::V6(ip) => {
-            METADATA_V6.contains(&ip)
-                || ip.is_unspecified()
-                || ip.is_multicast()
-                || ip.is_unicast_link_local()
-                || carried_v4(ip).is_some_and(|inner| v4_refused(inner) || inner.is_loopback())
+    let ip = ip.to_canonical();
+    REFUSED_NETS.iter().any(|net| net.contains(&ip))
+        || match ip {
+            IpAddr::V4(ip) => ip.is_broadcast() || METADATA_V4.contains(&ip),
+            IpAddr::V6(ip) => {
+                METADATA_V6.contains(&ip)
+                    || ip.is_unspecified()
+                    || carried_v4(ip)
+                        .is_some_and(|inner| inner.is_loopback() || is_refused_always(inner.into()))
+            }
         }
-    }
 }
 
-/// Networks of which every address is refused always: this host, link-local, multicast.
+/// Networks of which every address is refused always: this host (all of 0.0.0.0/8, by RFC 1122,
+/// section 3.2.1.3), link-local, multicast.
 const REFUSED_NETS: [IpNet; 5] = [
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 8)),
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16)),
@@ -214,15 +216,6 @@ const METADATA_V6: [Ipv6Addr; 3] = [
     Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
     Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
 ];
-
-fn v4_refused(ip: Ipv4Addr) -> bool {
-    // All of 0.0.0.0/8 means this host (RFC 1122, section 3.2.1.3).
-    ip.octets()[0] == 0
-        || ip.is_multicast()
-        || ip.is_broadcast()
-        || ip.is_link_local()
-        || METADATA_V4.contains(&ip)
-}
 
 /// The IPv4 address inside NAT64 (RFC 6052, 64:ff9b::/96), 6to4 (RFC 3056, 2002::/16) and IPv4-compatible (RFC 4291, ::/96) addresses.
 fn carried_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {

@@ -14,6 +14,10 @@ pub const HOST_NAME_MAX: usize = 253;
 /// Most characters between two dots (RFC 1035, section 2.3.4).
 pub const LABEL_MAX: usize = 63;
 
+/// Ends each line that a sender writes into a hosts file. An agent does not follow such a line: it
+/// would lead back into a tunnel.
+pub const HOSTS_LINE_END: &str = "# by underpass";
+
 /// A name that a resolver is asked for: fully qualified or short, by RFC 1123 (underscores are let through, because Windows hosts have them).
 ///
 /// Keeps its spelling, less the dot of the root at its end: hosts files have names without it, so

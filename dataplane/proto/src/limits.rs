@@ -26,9 +26,8 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// From dialling an endpoint to giving it up; below the 21 s after which common clients give up themselves.
 pub const DIAL_DEADLINE: Duration = Duration::from_secs(10);
-/// From Open to an agent's answer: what the name's resolution and silent addresses take of it, they
-/// do not take from the last attempt's
-/// [`DIAL_DEADLINE`], as far as there is time. A second is left for the way to the relay.
+/// From Open to an agent's answer. Name resolution and earlier attempts do not shorten the last
+/// attempt's [`DIAL_DEADLINE`], within this limit. A second is left for the way to the relay.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(14);
 /// From Open to Opened or a refusal: a dial, a resolution and the way there and back.
 pub const OPEN_DEADLINE: Duration = Duration::from_secs(15);

@@ -83,9 +83,9 @@ pub(crate) struct Dials {
     number_by_stream: FxHashMap<(SessionId, StreamId), u64>,
     /// When each has had the time of one attempt from its start.
     deadlines: VecDeque<(Instant, u64)>,
-    /// When those end that began to connect late: their name took long, or their first addresses
-    /// were silent.
-    late: VecDeque<(Instant, u64)>,
+    /// Those that go on after that, because their name took long or their first addresses were
+    /// silent. Each tick looks at all of them.
+    late: Vec<u64>,
     /// When the next address is tried beside one that has not answered.
     steps: VecDeque<(Instant, u64)>,
     worked: Worked,
@@ -104,7 +104,7 @@ impl Dials {
             by_number: FxHashMap::default(),
             number_by_stream: FxHashMap::default(),
             deadlines: VecDeque::new(),
-            late: VecDeque::new(),
+            late: Vec::new(),
             steps: VecDeque::new(),
             worked: Worked::default(),
             sockets: 0,
@@ -208,6 +208,7 @@ impl Dials {
             Err(Failure::NotFound) => self.fail(core, number, FlowCode::NameNotFound),
             Err(Failure::Silent) => self.fail(core, number, FlowCode::NameServerSilent),
             Err(Failure::OwnEntry) => self.fail(core, number, FlowCode::Loop),
+            Err(Failure::Exhausted) => self.fail(core, number, FlowCode::Overloaded),
         }
     }
 
@@ -303,19 +304,14 @@ impl Dials {
             && deadline <= core.now
         {
             self.deadlines.pop_front();
-            let dial = self.by_number.get(&number);
-            if dial.is_some_and(|dial| dial.began_late(core.now)) {
-                let end = deadline + (ANSWER_DEADLINE - DIAL_DEADLINE);
-                self.late.push_back((end, number));
-            } else {
-                over.extend(self.give_up(core, number));
-            }
+            self.late.push(number);
         }
-        while let Some(&(end, number)) = self.late.front()
-            && end <= core.now
-        {
-            self.late.pop_front();
-            over.extend(self.give_up(core, number));
+        for number in std::mem::take(&mut self.late) {
+            match self.by_number.get(&number).map(Dial::end) {
+                Some(end) if end <= core.now => over.extend(self.give_up(core, number)),
+                Some(_) => self.late.push(number),
+                None => {}
+            }
         }
         over
     }
@@ -428,9 +424,11 @@ impl Dials {
 }
 
 impl Dial {
-    /// Whether its name is being resolved still, or its last attempt has not had its time.
-    fn began_late(&self, now: Instant) -> bool {
-        !self.race.has_begun() || self.race.is_younger_than(now, DIAL_DEADLINE)
+    /// When it is given up: when its last attempt has had its time, as far as the relay waits.
+    fn end(&self) -> Instant {
+        let answer_by = self.since + ANSWER_DEADLINE;
+        let last = self.race.newest_attempt();
+        last.map_or(answer_by, |began| answer_by.min(began + DIAL_DEADLINE))
     }
 
     fn endpoint(&self) -> &Endpoint {

@@ -21,7 +21,7 @@ use crate::resolve::{self, Answer, Asked, Asker, Resolver};
 use crate::worker::Start;
 
 /// A relay's name that found no free thread for this long counts as not found.
-const RESOLVE_MAX: Duration = Duration::from_secs(10);
+pub(super) const RESOLVE_MAX: Duration = Duration::from_secs(10);
 
 /// Brings the addresses of the relay of the link of this number to the worker.
 type Bring = Arc<dyn Fn(u64, Vec<SocketAddr>) + Send + Sync>;

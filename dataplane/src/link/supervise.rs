@@ -5,16 +5,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick};
+use crossbeam_channel::{Receiver, Sender, after, at, bounded, never, select, tick, unbounded};
 use tracing::{info, warn};
 use underpass_proto::wire::RefusedCode;
 use underpass_proto::{Endpoint, HycoName, Rule};
 
+use super::links::RESOLVE_MAX;
 use super::wants::Relay;
 use super::{Message, NO_ANSWER, NOT_FOUND, WRONG_CERTIFICATE};
 use crate::io::{Kind, udp};
 use crate::quic::{Driver, cid, config};
-use crate::resolve::{self, Resolver};
+use crate::resolve::{self, Answer, Asked, Asker, Failure, Resolver};
 use crate::worker::{self, Parts, Role, Running, Start};
 use crate::{Settings, drain, io};
 
@@ -174,7 +175,8 @@ impl Ground {
         let (kind, why) = io::choose(settings.io).map_err(|why| Error::Io(why.to_string()))?;
         info!(io = %kind, %why, "io backend");
         check_trust(relays)?;
-        if !await_name(relays, requests, give_up)? {
+        let resolver = Resolver::of_system();
+        if !await_name(relays, &resolver, requests, give_up)? {
             return Ok(None);
         }
         let count = settings.workers.unwrap_or_else(worker::usual_count);
@@ -183,7 +185,7 @@ impl Ground {
             kind,
             count: u8::try_from(count).unwrap_or(u8::MAX),
             mtu_max: settings.mtu_max,
-            resolver: Resolver::of_system(),
+            resolver,
         }))
     }
 
@@ -250,32 +252,77 @@ pub(crate) fn check_trust(relays: &[Arc<Relay>]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Waits until any relay's name can be resolved. False when the process was asked to end before.
+/// Waits until any relay's name can be resolved; all of them are looked up at once. False when the
+/// process was asked to end before.
 fn await_name(
     relays: &[Arc<Relay>],
+    resolver: &Resolver,
     requests: &drain::Requests,
     give_up: Option<Instant>,
 ) -> Result<bool, Error> {
-    let mut said = false;
+    let give_up = give_up.map_or_else(never, at);
+    let (answer, answers) = unbounded(); // At most one for each relay.
+    let mut pending = vec![false; relays.len()];
+    let mut warned = false;
     loop {
-        let is_found =
-            |relay: &Arc<Relay>| resolve::now(&relay.endpoint).is_ok_and(|found| !found.is_empty());
-        if relays.iter().any(is_found) {
-            return Ok(true);
+        for (index, relay) in relays.iter().enumerate() {
+            if pending[index] {
+                continue;
+            }
+            let answer = answer.clone();
+            let later = move |found| {
+                let _ = answer.send((index, found));
+            };
+            match look_up(relay, resolver, later) {
+                Asked::Known(Ok(_)) => return Ok(true),
+                Asked::Known(Err(_)) => {}
+                Asked::Later => pending[index] = true,
+            }
         }
-        let relay = &relays[0].endpoint;
-        if give_up.is_some_and(|give_up| Instant::now() + RESOLVE_EVERY > give_up) {
-            return Err(Error::Unreachable(format!(
-                "cannot reach {relay} (udp): {NOT_FOUND}"
-            )));
+        let again = after(RESOLVE_EVERY);
+        loop {
+            select! {
+                recv(answers) -> answer => match answer {
+                    Ok((_, Ok(_))) => return Ok(true),
+                    Ok((index, Err(_))) => pending[index] = false,
+                    Err(_) => {} // Never: the other end is here.
+                },
+                recv(requests.0) -> _ => return Ok(false),
+                recv(give_up) -> _ => {
+                    let relay = &relays[0].endpoint;
+                    return Err(Error::Unreachable(format!(
+                        "cannot reach {relay} (udp): {NOT_FOUND}"
+                    )));
+                }
+                recv(again) -> _ => break,
+            }
         }
-        if !std::mem::replace(&mut said, true) {
-            warn!(%relay, "the relay's name is not found; trying on");
-        }
-        if requests.0.recv_timeout(RESOLVE_EVERY).is_ok() {
-            return Ok(false);
+        if !std::mem::replace(&mut warned, true) {
+            for relay in relays {
+                warn!(relay = %relay.endpoint, "cannot resolve relay; retrying");
+            }
         }
     }
+}
+
+/// Looks up a relay's name. A question that has no place is asked again with the next ones.
+fn look_up(
+    relay: &Relay,
+    resolver: &Resolver,
+    later: impl FnOnce(Answer) + Send + 'static,
+) -> Asked {
+    let name = match resolve::name_or_literal(&relay.endpoint) {
+        Ok(name) => name,
+        Err(literal) => return Asked::Known(Ok(Arc::new([literal]))),
+    };
+    let asker = Asker {
+        relay: relay.endpoint.clone(),
+        hyco: None,
+    };
+    let now = Instant::now();
+    resolver
+        .ask(now, name, &asker, now + RESOLVE_MAX, later)
+        .unwrap_or(Asked::Known(Err(Failure::Exhausted)))
 }
 
 /// The workers of an agent or a sender.

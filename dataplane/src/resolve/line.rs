@@ -2,13 +2,16 @@
 //! questions are one, every relay and hybrid connection has a share, and what nobody waits for any
 //! more takes no thread. Knows no threads and no clock; resolves nothing.
 
+mod queues;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use underpass_proto::{Endpoint, HostName, HycoName};
 
-use super::Answer;
+use self::queues::{First, Queues};
+use super::{Answer, Failure};
 
 /// Threads that the names of one hybrid connection may hold. It has one endpoint, and two while
 /// that changes.
@@ -28,11 +31,11 @@ const SLOW_FOR: Duration = Duration::from_secs(60);
 /// Answers that are kept; beyond, the oldest one goes.
 const KNOWN_MAX: usize = 1024;
 
-/// Different questions that may wait. Each look for the next one passes over all of them.
-const QUESTIONS_MAX: usize = 4096;
-
 /// Askers that may wait in all: more flows than one worker dials at once.
 const WAITERS_MAX: usize = 16_384;
+
+/// Between two looks at all waiters for those that are late. A look passes over all of them.
+const EXPIRE_EVERY: Duration = Duration::from_millis(100);
 
 /// Who asks: a share is counted by relay, and within it by hybrid connection. `None`: the relay's
 /// own name is asked for.
@@ -60,25 +63,42 @@ pub(super) struct Bounds {
 pub(super) enum Place {
     /// It was answered a moment ago.
     Known(Answer),
-    /// The answer comes later.
+    /// The answer comes later: the name waits for a thread.
     Waits,
+    /// The answer comes later: the name is being resolved.
+    Joined,
     /// The asker's share of the line is used up.
-    Full,
+    Refused,
 }
 
 /// The line. `W` waits for an answer.
 pub(super) struct Line<W> {
     bounds: Bounds,
-    questions: HashMap<(Asker, HostName), Question<W>>,
+    /// Names that wait for a thread.
+    questions: HashMap<HostName, Question<W>>,
+    /// The same names, in the order in which each asker's are resolved.
+    queues: Queues,
     under_way: HashMap<HostName, UnderWay<W>>,
     known: HashMap<HostName, Known>,
     waiters: usize,
     waiters_by_relay: HashMap<Endpoint, usize>,
+    /// No waiter gives up before this.
+    earliest: Option<Instant>,
+    /// Those whose names came up for a thread too late.
+    late: Vec<Waiter<W>>,
     /// Questions that came so far.
     count: u64,
 }
 
+/// A name, and who wants it. One thread resolves it for all of them.
 struct Question<W> {
+    /// Whether the name was slow before.
+    slow: bool,
+    by_asker: HashMap<Asker, Queued<W>>,
+}
+
+struct Queued<W> {
+    /// Its place in the asker's queue.
     number: u64,
     waiters: Vec<Waiter<W>>,
 }
@@ -105,6 +125,7 @@ struct Known {
 struct Held<'a> {
     all: usize,
     slow: usize,
+    slow_by_relay: FxHashMap<&'a Endpoint, usize>,
     by_relay: FxHashMap<&'a Endpoint, usize>,
     by_asker: FxHashMap<&'a Asker, usize>,
 }
@@ -114,15 +135,19 @@ impl<W> Line<W> {
         Self {
             bounds,
             questions: HashMap::new(),
+            queues: Queues::default(),
             under_way: HashMap::new(),
             known: HashMap::new(),
             waiters: 0,
             waiters_by_relay: HashMap::new(),
+            earliest: None,
+            late: Vec::new(),
             count: 0,
         }
     }
 
-    /// A question, of no use after `give_up`. `waits` is kept only where the answer comes later.
+    /// A question, answered by `give_up` or not at all. `waits` is kept only where the answer comes
+    /// later.
     pub(super) fn ask(
         &mut self,
         now: Instant,
@@ -138,87 +163,145 @@ impl<W> Line<W> {
         // A relay takes another place only while more are free than it has: one that floods leaves
         // half to all others.
         if of_relay.unwrap_or(0) >= WAITERS_MAX - self.waiters {
-            return Place::Full;
+            return Place::Refused;
         }
         let waiter = |waits| Waiter {
             relay: asker.relay.clone(),
             give_up,
             waits,
         };
+        let mut place = Place::Waits;
         if let Some(under_way) = self.under_way.get_mut(name) {
             under_way.waiters.push(waiter(waits()));
+            place = Place::Joined;
+        } else if let Some(queued) = self.queued(name, asker) {
+            queued.waiters.push(waiter(waits()));
+        } else if self.queues.has_room(&asker.relay) {
+            self.queue(now, name, asker, waiter(waits()));
         } else {
-            let key = (asker.clone(), name.clone());
-            if !self.questions.contains_key(&key) && !self.has_room(&asker.relay) {
-                return Place::Full;
-            }
-            self.count += 1;
-            let question = self.questions.entry(key).or_insert(Question {
-                number: self.count,
-                waiters: Vec::new(),
-            });
-            question.waiters.push(waiter(waits()));
+            return Place::Refused;
         }
         self.waiters += 1;
         *self
             .waiters_by_relay
             .entry(asker.relay.clone())
             .or_default() += 1;
-        Place::Waits
+        self.earliest = Some(self.earliest.map_or(give_up, |at| at.min(give_up)));
+        place
     }
 
-    /// Whether a relay may ask for one more name: as with waiters, it takes another place only
-    /// while more are free than it has. Below half of all it always may.
-    fn has_room(&self, relay: &Endpoint) -> bool {
-        let free = QUESTIONS_MAX - self.questions.len();
-        let is_its = |(asker, _): &&(Asker, HostName)| asker.relay == *relay;
-        free > QUESTIONS_MAX / 2 || self.questions.keys().filter(is_its).count() < free
+    fn queued(&mut self, name: &HostName, asker: &Asker) -> Option<&mut Queued<W>> {
+        self.questions.get_mut(name)?.by_asker.get_mut(asker)
     }
 
-    /// Takes those out that waited for a thread for too long.
-    pub(super) fn expired(&mut self, now: Instant) -> Vec<W> {
-        let mut expired = Vec::new();
-        for question in self.questions.values_mut() {
-            let late = question
-                .waiters
-                .extract_if(.., |waiter| waiter.give_up <= now);
-            expired.extend(late);
-        }
-        self.questions
-            .retain(|_, question| !question.waiters.is_empty());
-        self.let_go(expired)
-    }
-
-    /// The name that is resolved next, where one may be; [`Self::answered`] follows. The relay and
-    /// the hybrid connection that hold the fewest threads come first, then who came first.
-    pub(super) fn next(&mut self, now: Instant) -> Option<HostName> {
-        let (asker, name) = self.pick(now).cloned()?;
-        let mut waiters = Vec::new();
-        // Others may wait for the same name.
-        for (_, question) in self.questions.extract_if(|(_, other), _| *other == name) {
-            waiters.extend(question.waiters);
-        }
-        let under_way = UnderWay {
-            asker,
-            slow: self.is_slow(&name, now),
-            waiters,
+    fn queue(&mut self, now: Instant, name: &HostName, asker: &Asker, waiter: Waiter<W>) {
+        self.count += 1;
+        let slow = self.is_slow(name, now);
+        let question = self.questions.entry(name.clone());
+        let question = question.or_insert_with(|| Question {
+            slow,
+            by_asker: HashMap::new(),
+        });
+        let queued = Queued {
+            number: self.count,
+            waiters: vec![waiter],
         };
-        self.under_way.insert(name.clone(), under_way);
-        Some(name)
+        question.by_asker.insert(asker.clone(), queued);
+        self.queues.insert(asker, question.slow, self.count, name);
     }
 
-    /// Whether [`Self::next`] has one.
-    pub(super) fn has_next(&self, now: Instant) -> bool {
-        self.pick(now).is_some()
+    /// Whether [`Self::expired`] may have any.
+    pub(super) fn has_expired(&self, now: Instant) -> bool {
+        self.earliest.is_some_and(|at| at <= now)
     }
 
-    fn pick(&self, now: Instant) -> Option<&(Asker, HostName)> {
+    /// Takes those out that waited for too long: for a thread, or for a look-up that hangs.
+    pub(super) fn expired(&mut self, now: Instant) -> Vec<W> {
+        let mut late = std::mem::take(&mut self.late);
+        if self.has_expired(now) {
+            self.extract_late(now, &mut late);
+        }
+        self.take_callbacks(late)
+    }
+
+    fn extract_late(&mut self, now: Instant, late: &mut Vec<Waiter<W>>) {
+        let mut earliest: Option<Instant> = None;
+        let mut extract = |waiters: &mut Vec<Waiter<W>>| {
+            late.extend(waiters.extract_if(.., |waiter| waiter.give_up <= now));
+            let left = waiters.iter().map(|waiter| waiter.give_up);
+            earliest = earliest.into_iter().chain(left).min();
+        };
+        for under_way in self.under_way.values_mut() {
+            extract(&mut under_way.waiters);
+        }
+        let queues = &mut self.queues;
+        self.questions.retain(|_, question| {
+            let slow = question.slow;
+            question.by_asker.retain(|asker, queued| {
+                extract(&mut queued.waiters);
+                let is_wanted = !queued.waiters.is_empty();
+                if !is_wanted {
+                    queues.remove(asker, slow, queued.number);
+                }
+                is_wanted
+            });
+            !question.by_asker.is_empty()
+        });
+        self.earliest = earliest.map(|at| at.max(now + EXPIRE_EVERY));
+    }
+
+    /// The name that is resolved next, where one may be, and whether another one may be beside it;
+    /// [`Self::answered`] follows. The relay and the hybrid connection that hold the fewest threads
+    /// come first, then who came first.
+    pub(super) fn next(&mut self, now: Instant) -> Option<(HostName, bool)> {
+        loop {
+            let First {
+                asker, name, slow, ..
+            } = self.pick()?;
+            let (asker, name) = (asker.clone(), name.clone());
+            let waiters = self.take_question(&name);
+            if waiters.iter().all(|waiter| waiter.give_up <= now) {
+                self.late.extend(waiters);
+                continue;
+            }
+            let under_way = UnderWay {
+                asker,
+                slow,
+                waiters,
+            };
+            self.under_way.insert(name.clone(), under_way);
+            return Some((name, self.pick().is_some()));
+        }
+    }
+
+    fn pick(&self) -> Option<First<'_>> {
         let held = self.held();
-        self.questions
-            .iter()
-            .filter(|((asker, name), _)| self.may_start(&held, asker, self.is_slow(name, now)))
-            .min_by_key(|((asker, _), question)| held.rank(asker, question.number))
-            .map(|(key, _)| key)
+        self.queues
+            .firsts()
+            .filter(|first| self.may_start(&held, first.asker, first.slow))
+            .min_by_key(|first| held.rank(first.asker, first.number))
+    }
+
+    /// Takes a name out of the queues of all who asked for it.
+    fn take_question(&mut self, name: &HostName) -> Vec<Waiter<W>> {
+        let mut waiters = Vec::new();
+        if let Some(question) = self.questions.remove(name) {
+            for (asker, queued) in question.by_asker {
+                self.queues.remove(&asker, question.slow, queued.number);
+                waiters.extend(queued.waiters);
+            }
+        }
+        waiters
+    }
+
+    /// Takes out all who wait for a thread.
+    pub(super) fn take_all(&mut self) -> Vec<W> {
+        let mut waiters = std::mem::take(&mut self.late);
+        let names: Vec<_> = self.questions.keys().cloned().collect();
+        for name in names {
+            waiters.extend(self.take_question(&name));
+        }
+        self.take_callbacks(waiters)
     }
 
     /// A name was resolved, since `began`: who waited for it.
@@ -233,26 +316,30 @@ impl<W> Line<W> {
             Ok(_) => self.bounds.found_for,
             Err(_) => self.bounds.failed_for,
         };
-        let slow = now.saturating_duration_since(began) >= SLOW;
-        let known = Known {
-            answer: answer.clone(),
-            until: now + keep,
-            slow_until: if slow { now + SLOW_FOR } else { now },
-        };
-        self.make_room(now);
-        self.known.insert(name.clone(), known);
+        // Exhaustion says nothing about the name.
+        if *answer != Err(Failure::Exhausted) {
+            let slow = now.saturating_duration_since(began) >= SLOW;
+            let known = Known {
+                answer: answer.clone(),
+                until: now + keep,
+                slow_until: if slow { now + SLOW_FOR } else { now },
+            };
+            self.make_room(now);
+            self.known.insert(name.clone(), known);
+        }
         let under_way = self.under_way.remove(name);
-        self.let_go(under_way.map_or_else(Vec::new, |it| it.waiters))
+        self.take_callbacks(under_way.map_or_else(Vec::new, |it| it.waiters))
     }
 
-    /// An answer turned out to be of no use: the next question is asked again.
+    /// The addresses of a name could not be reached: the next question is asked again.
     pub(super) fn forget(&mut self, now: Instant, name: &HostName) {
         if let Some(known) = self.known.get_mut(name) {
             known.until = known.until.min(now);
         }
     }
 
-    fn let_go(&mut self, waiters: Vec<Waiter<W>>) -> Vec<W> {
+    /// Gives the places of these waiters back.
+    fn take_callbacks(&mut self, waiters: Vec<Waiter<W>>) -> Vec<W> {
         self.waiters -= waiters.len();
         for waiter in &waiters {
             if let Some(count) = self.waiters_by_relay.get_mut(&waiter.relay) {
@@ -286,11 +373,16 @@ impl<W> Line<W> {
         let mut held = Held {
             all: self.under_way.len(),
             slow: 0,
+            slow_by_relay: FxHashMap::default(),
             by_relay: FxHashMap::default(),
             by_asker: FxHashMap::default(),
         };
         for under_way in self.under_way.values() {
-            held.slow += usize::from(under_way.slow);
+            if under_way.slow {
+                held.slow += 1;
+                let relay = &under_way.asker.relay;
+                *held.slow_by_relay.entry(relay).or_default() += 1;
+            }
             *held.by_relay.entry(&under_way.asker.relay).or_default() += 1;
             *held.by_asker.entry(&under_way.asker).or_default() += 1;
         }
@@ -301,9 +393,11 @@ impl<W> Line<W> {
         let free = self.bounds.threads_max - held.all;
         let of_relay = held.by_relay.get(&asker.relay).copied().unwrap_or(0);
         let of_asker = held.by_asker.get(asker).copied().unwrap_or(0);
-        let slow_max = self.bounds.threads_max / SLOW_SHARE;
-        // As with places in the line: a relay with many silent names leaves threads to every other.
-        of_relay < free && of_asker < HYCO_THREADS_MAX && !(slow && held.slow >= slow_max)
+        let slow_free = self.bounds.threads_max / SLOW_SHARE - held.slow;
+        let slow_of_relay = held.slow_by_relay.get(&asker.relay).copied().unwrap_or(0);
+        // As with places in the line: a relay with many silent names leaves threads to every other,
+        // and of those for slow names, too.
+        of_relay < free && of_asker < HYCO_THREADS_MAX && (!slow || slow_of_relay < slow_free)
     }
 }
 
@@ -316,226 +410,4 @@ impl Held<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::resolve::{Failure, Found};
-
-    const BOUNDS: Bounds = Bounds {
-        threads_max: 16,
-        found_for: Duration::from_secs(3),
-        failed_for: Duration::from_secs(1),
-    };
-
-    /// From a question to when it is of no use.
-    const PATIENCE: Duration = Duration::from_secs(10);
-
-    struct Scene {
-        line: Line<u32>,
-        now: Instant,
-    }
-
-    #[test]
-    fn equal_questions_are_one_and_all_who_asked_are_answered() {
-        let mut scene = Scene::open();
-        for number in 0..20 {
-            let relay = ["a", "b"][number as usize % 2];
-            scene.ask(relay, "payroll-sql", "db.corp", number);
-        }
-        assert_eq!(scene.next().as_deref(), Some("db.corp"));
-        scene.ask("a", "payroll-sql", "db.corp", 20);
-        assert_eq!(scene.next(), None, "it is being asked for");
-        let mut answered = scene.answer("db.corp", &found());
-        answered.sort_unstable();
-        assert_eq!(answered, (0..=20).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn an_answer_is_given_again_for_a_moment_and_not_for_longer() {
-        for (answer, keep) in [
-            (found(), BOUNDS.found_for),
-            (Err(Failure::NotFound), BOUNDS.failed_for),
-        ] {
-            let mut scene = Scene::open();
-            scene.ask("a", "payroll-sql", "db.corp", 1);
-            scene.next();
-            scene.answer("db.corp", &answer);
-            scene.now += keep - Duration::from_millis(1);
-            let known = scene.ask("b", "other-thing", "db.corp", 2);
-            assert_eq!(known, Place::Known(answer.clone()));
-            scene.now += Duration::from_millis(1);
-            assert_eq!(
-                scene.ask("b", "other-thing", "db.corp", 3),
-                Place::Waits,
-                "{answer:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn an_answer_that_led_nowhere_is_asked_for_again() {
-        let mut scene = Scene::open();
-        scene.ask("a", "payroll-sql", "db.corp", 1);
-        scene.next();
-        scene.answer("db.corp", &found());
-        scene.line.forget(scene.now, &name("db.corp"));
-        assert_eq!(scene.ask("a", "payroll-sql", "db.corp", 2), Place::Waits);
-        assert_eq!(scene.next().as_deref(), Some("db.corp"));
-    }
-
-    #[test]
-    fn silent_names_of_one_relay_leave_threads_to_every_other() {
-        let mut scene = Scene::open();
-        for number in 0..200 {
-            let (hyco, host) = (format!("silent-{}", number % 50), format!("s{number}.a"));
-            scene.ask("a", &hyco, &host, number);
-        }
-        assert_eq!(scene.start_all(), BOUNDS.threads_max / 2);
-        // Others that do the same have less each, and none has nothing.
-        for (relay, share) in [("b", 4), ("c", 2), ("d", 1)] {
-            for number in 0..50 {
-                let (hyco, host) = (format!("silent-{number}"), format!("s{number}.{relay}"));
-                scene.ask(relay, &hyco, &host, number);
-            }
-            assert_eq!(scene.start_all(), share, "{relay}");
-        }
-        scene.ask("e", "payroll-sql", "db.corp", 1_000);
-        assert_eq!(scene.next().as_deref(), Some("db.corp"));
-    }
-
-    #[test]
-    fn one_hybrid_connection_holds_a_few_threads_and_its_neighbours_have_theirs() {
-        let mut scene = Scene::open();
-        for number in 0..50 {
-            scene.ask("a", "changes-often", &format!("s{number}.corp"), number);
-        }
-        assert_eq!(scene.start_all(), HYCO_THREADS_MAX);
-        scene.ask("a", "payroll-sql", "db.corp", 50);
-        assert_eq!(scene.next().as_deref(), Some("db.corp"));
-    }
-
-    #[test]
-    fn names_that_were_slow_leave_threads_to_names_that_are_quick() {
-        let mut scene = Scene::open();
-        let slow: Vec<_> = (0..6)
-            .map(|number| (format!("hyco-slow-{number}"), format!("s{number}.dead")))
-            .collect();
-        for (hyco, host) in &slow {
-            scene.ask("a", hyco, host, 0);
-        }
-        assert_eq!(scene.start_all(), slow.len(), "nobody knows yet");
-        scene.now += Duration::from_secs(10);
-        for (_, host) in &slow {
-            let began = scene.now - Duration::from_secs(10);
-            let silent = Err(Failure::Silent);
-            scene.line.answered(scene.now, began, &name(host), &silent);
-        }
-        scene.now += BOUNDS.failed_for;
-        for (hyco, host) in &slow {
-            scene.ask("a", hyco, host, 0);
-        }
-        assert_eq!(scene.start_all(), BOUNDS.threads_max / SLOW_SHARE);
-        scene.ask("a", "payroll-sql", "db.corp", 1);
-        assert_eq!(scene.next().as_deref(), Some("db.corp"));
-    }
-
-    #[test]
-    fn a_question_that_nobody_waits_for_any_more_takes_no_thread() {
-        let mut scene = Scene::open();
-        scene.ask("a", "payroll-sql", "late.corp", 1);
-        scene.now += Duration::from_secs(1);
-        scene.ask("a", "payroll-sql", "late.corp", 2);
-        scene.ask("a", "payroll-sql", "other.corp", 3);
-        scene.now += PATIENCE - Duration::from_secs(1);
-        assert_eq!(scene.line.expired(scene.now), [1]);
-        scene.now += Duration::from_secs(1);
-        let mut expired = scene.line.expired(scene.now);
-        expired.sort_unstable();
-        assert_eq!((expired, scene.next()), (vec![2, 3], None));
-        assert_eq!(
-            (scene.line.waiters, scene.line.waiters_by_relay.len()),
-            (0, 0)
-        );
-    }
-
-    #[test]
-    fn a_flood_of_questions_leaves_places_to_other_relays() {
-        let mut scene = Scene::open();
-        let mut places = 0;
-        while scene.ask("a", "payroll-sql", "db.corp", 0) == Place::Waits {
-            places += 1;
-        }
-        assert_eq!(places, WAITERS_MAX / 2);
-        assert_eq!(scene.ask("b", "payroll-sql", "db.corp", 0), Place::Waits);
-        let mut questions = 1;
-        let mut scene = Scene::open();
-        while scene.ask("a", "payroll-sql", &format!("s{questions}.a"), 0) == Place::Waits {
-            questions += 1;
-        }
-        assert_eq!(questions - 1, QUESTIONS_MAX / 2);
-        assert_eq!(scene.ask("b", "payroll-sql", "db.corp", 0), Place::Waits);
-    }
-
-    #[test]
-    fn what_is_remembered_of_names_is_bounded() {
-        let mut scene = Scene::open();
-        for number in 0..KNOWN_MAX + 10 {
-            scene.now += Duration::from_millis(1);
-            let host = format!("s{number}.corp");
-            scene.ask("a", "payroll-sql", &host, 0);
-            scene.next();
-            scene.answer(&host, &found());
-        }
-        assert_eq!(scene.line.known.len(), KNOWN_MAX);
-        let newest = format!("s{}.corp", KNOWN_MAX + 9);
-        let known = scene.ask("a", "payroll-sql", &newest, 0);
-        assert_eq!(known, Place::Known(found()));
-    }
-
-    impl Scene {
-        fn open() -> Self {
-            Self {
-                line: Line::new(BOUNDS),
-                now: Instant::now(),
-            }
-        }
-
-        fn ask(&mut self, relay: &str, hyco: &str, host: &str, waits: u32) -> Place {
-            let asker = Asker {
-                relay: format!("{relay}.example:4433")
-                    .parse()
-                    .expect("an endpoint"),
-                hyco: Some(hyco.parse().expect("a name")),
-            };
-            let give_up = self.now + PATIENCE;
-            self.line
-                .ask(self.now, &name(host), &asker, give_up, || waits)
-        }
-
-        fn next(&mut self) -> Option<String> {
-            let name = self.line.next(self.now)?;
-            Some(name.as_str().to_owned())
-        }
-
-        /// Starts as many as may be, and says how many.
-        fn start_all(&mut self) -> usize {
-            std::iter::from_fn(|| self.next()).count()
-        }
-
-        fn answer(&mut self, host: &str, answer: &Answer) -> Vec<u32> {
-            self.line.answered(self.now, self.now, &name(host), answer)
-        }
-    }
-
-    fn name(text: &str) -> HostName {
-        text.parse().expect("a name")
-    }
-
-    fn found() -> Answer {
-        Ok(Arc::new([Found {
-            ip: "10.1.2.3".parse().expect("an address"),
-            from_hosts_file: false,
-        }]))
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@
 mod line;
 mod system;
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -53,6 +54,8 @@ pub(crate) enum Failure {
     Silent,
     /// This machine's hosts file leads it to a sender, and nowhere else.
     OwnEntry,
+    /// This process has no file descriptor, memory or thread left to resolve it with.
+    Exhausted,
 }
 
 /// What became of a question: at least one address, or why there is none.
@@ -118,7 +121,8 @@ impl Resolver {
     }
 
     /// Resolves a name. Where it takes time, `waits` is called on another thread: with the answer,
-    /// or with [`Failure::Silent`] when no thread was free until `give_up`.
+    /// or after `give_up` with [`Failure::Silent`], as soon as a thread sees it;
+    /// with [`Failure::Exhausted`] where no thread can be started, on this thread, too.
     ///
     /// # Errors
     /// The asker's share of the line is used up: [`FlowCode::Overloaded`].
@@ -171,13 +175,17 @@ impl Lane {
     ) -> Result<Asked, FlowCode> {
         let mut state = self.0.open();
         let waits = || -> Waits { Box::new(waits) };
-        match state.line.ask(now, name, asker, give_up, waits) {
-            Place::Known(answer) => return Ok(Asked::Known(answer)),
-            Place::Full => return Err(FlowCode::Overloaded),
-            Place::Waits => {}
+        let (asked, needs_thread) = match state.line.ask(now, name, asker, give_up, waits) {
+            Place::Known(answer) => (Ok(Asked::Known(answer)), false),
+            Place::Refused => (Err(FlowCode::Overloaded), false),
+            Place::Joined => (Ok(Asked::Later), false),
+            Place::Waits => (Ok(Asked::Later), true),
+        };
+        // Callbacks may block on a full inbox: a thread makes them, not the worker that asks.
+        if needs_thread || state.line.has_expired(now) {
+            self.0.have_thread(state);
         }
-        self.0.have_thread(state);
-        Ok(Asked::Later)
+        asked
     }
 }
 
@@ -193,8 +201,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sees to it that a thread looks at the line: one that is idle, else another one, else one
-    /// that is done.
+    /// Wakes an idle thread; else starts one below the limit; else a busy thread takes the question
+    /// when it finishes.
     fn have_thread(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if state.idle > 0 {
             return self.wake.notify_one();
@@ -209,9 +217,23 @@ impl Shared {
             .name(self.threads_name.to_owned())
             .spawn(move || shared.run());
         if let Err(error) = started {
-            // The threads that are there go on; without any, the question waits for its end.
-            self.open().threads -= 1;
-            warn!(%error, "cannot start a thread to resolve names");
+            self.not_started(&error);
+        }
+    }
+
+    /// A thread could not be started. Those that are there take the questions; without any, nobody
+    /// would answer them.
+    fn not_started(&self, error: &io::Error) {
+        warn!(%error, "cannot start a thread to resolve names");
+        let mut state = self.open();
+        state.threads -= 1;
+        let waiting = match state.threads {
+            0 => state.line.take_all(),
+            _ => Vec::new(),
+        };
+        drop(state);
+        for waits in waiting {
+            waits(Err(Failure::Exhausted));
         }
     }
 
@@ -221,8 +243,8 @@ impl Shared {
         let mut rested = false;
         while !state.closed {
             let now = Instant::now();
-            let expired = state.line.expired(now);
             let next = state.line.next(now);
+            let expired = state.line.expired(now);
             if expired.is_empty() && next.is_none() {
                 if rested {
                     break;
@@ -233,7 +255,7 @@ impl Shared {
             rested = false;
             // Questions may come faster than threads wake: each that begins to work looks whether
             // another one is needed.
-            if next.is_some() && state.line.has_next(now) {
+            if next.as_ref().is_some_and(|(_, more)| *more) {
                 self.have_thread(state);
             } else {
                 drop(state);
@@ -241,7 +263,7 @@ impl Shared {
             for waits in expired {
                 waits(Err(Failure::Silent));
             }
-            if let Some(name) = next {
+            if let Some((name, _)) = next {
                 self.resolve(&name);
             }
             state = self.open();
@@ -283,14 +305,6 @@ pub(crate) fn name_or_literal(endpoint: &Endpoint) -> Result<&HostName, Found> {
         Host::Name(name) => Ok(name),
         Host::V4(ip) => Err(literal(IpAddr::V4(*ip))),
         Host::V6(ip) => Err(literal(IpAddr::V6(*ip).to_canonical())),
-    }
-}
-
-/// Resolves by the system: blocks.
-pub(crate) fn now(endpoint: &Endpoint) -> Answer {
-    match name_or_literal(endpoint) {
-        Ok(name) => system::look_up(name),
-        Err(literal) => Ok(Arc::new([literal])),
     }
 }
 

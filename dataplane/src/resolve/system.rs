@@ -5,8 +5,10 @@ use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 
 use underpass_proto::HostName;
+use underpass_proto::endpoint::HOSTS_LINE_END;
 
 use super::{Answer, Failure, Found};
+use crate::io::is_exhaustion;
 
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 8;
@@ -15,8 +17,8 @@ const ADDRESSES_MAX: usize = 8;
 /// on the text alone.
 const SILENT: [&str; 2] = ["Temporary failure in name resolution", "Try again"];
 
-/// How a sender ends each of its lines in a hosts file.
-const SENDERS_ENTRY: &str = "# by underpass";
+/// What they say without memory (EAI_MEMORY): glibc and musl.
+const NO_MEMORY: [&str; 2] = ["Memory allocation failure", "Out of memory"];
 
 /// Resolves by the system: blocks.
 pub(super) fn look_up(name: &HostName) -> Answer {
@@ -35,10 +37,13 @@ pub(super) fn look_up(name: &HostName) -> Answer {
         return Err(Failure::NotFound);
     }
     // The file matters only for loopback, and is read only then.
-    let hosts = ips
-        .iter()
-        .any(IpAddr::is_loopback)
-        .then(|| std::fs::read_to_string("/etc/hosts").unwrap_or_default());
+    let hosts = match ips.iter().any(IpAddr::is_loopback) {
+        true => match std::fs::read_to_string("/etc/hosts") {
+            Err(error) if is_exhaustion(&error) => return Err(Failure::Exhausted),
+            hosts => Some(hosts.unwrap_or_default()),
+        },
+        false => None,
+    };
     let in_hosts = |ip: IpAddr| {
         hosts
             .as_deref()
@@ -65,14 +70,17 @@ pub(super) fn look_up(name: &HostName) -> Answer {
 fn is_senders(hosts: &str, name: &str, ip: IpAddr) -> bool {
     let (of_senders, of_others): (Vec<&str>, Vec<&str>) = hosts
         .lines()
-        .partition(|line| line.trim_end().ends_with(SENDERS_ENTRY));
+        .partition(|line| line.trim_end().ends_with(HOSTS_LINE_END));
     hosts_file_says(&of_senders.join("\n"), name, ip)
         && !hosts_file_says(&of_others.join("\n"), name, ip)
 }
 
 fn failure(error: &io::Error) -> Failure {
     let text = error.to_string();
-    if SILENT.iter().any(|silent| text.contains(silent)) {
+    // EAI_SYSTEM comes as the error of the system call that failed.
+    if is_exhaustion(error) || NO_MEMORY.iter().any(|it| text.contains(it)) {
+        Failure::Exhausted
+    } else if SILENT.iter().any(|silent| text.contains(silent)) {
         Failure::Silent
     } else {
         Failure::NotFound
@@ -101,6 +109,25 @@ mod tests {
     use super::*;
 
     const HOSTS: &str = "127.0.0.1 localhost\n# 127.0.0.1 commented\n127.0.1.1\tdb.corp db # the database\n::1 six\n";
+
+    #[test]
+    fn a_name_that_is_not_found_differs_from_a_look_up_that_could_not_be_made() {
+        let says = |text: &str| {
+            let text = format!("failed to lookup address information: {text}");
+            failure(&io::Error::other(text))
+        };
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+            let error = io::Error::from_raw_os_error(errno);
+            assert_eq!(failure(&error), Failure::Exhausted, "errno {errno}");
+        }
+        for text in NO_MEMORY {
+            assert_eq!(says(text), Failure::Exhausted);
+        }
+        for text in SILENT {
+            assert_eq!(says(text), Failure::Silent);
+        }
+        assert_eq!(says("Name or service not known"), Failure::NotFound);
+    }
 
     #[test]
     fn the_hosts_file_is_read_as_the_system_reads_it() {

@@ -53,17 +53,62 @@ fn a_burst_for_one_name_asks_the_system_once() {
 }
 
 #[test]
+fn who_waits_for_a_look_up_that_hangs_is_answered_when_its_time_is_over() {
+    let scene = Scene::open();
+    scene.ask("a", Some("payroll-sql"), "db.dead", 0);
+    scene.await_look_ups(1);
+    let asker = asker("a", Some("payroll-sql"));
+    let (send, now) = (scene.answered.clone(), Instant::now());
+    let waits = move |answer| {
+        let _ = send.send((1, answer));
+    };
+    let asked = scene
+        .resolver
+        .ask(now, &name("db.dead"), &asker, now, waits);
+    assert!(matches!(asked, Ok(Asked::Later)), "{asked:?}");
+    let answered = scene.answers.recv_timeout(MOMENT);
+    assert_eq!(answered, Ok((1, Err(Failure::Silent))));
+}
+
+#[test]
+fn without_any_thread_who_waits_is_answered_at_once() {
+    let scene = Scene::open();
+    let lane = &scene.resolver.relays.0;
+    for (threads, answers) in [(2, 0), (1, 1)] {
+        let send = scene.answered.clone();
+        let waits = move || -> Waits {
+            Box::new(move |answer| {
+                let _ = send.send((0, answer));
+            })
+        };
+        let (asker, now) = (asker("a", None), Instant::now());
+        let mut state = lane.open();
+        let host = format!("relay-{threads}.example");
+        state
+            .line
+            .ask(now, &name(&host), &asker, now + MOMENT, waits);
+        // As if this many had been there when one of them could not be started.
+        state.threads = threads;
+        drop(state);
+        lane.not_started(&io::Error::from_raw_os_error(libc::EAGAIN));
+        let answered: Vec<_> = scene.answers.try_iter().collect();
+        assert_eq!(answered.len(), 2 * answers, "{threads}");
+        assert!(
+            answered
+                .iter()
+                .all(|(_, it)| *it == Err(Failure::Exhausted))
+        );
+    }
+}
+
+#[test]
 fn names_of_several_hybrid_connections_are_resolved_at_once() {
     let scene = Scene::open();
     for number in 0..20 {
         let hyco = format!("hyco-{number}");
         scene.ask("a", Some(&hyco), &format!("s{number}.dead"), number);
     }
-    let until = Instant::now() + MOMENT;
-    while scene.looked_up.load(Ordering::SeqCst) < 20 {
-        assert!(Instant::now() < until, "twenty are under way at once");
-        thread::yield_now();
-    }
+    scene.await_look_ups(20);
 }
 
 #[test]
@@ -101,12 +146,7 @@ impl Scene {
     }
 
     fn ask(&self, relay: &str, hyco: Option<&str>, host: &str, number: u32) {
-        let asker = Asker {
-            relay: format!("{relay}.example:4433")
-                .parse()
-                .expect("an endpoint"),
-            hyco: hyco.map(|hyco| hyco.parse().expect("a name")),
-        };
+        let asker = asker(relay, hyco);
         let now = Instant::now();
         let send = self.answered.clone();
         let waits = move |answer| {
@@ -120,11 +160,29 @@ impl Scene {
         }
     }
 
+    /// Waits until the system was asked so often.
+    fn await_look_ups(&self, count: usize) {
+        let until = Instant::now() + MOMENT;
+        while self.looked_up.load(Ordering::SeqCst) < count {
+            assert!(Instant::now() < until, "{count} are under way at once");
+            thread::yield_now();
+        }
+    }
+
     /// Who is answered next.
     fn answer(&self) -> u32 {
         let (number, answer) = self.answers.recv_timeout(MOMENT).expect("an answer");
         assert!(answer.is_ok(), "{number}: {answer:?}");
         number
+    }
+}
+
+fn asker(relay: &str, hyco: Option<&str>) -> Asker {
+    Asker {
+        relay: format!("{relay}.example:4433")
+            .parse()
+            .expect("an endpoint"),
+        hyco: hyco.map(|hyco| hyco.parse().expect("a name")),
     }
 }
 

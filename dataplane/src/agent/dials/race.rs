@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use underpass_proto::FlowCode;
 
@@ -121,11 +121,10 @@ impl Race {
         self.first == Some(address)
     }
 
-    /// Whether the last attempt has had less than this long.
+    /// When the newest attempt of those under way began.
     #[must_use]
-    pub(super) fn is_younger_than(&self, now: Instant, age: Duration) -> bool {
-        self.last
-            .is_some_and(|(since, _)| now.saturating_duration_since(since) < age)
+    pub(super) fn newest_attempt(&self) -> Option<Instant> {
+        self.attempts.last().map(|attempt| attempt.since)
     }
 
     /// What is reported where no attempt is under way any more, and of which one.

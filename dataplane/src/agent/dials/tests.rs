@@ -50,15 +50,16 @@ fn a_name_without_an_address_is_told_from_one_that_may_not_be_dialled() {
     assert_eq!(done.result, Err(FlowCode::NameNotFound));
     let done = scene.fail_to_resolve(Failure::Silent);
     assert_eq!(done.result, Err(FlowCode::NameServerSilent));
+    let done = scene.fail_to_resolve(Failure::Exhausted);
+    assert_eq!(done.result, Err(FlowCode::Overloaded));
 }
 
 #[test]
 fn a_failed_attempt_is_reported_by_its_true_cause() {
     let (v4, v6): (SocketAddr, SocketAddr) = (
         "127.0.0.1:1433".parse().expect("an address"),
-        // For documentation (RFC 3849): no machine has a way there from a source address of its own
-        // but by a default route.
-        "[2001:db8::1]:1433".parse().expect("an address"),
+        // Link-local, and no interface is named: nothing leads there, on any machine.
+        "[fe80::1]:1433".parse().expect("an address"),
     );
     let code = |errno| code_of(&Error::from_raw_os_error(errno), v4);
     for (errno, expected) in [
@@ -75,10 +76,8 @@ fn a_failed_attempt_is_reported_by_its_true_cause() {
     ] {
         assert_eq!(code(errno), expected, "errno {errno}");
     }
-    if !io::socket::has_source_address(v6) {
-        let none = Error::from_raw_os_error(libc::EADDRNOTAVAIL);
-        assert_eq!(code_of(&none, v6), FlowCode::EndpointUnreachable);
-    }
+    let none = Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+    assert_eq!(code_of(&none, v6), FlowCode::EndpointUnreachable);
 }
 
 #[test]
@@ -138,6 +137,22 @@ fn the_last_of_many_addresses_has_the_time_of_a_whole_attempt() {
     let done = scene.connect("10.1.2.8:1433", Ok(())).expect("it is over");
     assert_eq!(won(&done), "10.1.2.8:1433");
     assert_eq!(scene.closed().len(), 7);
+}
+
+#[test]
+fn two_silent_addresses_fail_when_the_second_one_has_had_its_time() {
+    let mut scene = Scene::open();
+    let number = scene.begin();
+    scene.resolve(number, &["10.1.2.3", "10.1.2.4"]);
+    assert!(scene.advance(STEP).is_empty());
+    assert_eq!(scene.under_way().len(), 2);
+    assert!(scene.advance(DIAL_DEADLINE - STEP).is_empty());
+    assert!(scene.advance(STEP - Duration::from_millis(1)).is_empty());
+    let over = scene.advance(Duration::from_millis(1));
+    assert_eq!(over.len(), 1);
+    assert_eq!(over[0].result, Err(FlowCode::EndpointTimedOut));
+    assert_eq!(scene.core.now - scene.start, DIAL_DEADLINE + STEP);
+    assert!(scene.dials.late.is_empty());
 }
 
 #[test]

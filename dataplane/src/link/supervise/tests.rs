@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use underpass_proto::{Key, Pin};
+use underpass_proto::{HostName, Key, Pin};
 
 use super::*;
 use crate::link::wants::{Want, by_relay};
@@ -20,6 +20,40 @@ fn who_is_asked_to_end_before_its_relay_is_found_ends() {
     let relays = relays("no-such-relay.invalid");
     let ground = Ground::find(&relays, &settings(), &requests, None);
     assert!(ground.expect("nothing is wrong").is_none());
+}
+
+#[test]
+fn a_relay_with_a_silent_name_server_holds_up_no_other_relay() {
+    let (silent, _never) = silent_but_for("good.test");
+    let (_asker, requests) = drain::pair();
+    let both = [relays("silent.test"), relays("good.test")].concat();
+    let found = await_name(&both, &silent, &requests, None);
+    assert!(matches!(found, Ok(true)), "{found:?}");
+    let literal = [relays("silent.test"), relays("127.0.0.1")].concat();
+    let found = await_name(&literal, &silent, &requests, None);
+    assert!(matches!(found, Ok(true)), "{found:?}");
+}
+
+#[test]
+fn a_silent_name_server_delays_neither_a_stop_nor_a_deadline() {
+    let (silent, never) = silent_but_for("good.test");
+    let (asker, requests) = drain::pair();
+    let alone = relays("silent.test");
+    let over = Some(Instant::now());
+    let late = await_name(&alone, &silent, &requests, over).expect_err("it is over");
+    let expected = "cannot reach silent.test:4433 (udp): its name is not found";
+    assert_eq!(late.to_string(), expected);
+    // Asked to stop while the look-up is under way.
+    let looking = thread::spawn(move || await_name(&alone, &silent, &requests, None));
+    asker.ask(drain::Request::Stop);
+    let until = Instant::now() + SOON;
+    while !looking.is_finished() {
+        assert!(Instant::now() < until, "it does not wait for the look-up");
+        thread::yield_now();
+    }
+    let stopped = looking.join().expect("no panic");
+    assert!(matches!(stopped, Ok(false)), "{stopped:?}");
+    drop(never);
 }
 
 #[test]
@@ -117,6 +151,22 @@ fn workers(
         }],
         said: never(),
     }
+}
+
+/// Finds this name at once, and no other one until the second part is dropped.
+fn silent_but_for(name: &'static str) -> (Resolver, Sender<()>) {
+    let (never, gate) = bounded::<()>(0);
+    let lookup = move |host: &HostName| -> Answer {
+        if host.as_str() != name {
+            let _ = gate.recv();
+            return Err(Failure::Silent);
+        }
+        Ok(Arc::new([resolve::Found {
+            ip: "10.1.2.3".parse().expect("an address"),
+            from_hosts_file: false,
+        }]))
+    };
+    (Resolver::by(Arc::new(lookup)), never)
 }
 
 fn settings() -> Settings {
