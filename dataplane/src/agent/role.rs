@@ -254,7 +254,7 @@ impl Agent {
             FlowCode::RegistrationEnded
         } else if !self.permits(session, &probe.hyco, &probe.endpoint) {
             FlowCode::NotAllowed
-        } else if self.dials.is_full() || !self.manners.may_probe(&probe.endpoint) {
+        } else if self.dials.is_full() || !self.manners.begin_probe(&probe.endpoint) {
             FlowCode::Overloaded
         } else {
             let errand = Errand::Probe(probe);
@@ -304,8 +304,9 @@ impl Agent {
                 core.quic.abort(session, stream, known);
             }
             (Errand::Probe(ref probe), ref result) => {
-                if let Ok((socket, _)) = *result {
-                    self.manners.leave(core, &probe.endpoint, socket);
+                match *result {
+                    Ok((socket, _)) => self.manners.leave(core, &probe.endpoint, socket),
+                    Err(_) => self.manners.not_reached(&probe.endpoint),
                 }
                 let said = probed(
                     core.now,
