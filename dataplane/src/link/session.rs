@@ -105,7 +105,7 @@ impl Session {
             *welcomed = true;
         }
         relay.has_workers(workers);
-        for want in &relay.wants {
+        for want in relay.wants.values() {
             self.register(quic, id, want, rng);
         }
     }
@@ -134,7 +134,7 @@ impl Session {
         if !self.is_welcomed() {
             return;
         }
-        for want in &relay.wants {
+        for want in relay.wants.values() {
             let registration = self.registrations.get(&want.string.name);
             if !registration.is_some_and(|registration| registration.is_for(want)) {
                 self.register(quic, id, want, rng);

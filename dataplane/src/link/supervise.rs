@@ -121,8 +121,8 @@ pub(crate) trait Plan {
 
     /// All that is asked for.
     fn names(&self) -> Vec<HycoName> {
-        let wants = self.relays().iter().flat_map(|relay| &relay.wants);
-        wants.map(|want| want.string.name.clone()).collect()
+        let names = self.relays().iter().flat_map(|relay| relay.wants.keys());
+        names.cloned().collect()
     }
 }
 
