@@ -1,6 +1,7 @@
 //! The supervisor of a process that dials: starts its workers, follows what they say, hands out new configurations, and ends them.
 //! Agents and senders are supervised alike; what they register for and what their workers do is theirs.
 
+use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -88,6 +89,8 @@ pub struct Checked {
 pub(crate) enum Said {
     /// A registration stands.
     Registered {
+        /// At which relay.
+        relay: Endpoint,
         /// For what.
         hyco: HycoName,
         /// What it leads to.
@@ -97,6 +100,8 @@ pub(crate) enum Said {
     },
     /// A registration was refused.
     Refused {
+        /// By which relay.
+        relay: Endpoint,
         /// For what.
         hyco: HycoName,
         /// Why.
@@ -119,10 +124,15 @@ pub(crate) trait Plan {
     /// The right that is asked for.
     fn rule(&self) -> Rule;
 
-    /// All that is asked for.
-    fn names(&self) -> Vec<HycoName> {
-        let names = self.relays().iter().flat_map(|relay| relay.wants.keys());
-        names.cloned().collect()
+    /// All that is asked for, and where: one name may be asked for at several relays.
+    fn registrations(&self) -> HashSet<(Endpoint, HycoName)> {
+        let relays = self.relays().iter();
+        relays
+            .flat_map(|relay| {
+                let names = relay.wants.keys().cloned();
+                names.map(move |name| (relay.endpoint.clone(), name))
+            })
+            .collect()
     }
 }
 
@@ -307,7 +317,7 @@ impl<P: Plan, M> Workers<P, M> {
     ) -> Result<(), Error> {
         let look = tick(LOOK_EVERY);
         let mut updates = updates;
-        let mut refused: Vec<HycoName> = Vec::new();
+        let mut refused: HashSet<(Endpoint, HycoName)> = HashSet::new();
         let mut registered = false;
         let mut draining = false;
         loop {
@@ -316,7 +326,9 @@ impl<P: Plan, M> Workers<P, M> {
                     steward.heard(&said);
                     match said {
                         Said::Registered { .. } => registered = true,
-                        Said::Refused { hyco, code: RefusedCode::NotAuthorised } if !refused.contains(&hyco) => refused.push(hyco),
+                        Said::Refused { relay, hyco, code: RefusedCode::NotAuthorised } => {
+                            refused.insert((relay, hyco));
+                        }
                         Said::Refused { .. } | Said::Lost { .. } => {}
                     }
                 },
@@ -345,9 +357,10 @@ impl<P: Plan, M> Workers<P, M> {
                 }
             }
             let plan = steward.plan();
-            if !registered && plan.names().iter().all(|name| refused.contains(name)) {
+            if !registered && plan.registrations().is_subset(&refused) {
                 self.tell(|| Message::Stop);
-                return Err(not_authorised(&refused, plan.rule()));
+                let names = refused.into_iter().map(|(_, hyco)| hyco).collect();
+                return Err(not_authorised(&names, plan.rule()));
             }
         }
     }
@@ -383,27 +396,34 @@ impl<P: Plan, M> Workers<P, M> {
         deadline: Duration,
     ) -> Result<Vec<Checked>, Error> {
         let mut checked: Vec<Checked> = Vec::new();
-        let mut refused = Vec::new();
+        let mut refused = BTreeSet::new();
         let mut full = None;
         let mut lost = None;
-        while checked.len() + refused.len() < plan.names().len() {
+        let count = plan.registrations().len();
+        // The first answer counts: what was refused is asked for again after a while.
+        let mut answered = HashSet::new();
+        while answered.len() < count {
             match self.said.recv_deadline(give_up) {
                 Ok(Said::Registered {
+                    relay,
                     hyco,
                     endpoint,
                     rtt,
-                }) => checked.push(Checked {
-                    hyco,
-                    endpoint,
-                    rtt_us: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
-                }),
-                Ok(Said::Refused { hyco, code }) => {
-                    if code != RefusedCode::NotAuthorised {
-                        full.get_or_insert((hyco.clone(), code));
+                }) => {
+                    if answered.insert((relay, hyco.clone())) {
+                        checked.push(Checked {
+                            hyco,
+                            endpoint,
+                            rtt_us: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
+                        });
                     }
-                    // It asks again after a while.
-                    if !refused.contains(&hyco) {
-                        refused.push(hyco);
+                }
+                Ok(Said::Refused { relay, hyco, code }) => {
+                    if answered.insert((relay, hyco.clone())) {
+                        if code != RefusedCode::NotAuthorised {
+                            full.get_or_insert((hyco.clone(), code));
+                        }
+                        refused.insert(hyco);
                     }
                 }
                 // That one attempt was given up says less than that none was answered in all this time.
@@ -451,7 +471,7 @@ fn unreachable(
     Error::Unreachable(format!("cannot reach {relay} (udp): {why}"))
 }
 
-fn not_authorised(refused: &[HycoName], rule: Rule) -> Error {
+fn not_authorised(refused: &BTreeSet<HycoName>, rule: Rule) -> Error {
     let names: Vec<_> = refused.iter().map(ToString::to_string).collect();
     Error::NotAuthorised(format!(
         "the relay refused to register {}: unknown name, or a key that is not one of its {} keys",
