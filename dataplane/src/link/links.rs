@@ -176,6 +176,7 @@ impl Links {
         let said = Said::Lost {
             relay: link.relay.endpoint.clone(),
             why: why.to_string(),
+            has_one_address: link.addresses.len() < 2,
         };
         let _ = self.say.try_send(said);
     }

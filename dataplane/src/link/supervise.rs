@@ -113,6 +113,8 @@ pub(crate) enum Said {
         relay: Endpoint,
         /// Why.
         why: String,
+        /// Whether the relay has no other address that an attempt may go to.
+        has_one_address: bool,
     },
 }
 
@@ -428,11 +430,15 @@ impl<P: Plan, M> Workers<P, M> {
                 }
                 // That one attempt was given up says less than that none was answered in all this time.
                 Ok(Said::Lost { why, .. }) if why == NO_ANSWER => {}
-                // No further attempt tells more.
-                Ok(Said::Lost { relay, why }) if why.starts_with(WRONG_CERTIFICATE) => {
+                // No further attempt tells more: each would go to the same host.
+                Ok(Said::Lost {
+                    relay,
+                    why,
+                    has_one_address: true,
+                }) if why.starts_with(WRONG_CERTIFICATE) => {
                     return Err(unreachable(plan.relays(), Some((relay, why)), deadline));
                 }
-                Ok(Said::Lost { relay, why }) => lost = Some((relay, why)),
+                Ok(Said::Lost { relay, why, .. }) => lost = Some((relay, why)),
                 Err(_) => return Err(unreachable(plan.relays(), lost, deadline)),
             }
         }

@@ -151,14 +151,42 @@ fn a_process_ends_for_want_of_a_right_once_every_relay_has_refused() {
     assert!(matches!(ended, Err(Error::NotAuthorised(_))), "{ended:?}");
 }
 
+#[test]
+fn a_wrong_certificate_ends_a_check_only_where_the_relay_has_no_other_address() {
+    let plan = Wanted(relays("relay.test"));
+    let wrong = |has_one_address| Said::Lost {
+        relay: endpoint("relay.test"),
+        why: format!("{WRONG_CERTIFICATE} (unknown issuer)"),
+        has_one_address,
+    };
+    let found = check(&plan, vec![wrong(false), registered("relay.test")]);
+    assert_eq!(found.expect("the other address is the relay's").len(), 1);
+    let why = check(&plan, vec![wrong(true), registered("relay.test")]);
+    let why = why.expect_err("no other attempt helps").to_string();
+    assert!(why.contains(WRONG_CERTIFICATE), "{why}");
+    // The other address gives no answer: the certificate is the reason.
+    let silent = Said::Lost {
+        relay: endpoint("relay.test"),
+        why: NO_ANSWER.to_owned(),
+        has_one_address: false,
+    };
+    let why = check_until(Instant::now(), &plan, vec![wrong(false), silent]);
+    let why = why.expect_err("none answered").to_string();
+    assert!(why.contains(WRONG_CERTIFICATE), "{why}");
+}
+
 /// What a check finds whose workers say all this.
 fn check(plan: &Wanted, all: Vec<Said>) -> Result<Vec<Checked>, Error> {
+    check_until(Instant::now() + SOON, plan, all)
+}
+
+fn check_until(give_up: Instant, plan: &Wanted, all: Vec<Said>) -> Result<Vec<Checked>, Error> {
     let mut workers = workers(Handle::to_inbox().0, || Ok(()));
     let (say, said) = bounded(all.len());
     all.into_iter()
         .for_each(|it| say.send(it).expect("there is room"));
     workers.said = said;
-    let found = workers.check(plan, Instant::now() + SOON, SOON);
+    let found = workers.check(plan, give_up, SOON);
     workers.leave();
     found
 }
