@@ -64,8 +64,7 @@ const NO_ANSWER: &str = "no answer";
 /// The same where there is no address to try.
 const NOT_FOUND: &str = "its name is not found";
 
-/// While no session is well, a relay's name is resolved again this often at most. Attempts are at
-/// most 31 s apart, so it is at least each minute.
+/// While no session is healthy, the relay's name is resolved before an attempt, at most this often.
 const RESOLVE_EVERY: Duration = Duration::from_secs(2);
 
 /// How often one cause of a failure is logged.

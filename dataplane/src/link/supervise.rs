@@ -153,7 +153,7 @@ pub(crate) trait Steward {
     /// Goes by a new configuration.
     ///
     /// # Errors
-    /// It is of no use; the one before stands.
+    /// It is invalid; the previous one stays in effect.
     fn update(&mut self, config: Self::Config) -> Result<(), Error>;
 
     /// A worker said something.
@@ -339,7 +339,7 @@ impl<P: Plan, M> Workers<P, M> {
                         refused.clear();
                         self.tell(|| Message::Plan(Arc::clone(steward.plan())));
                     }
-                    Ok(Err(why)) => warn!(%why, "the new configuration is of no use; the one before stands"),
+                    Ok(Err(why)) => warn!(%why, "new configuration is invalid; the previous one stays in effect"),
                     Err(_) => updates = never(),
                 },
                 recv(requests.0) -> request => {

@@ -1,4 +1,5 @@
-//! Which relays a process dials, and what it asks for at each. Values only; made anew when connection strings change.
+//! Which relays a process dials, and what it asks for at each. Values only; rebuilt when connection
+//! strings change.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
