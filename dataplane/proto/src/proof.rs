@@ -9,7 +9,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Host};
 use crate::hex;
 use crate::key::{Key, KeyId, Rule, Which};
 use crate::name::HycoName;
@@ -120,11 +120,47 @@ pub fn relay_proof(
     endpoint: &Endpoint,
     exporter: &Exporter,
 ) -> Proof {
+    relay_proof_over(
+        key,
+        register,
+        &endpoint.host.to_string(),
+        endpoint,
+        exporter,
+    )
+}
+
+/// Whether this is the relay's proof for an endpoint as it came in a frame.
+#[must_use]
+pub fn relay_proof_holds(
+    key: &Key,
+    register: &Register,
+    endpoint: &Endpoint,
+    exporter: &Exporter,
+    got: &Proof,
+) -> bool {
+    let holds_over = |host: &str| {
+        let expected = relay_proof_over(key, register, host, endpoint, exporter);
+        verify(&expected, got)
+    };
+    let host = endpoint.host.to_string();
+    // Interop: the proof is over the host as the frame has it. An older relay keeps the dot at the
+    // end of `db01.corp.` there and in its proof; a decoded host has lost it.
+    let is_name = matches!(endpoint.host, Host::Name(_));
+    holds_over(&host) || is_name && holds_over(&format!("{host}."))
+}
+
+fn relay_proof_over(
+    key: &Key,
+    register: &Register,
+    host: &str,
+    endpoint: &Endpoint,
+    exporter: &Exporter,
+) -> Proof {
     let mut mac = mac(key);
     field(&mut mac, LABEL_RELAY);
     register_fields(&mut mac, register);
     field(&mut mac, &register.proof.0);
-    field(&mut mac, endpoint.host.to_string().as_bytes());
+    field(&mut mac, host.as_bytes());
     field(&mut mac, &endpoint.port.get().to_be_bytes());
     field(&mut mac, &exporter.0);
     Proof(mac.finalize().into_bytes().into())
@@ -238,5 +274,56 @@ impl fmt::Debug for Proof {
         out.write_str("Proof(")?;
         hex::write(&self.0, out)?;
         out.write_str(")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Frame, Registered};
+
+    #[test]
+    fn a_relay_that_keeps_the_dot_at_the_end_of_a_name_is_believed() {
+        let (key, exporter) = (Key::from_random([7; 32]), Exporter([3; 32]));
+        let register = Register::new(
+            &key,
+            "payroll-sql".parse().expect("a name"),
+            Rule::Listen,
+            Nonce([5; 16]),
+            100,
+            0,
+            &exporter,
+        );
+        for (in_frame, in_proof, is_believed) in [
+            ("db01.corp.", "db01.corp.", true),
+            ("db01.corp", "db01.corp", true),
+            ("db01.corp.", "db02.corp.", false),
+            ("db01.corp.", "db01.corp..", false),
+            ("10.0.0.1", "10.0.0.1", true),
+            ("10.0.0.1", "10.0.0.1.", false),
+        ] {
+            let registered = registered(in_frame, |endpoint| {
+                relay_proof_over(&key, &register, in_proof, endpoint, &exporter)
+            });
+            let (endpoint, proof) = (&registered.endpoint, &registered.relay_proof);
+            let holds = |key| relay_proof_holds(key, &register, endpoint, &exporter, proof);
+            assert_eq!(holds(&key), is_believed, "{in_frame}, {in_proof}");
+            assert!(!holds(&Key::from_random([8; 32])), "{in_frame}, {in_proof}");
+        }
+    }
+
+    /// The frame with this host, as it is decoded from its bytes.
+    fn registered(host: &str, prove: impl Fn(&Endpoint) -> Proof) -> Registered {
+        let endpoint = format!("{host}:1433").parse().expect("an endpoint");
+        let mut body = vec![11];
+        body.extend(b"payroll-sql");
+        body.push(u8::try_from(host.len()).expect("short"));
+        body.extend(host.as_bytes());
+        body.extend(1433_u16.to_be_bytes());
+        body.extend(prove(&endpoint).0);
+        match Frame::decode(4, &body) {
+            Ok(Frame::Registered(registered)) => registered,
+            other => panic!("{other:?}"),
+        }
     }
 }

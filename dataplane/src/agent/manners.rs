@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,25 +28,45 @@ const GOODBYE_MAX: Duration = Duration::from_secs(2);
 /// Probes that may be leaving at once on one worker. Others close at once.
 const LEAVING_MAX: usize = 1_024;
 
-/// Probes of a service that speaks first, without a flow between. MySQL locks a host out after 100
-/// (`max_connect_errors`).
+/// Probes of a service that speaks first, without a flow between; also how many may be under way
+/// while it is not known whether it does. MySQL locks a host out after 100 (`max_connect_errors`).
 const PROBES_MAX: u32 = 60;
 
-/// Endpoints that are remembered. An agent serves no more hybrid connections.
+/// Endpoints that are remembered. Of one that is not, nothing is probed.
 const ENDPOINTS_MAX: usize = 4_096;
 
 /// Set in the number of a leaving probe's socket: those of dials are smaller.
 const LEAVING: u64 = 1 << 63;
 
-/// What the workers of an agent know of endpoints.
+/// What the workers of an agent know of endpoints, by host in lower case and port: a service counts
+/// visitors, however its name is spelled.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Visited(Arc<Mutex<HashMap<Endpoint, Visits>>>);
+pub(crate) struct Visited(Arc<Mutex<HashMap<(String, NonZeroU16), Visits>>>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Visits {
-    /// Probes since a flow last reached it.
+    /// Probes since a flow last reached it, those under way among them.
     probes: u32,
-    speaks_first: bool,
+    speaks_first: SpeaksFirst,
+    /// The warning about the probe that was refused was logged since a flow last reached it.
+    is_warned: bool,
+}
+
+/// Whether a service greets its visitors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum SpeaksFirst {
+    /// No probe has ended yet.
+    #[default]
+    Unknown,
+    No,
+    Yes,
+}
+
+/// Why a probe is not made: there were too many.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct ProbeRefused {
+    /// Whether a person is to be warned of it: true for the first refusal alone.
+    warn: bool,
 }
 
 /// Probes that were answered for and are leaving.
@@ -64,16 +85,68 @@ struct Leaving {
 }
 
 impl Visited {
-    fn open(&self) -> MutexGuard<'_, HashMap<Endpoint, Visits>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<(String, NonZeroU16), Visits>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn visits(&self, endpoint: &Endpoint, change: impl FnOnce(&mut Visits)) {
+    /// Counts a probe that is about to be made, or refuses it.
+    fn begin_probe(&self, endpoint: &Endpoint) -> Result<(), ProbeRefused> {
+        let key = key(endpoint);
         let mut visited = self.open();
-        if visited.len() < ENDPOINTS_MAX || visited.contains_key(endpoint) {
-            change(visited.entry(endpoint.clone()).or_default());
+        if visited.len() >= ENDPOINTS_MAX && !visited.contains_key(&key) {
+            visited.retain(|_, visits| visits.is_counted());
+            if visited.len() >= ENDPOINTS_MAX {
+                return Err(ProbeRefused { warn: false });
+            }
+        }
+        let visits = visited.entry(key).or_default();
+        if visits.speaks_first == SpeaksFirst::No || visits.probes < PROBES_MAX {
+            visits.probes = visits.probes.saturating_add(1);
+            return Ok(());
+        }
+        let warn = visits.speaks_first == SpeaksFirst::Yes && !visits.is_warned;
+        visits.is_warned |= warn;
+        Err(ProbeRefused { warn })
+    }
+
+    /// Changes what is known of an endpoint that is remembered.
+    fn update(&self, endpoint: &Endpoint, change: impl FnOnce(&mut Visits)) {
+        let key = key(endpoint);
+        if let Some(visits) = self.open().get_mut(&key) {
+            change(visits);
         }
     }
+
+    /// A probe has ended: the service spoke, or it did not. One that spoke once may be slow to
+    /// speak the next time.
+    fn learn(&self, endpoint: &Endpoint, spoke: bool) {
+        self.update(endpoint, |visits| match spoke {
+            true => visits.speaks_first = SpeaksFirst::Yes,
+            false if visits.speaks_first == SpeaksFirst::Unknown => {
+                visits.speaks_first = SpeaksFirst::No;
+            }
+            false => {}
+        });
+    }
+}
+
+impl Visits {
+    /// Whether its count bounds the probes to come, so that it must not be forgotten.
+    fn is_counted(&self) -> bool {
+        match self.speaks_first {
+            SpeaksFirst::Unknown => self.probes > 0,
+            SpeaksFirst::No => false,
+            SpeaksFirst::Yes => true,
+        }
+    }
+}
+
+fn key(endpoint: &Endpoint) -> (String, NonZeroU16) {
+    let host = match endpoint.host.ip() {
+        Some(ip) => ip.to_string(),
+        None => endpoint.host.to_string().to_ascii_lowercase(),
+    };
+    (host, endpoint.port)
 }
 
 impl Manners {
@@ -85,27 +158,33 @@ impl Manners {
         }
     }
 
-    /// Whether a probe may be made.
-    pub(crate) fn may_probe(&self, endpoint: &Endpoint) -> bool {
-        let visits = self
-            .visited
-            .open()
-            .get(endpoint)
-            .copied()
-            .unwrap_or_default();
-        if visits.speaks_first && visits.probes == PROBES_MAX {
+    /// Counts a probe that is about to be made. False: there were too many, and it is not made.
+    ///
+    /// Counted before the connection, so that any number of requests at once is bounded. Followed
+    /// by [`Self::leave`], or by [`Self::not_reached`]; a probe whose session is gone before either
+    /// stays counted, as its connection may have been made.
+    #[must_use]
+    pub(crate) fn begin_probe(&self, endpoint: &Endpoint) -> bool {
+        let begun = self.visited.begin_probe(endpoint);
+        if let Err(ProbeRefused { warn: true }) = begun {
             warn!(%endpoint, probes = PROBES_MAX, "not probed: the endpoint speaks first, and may lock this host out after so many visits without a real one");
-            // Said once: the next ones are refused as well.
-            self.visited.visits(endpoint, |visits| visits.probes += 1);
         }
-        !visits.speaks_first || visits.probes < PROBES_MAX
+        begun.is_ok()
+    }
+
+    /// The connection of a probe failed: the service has not seen it.
+    pub(crate) fn not_reached(&self, endpoint: &Endpoint) {
+        self.visited.update(endpoint, |visits| {
+            visits.probes = visits.probes.saturating_sub(1);
+        });
     }
 
     /// A flow reached the endpoint.
     pub(crate) fn flow_reached(&self, endpoint: &Endpoint) {
-        if let Some(visits) = self.visited.open().get_mut(endpoint) {
+        self.visited.update(endpoint, |visits| {
             visits.probes = 0;
-        }
+            visits.is_warned = false;
+        });
     }
 
     /// A probe is connected and was answered for: its socket waits for a greeting, briefly.
@@ -115,9 +194,6 @@ impl Manners {
         endpoint: &Endpoint,
         socket: SocketId,
     ) {
-        self.visited.visits(endpoint, |visits| {
-            visits.probes = visits.probes.saturating_add(1);
-        });
         core.disown(socket);
         if self.leaving.len() >= LEAVING_MAX {
             return core.io.close(socket, Close::Clean);
@@ -158,8 +234,7 @@ impl Manners {
             warn!(%endpoint, "MySQL or MariaDB at the endpoint has locked this host out, after too many connections that said nothing; \
                 `mysqladmin flush-hosts` there lifts that");
         }
-        self.visited
-            .visits(endpoint, |visits| visits.speaks_first = true);
+        self.visited.learn(endpoint, true);
         match goodbye(&bytes) {
             Some(words) => {
                 leaving.until = core.now + GOODBYE_MAX;
@@ -195,9 +270,11 @@ impl Manners {
     }
 
     fn close<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, number: u64) {
-        if let Some(Leaving { socket, .. }) = self.leaving.remove(&number) {
-            core.disown(socket);
-            core.io.close(socket, Close::Clean);
+        if let Some(leaving) = self.leaving.remove(&number) {
+            // One that closes without a word, as a proxy without a server does, is taken for quiet.
+            self.visited.learn(&leaving.endpoint, leaving.greeted);
+            core.disown(leaving.socket);
+            core.io.close(leaving.socket, Close::Clean);
         }
     }
 }
@@ -264,23 +341,103 @@ mod tests {
 
     #[test]
     fn a_service_that_speaks_first_is_probed_so_many_times_and_again_after_a_flow() {
-        let (first, quiet) = ("db.corp:3306", "web.corp:80");
-        let [first, quiet] =
-            [first, quiet].map(|text| text.parse::<Endpoint>().expect("an endpoint"));
-        let visited = Visited::default();
-        let manners = Manners::new(visited.clone());
-        visited.visits(&first, |visits| visits.speaks_first = true);
-        let count = |endpoint: &Endpoint| {
-            let probes = (0..1_000).take_while(|_| {
-                let may = manners.may_probe(endpoint);
-                visited.visits(endpoint, |visits| visits.probes += 1);
-                may
-            });
-            probes.count()
-        };
-        assert_eq!(count(&first), PROBES_MAX as usize);
-        assert_eq!(count(&quiet), 1_000);
+        let (first, quiet) = (endpoint("db.corp:3306"), endpoint("web.corp:80"));
+        let manners = Manners::new(Visited::default());
+        for (endpoint, speaks) in [(&first, true), (&quiet, false)] {
+            assert!(manners.begin_probe(endpoint));
+            manners.visited.learn(endpoint, speaks);
+        }
+        assert_eq!(begun(&manners, &first, 1_000), PROBES_MAX - 1);
+        assert_eq!(begun(&manners, &quiet, 1_000), 1_000);
         manners.flow_reached(&first);
-        assert!(manners.may_probe(&first));
+        assert_eq!(begun(&manners, &first, 1_000), PROBES_MAX);
+        // A greeting that is late once makes it no quiet one.
+        manners.visited.learn(&first, false);
+        assert!(!manners.begin_probe(&first));
+        // What was quiet and speaks now has had its probes.
+        manners.visited.learn(&quiet, true);
+        assert!(!manners.begin_probe(&quiet));
+    }
+
+    #[test]
+    fn probes_at_once_are_counted_before_they_connect_and_given_back_where_they_do_not() {
+        let (manners, endpoint) = (Manners::new(Visited::default()), endpoint("db.corp:3306"));
+        assert_eq!(begun(&manners, &endpoint, 200), PROBES_MAX);
+        for _ in 0..10 {
+            manners.not_reached(&endpoint);
+        }
+        assert_eq!(begun(&manners, &endpoint, 200), 10);
+        // The first of them is greeted, or has waited in vain for a greeting.
+        manners.visited.learn(&endpoint, true);
+        assert_eq!(begun(&manners, &endpoint, 200), 0);
+        manners.flow_reached(&endpoint);
+        manners.not_reached(&endpoint);
+        assert_eq!(begun(&manners, &endpoint, 200), PROBES_MAX);
+    }
+
+    #[test]
+    fn an_endpoint_is_counted_once_however_it_is_spelled() {
+        for (one, other) in [
+            ("db.corp:3306", "DB.Corp.:3306"),
+            ("10.0.0.1:3306", "[::ffff:10.0.0.1]:3306"),
+        ] {
+            let manners = Manners::new(Visited::default());
+            let (one, other) = (endpoint(one), endpoint(other));
+            assert_eq!(begun(&manners, &one, 30), 30);
+            assert_eq!(begun(&manners, &other, 200), PROBES_MAX - 30);
+            manners.flow_reached(&other);
+            assert!(manners.begin_probe(&one));
+        }
+    }
+
+    #[test]
+    fn a_full_table_drops_who_does_not_speak_first_and_else_refuses_new_ones() {
+        let manners = Manners::new(Visited::default());
+        let number = |number: usize| endpoint(&format!("s{number}.corp:25"));
+        for at in 0..ENDPOINTS_MAX {
+            assert!(manners.begin_probe(&number(at)));
+            manners.visited.learn(&number(at), at % 2 == 0);
+        }
+        for at in ENDPOINTS_MAX..ENDPOINTS_MAX * 3 / 2 {
+            assert_eq!(begun(&manners, &number(at), 200), PROBES_MAX);
+        }
+        let beyond = number(ENDPOINTS_MAX * 2);
+        assert!(!manners.begin_probe(&beyond));
+        assert_eq!(begun(&manners, &number(0), 200), PROBES_MAX - 1);
+        assert_eq!(manners.visited.open().len(), ENDPOINTS_MAX);
+        // Unreached ones, too, make room.
+        for _ in 0..PROBES_MAX {
+            manners.not_reached(&number(ENDPOINTS_MAX));
+        }
+        assert!(manners.begin_probe(&beyond));
+    }
+
+    #[test]
+    fn the_warning_is_given_once_each_time_that_the_bound_is_crossed() {
+        let (visited, endpoint) = (Visited::default(), endpoint("db.corp:3306"));
+        let manners = Manners::new(visited.clone());
+        let warnings = || {
+            let refused = (0..200).filter_map(|_| visited.begin_probe(&endpoint).err());
+            refused.filter(|refused| refused.warn).count()
+        };
+        // All of them under way before the greeting of the first.
+        assert_eq!(warnings(), 0);
+        visited.learn(&endpoint, true);
+        assert_eq!([warnings(), warnings()], [1, 0]);
+        manners.not_reached(&endpoint);
+        assert_eq!(warnings(), 0);
+        manners.flow_reached(&endpoint);
+        assert_eq!([warnings(), warnings()], [1, 0]);
+    }
+
+    /// How many of so many probes are begun.
+    fn begun(manners: &Manners, endpoint: &Endpoint, count: u32) -> u32 {
+        (0..count)
+            .map(|_| u32::from(manners.begin_probe(endpoint)))
+            .sum()
+    }
+
+    fn endpoint(text: &str) -> Endpoint {
+        text.parse().expect("an endpoint")
     }
 }

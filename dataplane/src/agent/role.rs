@@ -129,7 +129,7 @@ impl Agent {
             }
             Heard::Refused(hyco, code) => {
                 self.refuse_early(core, session, &hyco);
-                self.links.tell_refused(hyco, code);
+                self.links.tell_refused(session, hyco, code);
             }
             Heard::Ended(hyco) => self.refuse_early(core, session, &hyco),
             Heard::Probe(probe) => self.probe(core, session, probe),
@@ -263,7 +263,7 @@ impl Agent {
             FlowCode::RegistrationEnded
         } else if !self.permits(session, &probe.hyco, &probe.endpoint) {
             FlowCode::NotAllowed
-        } else if self.dials.is_full() || !self.manners.may_probe(&probe.endpoint) {
+        } else if self.dials.is_full() || !self.manners.begin_probe(&probe.endpoint) {
             FlowCode::Overloaded
         } else {
             let errand = Errand::Probe(probe);
@@ -314,8 +314,9 @@ impl Agent {
                 core.quic.abort(session, stream, known);
             }
             (Errand::Probe(ref probe), ref result) => {
-                if let Ok((socket, _)) = *result {
-                    self.manners.leave(core, &probe.endpoint, socket);
+                match *result {
+                    Ok((socket, _)) => self.manners.leave(core, &probe.endpoint, socket),
+                    Err(_) => self.manners.not_reached(&probe.endpoint),
                 }
                 let said = probed(
                     core.now,

@@ -176,6 +176,7 @@ impl Links {
         let said = Said::Lost {
             relay: link.relay.endpoint.clone(),
             why: why.to_string(),
+            has_one_address: link.addresses.len() < 2,
         };
         let _ = self.say.try_send(said);
     }
@@ -212,8 +213,12 @@ impl Links {
         hyco: HycoName,
         endpoint: Endpoint,
     ) {
+        let Some(relay) = self.relay_of(session).cloned() else {
+            return;
+        };
         let path = quic.path(session);
         let _ = self.say.try_send(Said::Registered {
+            relay,
             hyco,
             endpoint,
             rtt: path.map_or(Duration::ZERO, |path| path.rtt),
@@ -221,8 +226,11 @@ impl Links {
     }
 
     /// Tells the supervisor that a registration was refused.
-    pub(crate) fn tell_refused(&self, hyco: HycoName, code: RefusedCode) {
-        let _ = self.say.try_send(Said::Refused { hyco, code });
+    pub(crate) fn tell_refused(&self, session: SessionId, hyco: HycoName, code: RefusedCode) {
+        let Some(relay) = self.relay_of(session).cloned() else {
+            return;
+        };
+        let _ = self.say.try_send(Said::Refused { relay, hyco, code });
     }
 
     /// What this hybrid connection leads to, where both proofs hold on this session.

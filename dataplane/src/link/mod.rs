@@ -31,8 +31,8 @@ use crate::quic::{Driver, SessionId, Side, cid, config};
 /// which it has heard, and a second attempt would only be more of what it is busy with.
 const RENEW_AFTER: Duration = Duration::from_secs(1);
 
-/// Attempts under way at once: as many as are begun while one is given time for an answer. A relay
-/// with more addresses has one for each.
+/// Attempts under way at once at each address: as many as are begun while one is given time for an
+/// answer.
 const ATTEMPTS_MAX: usize = 3;
 
 /// An attempt that got no answer for this long is given up; also how long an answer may be the last one before another attempt is made.
@@ -46,14 +46,14 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 /// a pause as long as the outage, so no less than a session survives.
 const RETIRE_AFTER: Duration = IDLE_MAX;
 
-/// For this long after a loss attempts are close together.
+/// For this long after a loss rounds of attempts are close together.
 const EAGER_FOR: Duration = Duration::from_secs(60);
 
-/// Longest pause between attempts: while eager, and after.
+/// Longest pause between rounds: while eager, and after.
 const PAUSE_EAGER: Duration = Duration::from_secs(1);
 const PAUSE_LATER: Duration = Duration::from_secs(30);
 
-/// First pause; doubled with each attempt.
+/// First pause; doubled with each round of attempts.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 
 const _: () = assert!(RENEW_AFTER.as_millis() * ATTEMPTS_MAX as u128 >= UNANSWERED_MAX.as_millis());
@@ -64,8 +64,7 @@ const NO_ANSWER: &str = "no answer";
 /// The same where there is no address to try.
 const NOT_FOUND: &str = "its name is not found";
 
-/// While no session is well, a relay's name is resolved again this often at most. Attempts are at
-/// most 31 s apart, so it is at least each minute.
+/// While no session is healthy, the relay's name is resolved before an attempt, at most this often.
 const RESOLVE_EVERY: Duration = Duration::from_secs(2);
 
 /// How often one cause of a failure is logged.
@@ -93,8 +92,10 @@ pub(crate) struct Link {
     pub(crate) resolving: bool,
     /// When one last ended, with or without an address.
     resolved: Option<Instant>,
+    /// Which of them is tried next. A round of attempts begins at the first one.
     next_address: usize,
-    attempts: u32,
+    /// Rounds since a session was welcomed or lost.
+    rounds: u32,
     alone_since: Instant,
     next_attempt: Instant,
     /// Causes of failures that were logged since the last session, and when.
@@ -153,7 +154,7 @@ impl Link {
             resolving: false,
             resolved: None,
             next_address: 0,
-            attempts: 0,
+            rounds: 0,
             alone_since: now,
             next_attempt: now,
             logged: Vec::new(),
@@ -227,7 +228,7 @@ impl Link {
             count += 1;
             answered |= quic.is_answering(now, id, UNANSWERED_MAX);
         }
-        count < ATTEMPTS_MAX.max(self.addresses.len()) && !answered
+        count < ATTEMPTS_MAX * self.addresses.len().max(1) && !answered
     }
 
     /// Whether the relay's name is to be resolved, beside an attempt that goes to what is known: it
@@ -238,26 +239,22 @@ impl Link {
         !self.resolving && self.resolved.is_none_or(is_old)
     }
 
-    /// Dials.
+    /// Dials the next address. In a round each address is tried beside those before it; the pause
+    /// is between rounds.
     pub(crate) fn dial(&mut self, quic: &mut Driver, now: Instant, rng: &mut impl Rng) {
-        if self.attempts == 0 {
-            self.next_address = 0; // What worked last is first again.
+        let address = self.addresses.get(self.next_address).copied();
+        self.next_address += 1;
+        if self.next_address < self.addresses.len() {
+            self.next_attempt = now + ATTEMPT_EVERY;
+        } else {
+            self.next_attempt = now + self.pause(now, rng);
+            self.next_address = 0;
+            self.rounds += 1;
         }
-        // The first time round, each address is tried beside those before it.
-        let is_racing = self.next_address + 1 < self.addresses.len();
-        self.next_attempt = match is_racing {
-            true => now + ATTEMPT_EVERY,
-            false => now + self.pause(now, rng),
-        };
-        self.attempts += 1;
         self.relay_worker %= self.relay.workers();
-        let Some(&address) = self
-            .addresses
-            .get(self.next_address % self.addresses.len().max(1))
-        else {
+        let Some(address) = address else {
             return self.tell_failure(now, NOT_FOUND);
         };
-        self.next_address += 1;
         let mtu = quic.mtu_to(address);
         let first = cid::towards(self.relay_worker, rng);
         let dialled = config::client(&self.relay.trust, first, mtu).and_then(|client| {
@@ -279,7 +276,7 @@ impl Link {
         let eager = now.saturating_duration_since(self.alone_since) < EAGER_FOR;
         let longest = if eager { PAUSE_EAGER } else { PAUSE_LATER };
         let grown = PAUSE_FIRST
-            .saturating_mul(1 << self.attempts.min(16))
+            .saturating_mul(1 << self.rounds.min(16))
             .min(longest);
         RENEW_AFTER.min(longest) + grown.mul_f64(rng.random::<f64>()) - PAUSE_FIRST.min(grown)
     }
@@ -323,7 +320,8 @@ impl Link {
         if session.is_welcomed() {
             self.relay.pulse(now).alarm(now);
             self.alone_since = now;
-            self.attempts = 0;
+            self.rounds = 0;
+            self.next_address = 0;
             self.next_attempt = now;
             self.logged.clear();
         }
@@ -388,7 +386,8 @@ impl Link {
                     session.welcome(quic, &relay, id, welcome.workers, rng);
                     self.worked = quic.path(id).map(|path| path.remote.ip());
                     self.addresses = arranged(std::mem::take(&mut self.addresses), self.worked);
-                    self.attempts = 0;
+                    self.rounds = 0;
+                    self.next_address = 0;
                     self.logged.clear();
                 }
                 Frame::Registered(said) => {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 use tracing::{info, warn};
-use underpass_proto::proof::{relay_proof, verify};
+use underpass_proto::proof::relay_proof_holds;
 use underpass_proto::wire::{Deregister, Ended, Refused, Registered};
 use underpass_proto::{
     Endpoint, Exporter, FlowCode, Frame, HycoName, Key, Nonce, Register, Rule, SessionCode,
@@ -105,7 +105,7 @@ impl Session {
             *welcomed = true;
         }
         relay.has_workers(workers);
-        for want in &relay.wants {
+        for want in relay.wants.values() {
             self.register(quic, id, want, rng);
         }
     }
@@ -134,7 +134,7 @@ impl Session {
         if !self.is_welcomed() {
             return;
         }
-        for want in &relay.wants {
+        for want in relay.wants.values() {
             let registration = self.registrations.get(&want.string.name);
             if !registration.is_some_and(|registration| registration.is_for(want)) {
                 self.register(quic, id, want, rng);
@@ -205,8 +205,8 @@ impl Session {
         };
         let registration = self.registrations.get_mut(&said.hyco)?;
         let holds = |proven: &Proven| {
-            let expected = relay_proof(&proven.key, &proven.register, &said.endpoint, exporter);
-            verify(&expected, &said.relay_proof)
+            let Proven { register, key } = proven;
+            relay_proof_holds(key, register, &said.endpoint, exporter, &said.relay_proof)
         };
         if registration.asked.as_ref().is_some_and(holds) {
             let proven = registration.asked.take()?;

@@ -1,6 +1,7 @@
 //! The supervisor of a process that dials: starts its workers, follows what they say, hands out new configurations, and ends them.
 //! Agents and senders are supervised alike; what they register for and what their workers do is theirs.
 
+use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -89,6 +90,8 @@ pub struct Checked {
 pub(crate) enum Said {
     /// A registration stands.
     Registered {
+        /// At which relay.
+        relay: Endpoint,
         /// For what.
         hyco: HycoName,
         /// What it leads to.
@@ -98,6 +101,8 @@ pub(crate) enum Said {
     },
     /// A registration was refused.
     Refused {
+        /// By which relay.
+        relay: Endpoint,
         /// For what.
         hyco: HycoName,
         /// Why.
@@ -109,6 +114,8 @@ pub(crate) enum Said {
         relay: Endpoint,
         /// Why.
         why: String,
+        /// Whether the relay has no other address that an attempt may go to.
+        has_one_address: bool,
     },
 }
 
@@ -120,10 +127,15 @@ pub(crate) trait Plan {
     /// The right that is asked for.
     fn rule(&self) -> Rule;
 
-    /// All that is asked for.
-    fn names(&self) -> Vec<HycoName> {
-        let wants = self.relays().iter().flat_map(|relay| &relay.wants);
-        wants.map(|want| want.string.name.clone()).collect()
+    /// All that is asked for, and where: one name may be asked for at several relays.
+    fn registrations(&self) -> HashSet<(Endpoint, HycoName)> {
+        let relays = self.relays().iter();
+        relays
+            .flat_map(|relay| {
+                let names = relay.wants.keys().cloned();
+                names.map(move |name| (relay.endpoint.clone(), name))
+            })
+            .collect()
     }
 }
 
@@ -142,7 +154,7 @@ pub(crate) trait Steward {
     /// Goes by a new configuration.
     ///
     /// # Errors
-    /// It is of no use; the one before stands.
+    /// It is invalid; the previous one stays in effect.
     fn update(&mut self, config: Self::Config) -> Result<(), Error>;
 
     /// A worker said something.
@@ -354,7 +366,7 @@ impl<P: Plan, M> Workers<P, M> {
     ) -> Result<(), Error> {
         let look = tick(LOOK_EVERY);
         let mut updates = updates;
-        let mut refused: Vec<HycoName> = Vec::new();
+        let mut refused: HashSet<(Endpoint, HycoName)> = HashSet::new();
         let mut registered = false;
         let mut draining = false;
         loop {
@@ -363,7 +375,9 @@ impl<P: Plan, M> Workers<P, M> {
                     steward.heard(&said);
                     match said {
                         Said::Registered { .. } => registered = true,
-                        Said::Refused { hyco, code: RefusedCode::NotAuthorised } if !refused.contains(&hyco) => refused.push(hyco),
+                        Said::Refused { relay, hyco, code: RefusedCode::NotAuthorised } => {
+                            refused.insert((relay, hyco));
+                        }
                         Said::Refused { .. } | Said::Lost { .. } => {}
                     }
                 },
@@ -372,7 +386,7 @@ impl<P: Plan, M> Workers<P, M> {
                         refused.clear();
                         self.tell(|| Message::Plan(Arc::clone(steward.plan())));
                     }
-                    Ok(Err(why)) => warn!(%why, "the new configuration is of no use; the one before stands"),
+                    Ok(Err(why)) => warn!(%why, "new configuration is invalid; the previous one stays in effect"),
                     Err(_) => updates = never(),
                 },
                 recv(requests.0) -> request => {
@@ -392,9 +406,10 @@ impl<P: Plan, M> Workers<P, M> {
                 }
             }
             let plan = steward.plan();
-            if !registered && plan.names().iter().all(|name| refused.contains(name)) {
+            if !registered && plan.registrations().is_subset(&refused) {
                 self.tell(|| Message::Stop);
-                return Err(not_authorised(&refused, plan.rule()));
+                let names = refused.into_iter().map(|(_, hyco)| hyco).collect();
+                return Err(not_authorised(&names, plan.rule()));
             }
         }
     }
@@ -430,36 +445,47 @@ impl<P: Plan, M> Workers<P, M> {
         deadline: Duration,
     ) -> Result<Vec<Checked>, Error> {
         let mut checked: Vec<Checked> = Vec::new();
-        let mut refused = Vec::new();
+        let mut refused = BTreeSet::new();
         let mut full = None;
         let mut lost = None;
-        while checked.len() + refused.len() < plan.names().len() {
+        let count = plan.registrations().len();
+        // The first answer counts: what was refused is asked for again after a while.
+        let mut answered = HashSet::new();
+        while answered.len() < count {
             match self.said.recv_deadline(give_up) {
                 Ok(Said::Registered {
+                    relay,
                     hyco,
                     endpoint,
                     rtt,
-                }) => checked.push(Checked {
-                    hyco,
-                    endpoint,
-                    rtt_us: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
-                }),
-                Ok(Said::Refused { hyco, code }) => {
-                    if code != RefusedCode::NotAuthorised {
-                        full.get_or_insert((hyco.clone(), code));
+                }) => {
+                    if answered.insert((relay, hyco.clone())) {
+                        checked.push(Checked {
+                            hyco,
+                            endpoint,
+                            rtt_us: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
+                        });
                     }
-                    // It asks again after a while.
-                    if !refused.contains(&hyco) {
-                        refused.push(hyco);
+                }
+                Ok(Said::Refused { relay, hyco, code }) => {
+                    if answered.insert((relay, hyco.clone())) {
+                        if code != RefusedCode::NotAuthorised {
+                            full.get_or_insert((hyco.clone(), code));
+                        }
+                        refused.insert(hyco);
                     }
                 }
                 // That one attempt was given up says less than that none was answered in all this time.
                 Ok(Said::Lost { why, .. }) if why == NO_ANSWER => {}
-                // No further attempt tells more.
-                Ok(Said::Lost { relay, why }) if why.starts_with(WRONG_CERTIFICATE) => {
+                // No further attempt tells more: each would go to the same host.
+                Ok(Said::Lost {
+                    relay,
+                    why,
+                    has_one_address: true,
+                }) if why.starts_with(WRONG_CERTIFICATE) => {
                     return Err(unreachable(plan.relays(), Some((relay, why)), deadline));
                 }
-                Ok(Said::Lost { relay, why }) => lost = Some((relay, why)),
+                Ok(Said::Lost { relay, why, .. }) => lost = Some((relay, why)),
                 Err(_) => return Err(unreachable(plan.relays(), lost, deadline)),
             }
         }
@@ -498,7 +524,7 @@ fn unreachable(
     Error::Unreachable(format!("cannot reach {relay} (udp): {why}"))
 }
 
-fn not_authorised(refused: &[HycoName], rule: Rule) -> Error {
+fn not_authorised(refused: &BTreeSet<HycoName>, rule: Rule) -> Error {
     let names: Vec<_> = refused.iter().map(ToString::to_string).collect();
     Error::NotAuthorised(format!(
         "the relay refused to register {}: unknown name, or a key that is not one of its {} keys",

@@ -74,6 +74,42 @@ fn the_addresses_of_a_relay_are_raced_and_what_worked_last_is_first() {
 }
 
 #[test]
+fn each_round_of_attempts_races_all_addresses() {
+    let silent: SocketAddr = "127.0.0.9:2".parse().expect("an address");
+    let mut scene = Scene::new();
+    scene.link.found(scene.now, vec![silent, THERE]);
+    // The last round is one of the time of long pauses.
+    for (round, after) in [Duration::ZERO, Duration::ZERO, 2 * EAGER_FOR]
+        .into_iter()
+        .enumerate()
+    {
+        scene.now = scene.link.next_attempt + after;
+        let wants = |scene: &Scene| scene.link.wants_session(&scene.pair.here.quic, scene.now);
+        assert!(wants(&scene), "round {round}");
+        scene.dial_now();
+        assert_eq!(
+            scene.link.next_attempt,
+            scene.now + ATTEMPT_EVERY,
+            "round {round}"
+        );
+        scene.now += ATTEMPT_EVERY;
+        assert!(wants(&scene), "round {round}");
+        scene.dial_now();
+        assert!(
+            scene.link.next_attempt > scene.now + ATTEMPT_EVERY,
+            "round {round}"
+        );
+        let quic = &scene.pair.here.quic;
+        let remote = |id: SessionId| quic.path(id).map(|path| path.remote);
+        let remotes: Vec<_> = scene.link.all().into_iter().filter_map(remote).collect();
+        for address in [silent, THERE] {
+            let tried = remotes.iter().filter(|remote| **remote == address).count();
+            assert_eq!(tried, round + 1, "{address}");
+        }
+    }
+}
+
+#[test]
 fn a_new_key_that_is_refused_leaves_what_stands_and_is_asked_for_again() {
     let mut scene = Scene::registered();
     scene.wants(want(2, 100));

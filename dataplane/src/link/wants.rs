@@ -1,5 +1,7 @@
-//! Which relays a process dials, and what it asks for at each. Values only; made anew when connection strings change.
+//! Which relays a process dials, and what it asks for at each. Values only; rebuilt when connection
+//! strings change.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -79,8 +81,8 @@ pub(crate) struct Relay {
     pub(crate) endpoint: Endpoint,
     /// How it is known.
     pub(crate) trust: Trust,
-    /// What is asked for.
-    pub(crate) wants: Vec<Want>,
+    /// What is asked for, by name.
+    pub(crate) wants: BTreeMap<HycoName, Want>,
     /// How many workers it has; 0 before it said so.
     workers: Arc<AtomicU8>,
     /// Its own signs of life, on whatever session.
@@ -113,7 +115,7 @@ impl Relay {
     /// What is asked for under this name.
     #[must_use]
     pub(crate) fn want(&self, hyco: &HycoName) -> Option<&Want> {
-        self.wants.iter().find(|want| want.string.name == *hyco)
+        self.wants.get(hyco)
     }
 
     /// The same relay, of which nothing is wanted any more.
@@ -122,7 +124,7 @@ impl Relay {
         Self {
             endpoint: self.endpoint.clone(),
             trust: self.trust.clone(),
-            wants: Vec::new(),
+            wants: BTreeMap::new(),
             workers: Arc::clone(&self.workers),
             pulse: Arc::clone(&self.pulse),
         }
@@ -176,13 +178,13 @@ pub(crate) fn by_relay(
     let mut relays: Vec<Relay> = Vec::new();
     for want in wants {
         let fresh = relay_of(&want.string, rule, ca)?;
-        match relays.iter_mut().find(|relay| relay.is_same(&fresh)) {
-            Some(relay) => relay.wants.push(want),
-            None => relays.push(Relay {
-                wants: vec![want],
-                ..fresh
-            }),
-        }
+        let at = relays.iter().position(|relay| relay.is_same(&fresh));
+        let at = at.unwrap_or_else(|| {
+            relays.push(fresh);
+            relays.len() - 1
+        });
+        let name = want.string.name.clone();
+        relays[at].wants.entry(name).or_insert(want);
     }
     for relay in &mut relays {
         if let Some(known) = before.iter().find(|known| known.is_same(relay)) {
@@ -215,7 +217,7 @@ fn relay_of(string: &ConnectionString, rule: Rule, ca: &[Vec<u8>]) -> Result<Rel
             port,
         },
         trust: trust(string, ca),
-        wants: Vec::new(),
+        wants: BTreeMap::new(),
         workers: Arc::new(AtomicU8::new(0)),
         pulse: Arc::default(),
     })
@@ -250,6 +252,16 @@ mod tests {
             .map(|relay| (relay.wants.len(), relay.workers(), relay.is_known()))
             .collect();
         assert_eq!(counts, [(2, 4, true), (1, 1, false)]);
+        let spelled = after[0].want(&"Orders-SQL".parse().expect("a name"));
+        assert_eq!(
+            spelled.map(|want| want.string.name.as_str()),
+            Some("orders-sql")
+        );
+        assert!(
+            after[1]
+                .want(&"orders-sql".parse().expect("a name"))
+                .is_none()
+        );
         let none = after[0].without_wants();
         assert!(none.is_same(&after[0]) && none.wants.is_empty() && none.workers() == 4);
     }

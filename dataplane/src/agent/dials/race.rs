@@ -69,8 +69,8 @@ impl Race {
         self.next_at
     }
 
-    /// Whether the next candidate is due at this time. A step that a failed attempt has already
-    /// made is none.
+    /// Whether the next candidate is due at this time. False if a failed attempt has already
+    /// started the next one.
     #[must_use]
     pub(super) fn is_due(&self, at: Instant) -> bool {
         self.next_at == Some(at)

@@ -112,7 +112,6 @@ fn a_worker_that_ends_by_itself_is_told_with_its_reason() {
 #[test]
 fn a_check_names_why_it_was_refused() {
     let plan = Wanted(relays("relay.test"));
-    let hyco = plan.names().remove(0);
     for (code, words) in [
         (
             RefusedCode::TooManyListeners,
@@ -127,16 +126,125 @@ fn a_check_names_why_it_was_refused() {
             "the relay refused to register payroll-sql: unknown name, or a key that is not one of its listen keys",
         ),
     ] {
-        let mut workers = workers(Handle::to_inbox().0, || Ok(()));
-        let (say, said) = bounded(1);
-        workers.said = said;
-        let hyco = hyco.clone();
-        say.send(Said::Refused { hyco, code })
-            .expect("there is room");
-        let why = workers.check(&plan, Instant::now() + SOON, SOON);
+        let why = check(&plan, vec![refused("relay.test", code)]);
         assert_eq!(why.expect_err("it was refused").to_string(), words);
-        workers.leave();
     }
+}
+
+#[test]
+fn one_name_at_two_relays_is_checked_at_both() {
+    let plan = Wanted([relays("relay.test"), relays("other.test")].concat());
+    let code = RefusedCode::NotAuthorised;
+    let both = ["relay.test", "other.test"];
+    let why = check(&plan, both.map(|relay| refused(relay, code)).into());
+    assert_eq!(
+        why.expect_err("both refused").to_string(),
+        "the relay refused to register payroll-sql: unknown name, or a key that is not one of its listen keys"
+    );
+    let granted = check(&plan, both.map(registered).into()).expect("both granted");
+    assert_eq!(granted.len(), 2);
+    // One that answers twice says nothing of the other.
+    let all = vec![
+        registered("relay.test"),
+        registered("relay.test"),
+        refused("other.test", code),
+    ];
+    let why = check(&plan, all);
+    assert!(matches!(why, Err(Error::NotAuthorised(_))), "{why:?}");
+}
+
+#[test]
+fn a_process_ends_for_want_of_a_right_once_every_relay_has_refused() {
+    let (asker, requests) = drain::pair();
+    let code = RefusedCode::NotAuthorised;
+    let supervise = |all: Vec<Said>, asks_to_end: bool| {
+        let (handle, inbox) = Handle::to_inbox();
+        let mut workers = workers(handle, move || {
+            inbox.recv().map(drop).map_err(std::io::Error::other)
+        });
+        let (say, said) = bounded(all.len());
+        all.into_iter()
+            .for_each(|it| say.send(it).expect("there is room"));
+        workers.said = said;
+        let mut steward = Fake {
+            plan: Arc::new(Wanted(
+                [relays("relay.test"), relays("other.test")].concat(),
+            )),
+            asker: asker.clone(),
+        };
+        if asks_to_end {
+            asker.ask(drain::Request::Stop);
+        }
+        workers.supervise(&mut steward, &settings(), &requests, never())
+    };
+    let one = vec![refused("relay.test", code)];
+    let ended = supervise(one, true);
+    assert!(ended.is_ok(), "the other relay may answer yet: {ended:?}");
+    let both = ["relay.test", "other.test"].map(|relay| refused(relay, code));
+    let ended = supervise(both.into(), false);
+    assert!(matches!(ended, Err(Error::NotAuthorised(_))), "{ended:?}");
+}
+
+#[test]
+fn a_wrong_certificate_ends_a_check_only_where_the_relay_has_no_other_address() {
+    let plan = Wanted(relays("relay.test"));
+    let wrong = |has_one_address| Said::Lost {
+        relay: endpoint("relay.test"),
+        why: format!("{WRONG_CERTIFICATE} (unknown issuer)"),
+        has_one_address,
+    };
+    let found = check(&plan, vec![wrong(false), registered("relay.test")]);
+    assert_eq!(found.expect("the other address is the relay's").len(), 1);
+    let why = check(&plan, vec![wrong(true), registered("relay.test")]);
+    let why = why.expect_err("no other attempt helps").to_string();
+    assert!(why.contains(WRONG_CERTIFICATE), "{why}");
+    // The other address gives no answer: the certificate is the reason.
+    let silent = Said::Lost {
+        relay: endpoint("relay.test"),
+        why: NO_ANSWER.to_owned(),
+        has_one_address: false,
+    };
+    let why = check_until(Instant::now(), &plan, vec![wrong(false), silent]);
+    let why = why.expect_err("none answered").to_string();
+    assert!(why.contains(WRONG_CERTIFICATE), "{why}");
+}
+
+/// What a check finds whose workers say all this.
+fn check(plan: &Wanted, all: Vec<Said>) -> Result<Vec<Checked>, Error> {
+    check_until(Instant::now() + SOON, plan, all)
+}
+
+fn check_until(give_up: Instant, plan: &Wanted, all: Vec<Said>) -> Result<Vec<Checked>, Error> {
+    let mut workers = workers(Handle::to_inbox().0, || Ok(()));
+    let (say, said) = bounded(all.len());
+    all.into_iter()
+        .for_each(|it| say.send(it).expect("there is room"));
+    workers.said = said;
+    let found = workers.check(plan, give_up, SOON);
+    workers.leave();
+    found
+}
+
+fn registered(relay: &str) -> Said {
+    Said::Registered {
+        relay: endpoint(relay),
+        hyco: "payroll-sql".parse().expect("a name"),
+        endpoint: "db01.corp:1433".parse().expect("an endpoint"),
+        rtt: Duration::ZERO,
+    }
+}
+
+fn refused(relay: &str, code: RefusedCode) -> Said {
+    Said::Refused {
+        relay: endpoint(relay),
+        hyco: "payroll-sql".parse().expect("a name"),
+        code,
+    }
+}
+
+/// Of the relay of this host, as its connection string names it.
+fn endpoint(host: &str) -> Endpoint {
+    relays(host)[0].endpoint.clone()
 }
 
 /// One, that does this.
