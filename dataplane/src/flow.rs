@@ -131,12 +131,12 @@ impl<D> Flow<D> {
     /// again.
     #[must_use]
     pub(crate) fn in_hand(&self) -> usize {
-        self.from_socket_in_hand() + self.to_socket_in_hand()
+        self.pending_bytes() + self.writing_bytes()
     }
 
     /// Of these, what came from the socket.
     #[must_use]
-    pub(crate) fn from_socket_in_hand(&self) -> usize {
+    pub(crate) fn pending_bytes(&self) -> usize {
         match &self.replay {
             // What is pending is a part of it.
             Some(replay) => replay.bytes + replay.excess.len(),
@@ -146,7 +146,7 @@ impl<D> Flow<D> {
 
     /// Of these, what goes to the socket.
     #[must_use]
-    pub(crate) fn to_socket_in_hand(&self) -> usize {
+    pub(crate) fn writing_bytes(&self) -> usize {
         self.writing
     }
 

@@ -221,7 +221,7 @@ impl<I: Io, D> Core<I, D> {
         let mut found = Vec::new();
         for (key, flow) in self.flows.iter() {
             let key = Key::Flow(key);
-            let (to_stream, to_socket) = (flow.from_socket_in_hand(), flow.to_socket_in_hand());
+            let (to_stream, to_socket) = (flow.pending_bytes(), flow.writing_bytes());
             let (session, socket) = (flow.session, flow.socket);
             let since = flow.unread.moved();
             if to_socket > 0 && self.is_since(since, HELD_UP_AFTER) {

@@ -248,12 +248,12 @@ pub(in crate::io) fn has_stalled(socket: &Socket, length: Duration) -> bool {
 fn last_sent(socket: &Socket) -> Option<(Duration, Duration)> {
     let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
     let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: The kernel writes at most `len` bytes, which is the size of `info`, and any bytes are
-    // a valid `tcp_info`.
     #[expect(
         unsafe_code,
         reason = "no safe interface of a dependency reads TCP_INFO"
     )]
+    // SAFETY: The kernel writes at most `len` bytes, which is the size of `info`, and any bytes are
+    // a valid `tcp_info`.
     let info = unsafe {
         let at = info.as_mut_ptr().cast();
         let fd = socket.as_raw_fd();
