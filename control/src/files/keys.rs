@@ -1,18 +1,21 @@
 //! The files of `keys/`: secrets, readable by their owner alone. No fault repeats one.
 
+mod by_name;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rand::Rng;
 use underpass_proto::key::{Secret32, Which};
 use underpass_proto::snapshot::RelayKeys;
-use underpass_proto::{HycoKeys, HycoName, Key, KeyPair, Rule};
+use underpass_proto::{HycoKeys, Key, KeyPair, Rule};
 use zeroize::Zeroizing;
 
-use super::definition::name_of;
 use super::disk::{FileSystem, System};
 use super::document::{Document, Section};
 use super::{Directory, Fault, Unmade, disk, edit, private, unreadable};
+
+pub use by_name::{KeyFiles, equal_but_for_case, find};
 
 /// Keys that a person brings must have this many characters: shorter ones can be guessed.
 pub const KEY_LEN_MIN: usize = 32;
@@ -35,39 +38,6 @@ pub fn is_reserved(path: &Path) -> bool {
 pub fn load(file: &str, path: &Path) -> Result<HycoKeys, Vec<Fault>> {
     let text = secret_text(file, path).map_err(|fault| vec![fault])?;
     parse(file, &text)
-}
-
-/// The key file of a hybrid connection, however it is spelled; where there is none, the one to make.
-///
-/// # Errors
-/// The folder cannot be read, or there are two that differ in case alone.
-pub fn find(directory: &Directory, name: &HycoName) -> Result<PathBuf, Fault> {
-    let folder = directory.keys();
-    let paths = Directory::toml_files(&folder)
-        .map_err(|error| unreadable(&directory.shown(&folder), &error))?;
-    let mut of_name = paths
-        .into_iter()
-        .filter(|path| name_of("", path).is_ok_and(|found| found == *name));
-    match (of_name.next(), of_name.next()) {
-        (None, _) => Ok(directory.key_file(name)),
-        (Some(path), None) => Ok(path),
-        (Some(path), Some(other)) => Err(equal_but_for_case(directory, name, &path, &other)),
-    }
-}
-
-/// The fault of two key files whose names differ in case alone.
-#[must_use]
-pub fn equal_but_for_case(
-    directory: &Directory,
-    name: &HycoName,
-    path: &Path,
-    other: &Path,
-) -> Fault {
-    let what = format!(
-        "its name is equal to that of {} but for case, so neither is used; delete one of the two",
-        directory.shown(other)
-    );
-    Fault::whole(directory.shown(path), what).of(name)
 }
 
 /// New random keys for a hybrid connection that has no key file, unless another process was quicker.
