@@ -201,23 +201,11 @@ pub fn secret_text(file: &str, path: &Path) -> Result<Zeroizing<String>, Fault> 
     let unread = |error| unreadable(file, &error);
     // Before what others can change is refused: one command mends both.
     if let Some(stamp) = disk::stamp(path).map_err(unread)? {
-        check_private(file, path, &stamp)?;
+        private::check(file, path, &stamp)?;
     }
     let read = disk::read(path).map_err(unread)?;
-    check_private(file, path, &read.stamp)?;
+    private::check(file, path, &read.stamp)?;
     Ok(read.text)
-}
-
-fn check_private(file: &str, path: &Path, stamp: &disk::Stamp) -> Result<(), Fault> {
-    let mode = stamp.mode & 0o777;
-    if mode & 0o077 == 0 {
-        return Ok(());
-    }
-    let what = format!(
-        "others can read it (mode {mode:03o}), so it is not used; {}, and replace its keys if somebody may have read them",
-        private::next_step(path)
-    );
-    Err(Fault::whole(file, what))
 }
 
 /// Reads the text of a key file.
