@@ -283,6 +283,25 @@ fn links_of_others_lead_nowhere_and_those_of_root_do() {
         assert_eq!(fs::metadata(&victim).unwrap().uid(), 0);
         fs::remove_file(&link).unwrap();
     }
+    // A file of an agent is read and written through no other user's link.
+    let shared = place.folder.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::set_permissions(&shared, Permissions::from_mode(0o1777)).unwrap();
+    fs::write(shared.join("kept"), "[[connect]]\nstring_file = \"x\"\n").unwrap();
+    let link = shared.join("agent.toml");
+    symlink("kept", &link).unwrap();
+    std::os::unix::fs::lchown(&link, Some(READERS), Some(READERS)).unwrap();
+    let allow = format!(
+        "agent allow sql02:1433 --config {}",
+        shared.join("agent.toml").display()
+    );
+    let refused = place.run(0, &allow);
+    let told = shown(&refused);
+    assert_eq!(refused.status.code(), Some(3), "{told}");
+    assert!(
+        told.contains(&format!("is a symbolic link of user {READERS} to ")),
+        "{told}"
+    );
     // As Kubernetes mounts a volume: links of root's, in a folder with the mode of /tmp.
     let mounted = place.folder.path().join("mounted");
     fs::create_dir_all(mounted.join("..2026")).unwrap();
