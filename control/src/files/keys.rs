@@ -61,7 +61,7 @@ pub fn make_on(system: &dyn FileSystem, path: &Path, rng: &mut impl Rng) -> Resu
     write_new(system, path, &text)
 }
 
-/// The text of a key file with one key made anew. All else stays, comments too.
+/// The text of a key file with one key regenerated. All else stays, comments too.
 ///
 /// # Errors
 /// All that is wrong with the text.
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_made_anew_and_all_else_stays() {
+    fn a_key_is_regenerated_and_all_else_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("payroll-sql.toml");
         make(&path, &mut rand::rng()).unwrap();
