@@ -1,7 +1,7 @@
 //! Files of other users, as root meets them: nobody's but root's and one's own are gone by, and
 //! what is written stays its owner's.
 //!
-//! Other users and mounts need root; without, there is nothing to try.
+//! Other users and mounts need root; without, the tests are skipped.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -67,10 +67,73 @@ fn what_root_changes_stays_the_service_users() {
     );
     let refused = place.run(SERVICE, "connection set payroll-sql --host sql04");
     assert!(
-        shown(&refused).contains(&format!("it belongs to user {SERVICE} and group {READERS}")),
+        shown(&refused).contains(&format!("it belongs to user {SERVICE} and group {READERS}"))
+            && shown(&refused).contains(&format!(
+                "run this as root, or `chown {SERVICE}:{SERVICE} {}`",
+                kept.display()
+            )),
         "{}",
         shown(&refused)
     );
+}
+
+#[test]
+fn no_key_is_written_into_a_file_of_another_user() {
+    let Some(place) = Place::new() else { return };
+    place.ok(0, "connection create payroll-sql --host sql01 --port 1433");
+    let path = place.folder.path().join("x.connection");
+    fs::write(&path, "").unwrap();
+    chown(&path, Some(SERVICE), None).unwrap();
+    let command = format!(
+        "connection string payroll-sql --role on-premises --out {}",
+        path.display()
+    );
+    let refused = place.run(0, &command);
+    let told = shown(&refused);
+    assert_eq!(refused.status.code(), Some(3), "{told}");
+    let path = path.display().to_string();
+    let error =
+        format!("error: cannot make {path}: belongs to user {SERVICE}, so it is not used; ");
+    assert!(told.contains(&error), "{told}");
+    assert_eq!(fs::read(&path).unwrap(), b"");
+    mend(&told);
+    place.ok(0, &command);
+    let metadata = fs::metadata(&path).unwrap();
+    assert_eq!((metadata.uid(), metadata.mode() & 0o777), (0, 0o600));
+}
+
+#[test]
+fn another_user_is_not_told_to_take_a_services_directory_over() {
+    let Some(place) = Place::new() else { return };
+    place.give_to(SERVICE);
+    place.ok(
+        SERVICE,
+        "connection create payroll-sql --host sql01 --port 1433",
+    );
+    let command = "connection list";
+    let as_owner = format!("run this as root or as user {SERVICE}");
+    let refused = shown(&place.run(READERS, command));
+    assert!(refused.contains(&as_owner), "{refused}");
+    let process = shown(&place.run(READERS, "control"));
+    assert!(
+        process.contains(&format!("run this as user {SERVICE}")),
+        "{process}"
+    );
+    // Also where its parent is the service's, which a root that acts for itself does not trust.
+    chown(place.path(".."), Some(SERVICE), None).unwrap();
+    let parent = shown(&place.run(READERS, command));
+    assert!(parent.contains(&as_owner), "{parent}");
+    place.give_to(0);
+    let root = shown(&place.run(0, command));
+    assert!(
+        root.contains(
+            "who can replace what is in it; move what is used there below a folder that root owns"
+        ),
+        "{root}"
+    );
+    for told in [refused, process, parent, root] {
+        assert!(!told.contains("chown"), "{told}");
+    }
 }
 
 /// What is spoiled, how, what is run then, and what is said.
@@ -220,6 +283,25 @@ fn links_of_others_lead_nowhere_and_those_of_root_do() {
         assert_eq!(fs::metadata(&victim).unwrap().uid(), 0);
         fs::remove_file(&link).unwrap();
     }
+    // A file of an agent is read and written through no other user's link.
+    let shared = place.folder.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::set_permissions(&shared, Permissions::from_mode(0o1777)).unwrap();
+    fs::write(shared.join("kept"), "[[connect]]\nstring_file = \"x\"\n").unwrap();
+    let link = shared.join("agent.toml");
+    symlink("kept", &link).unwrap();
+    std::os::unix::fs::lchown(&link, Some(READERS), Some(READERS)).unwrap();
+    let allow = format!(
+        "agent allow sql02:1433 --config {}",
+        shared.join("agent.toml").display()
+    );
+    let refused = place.run(0, &allow);
+    let told = shown(&refused);
+    assert_eq!(refused.status.code(), Some(3), "{told}");
+    assert!(
+        told.contains(&format!("is a symbolic link of user {READERS} to ")),
+        "{told}"
+    );
     // As Kubernetes mounts a volume: links of root's, in a folder with the mode of /tmp.
     let mounted = place.folder.path().join("mounted");
     fs::create_dir_all(mounted.join("..2026")).unwrap();
@@ -380,8 +462,10 @@ struct Place {
 
 impl Place {
     /// `None` for other users than root, who cannot be two.
+    #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
     fn new() -> Option<Self> {
         if !getuid().is_root() {
+            eprintln!("skipped: only root can act as two users");
             return None;
         }
         let open = Permissions::from_mode(0o755);

@@ -95,8 +95,7 @@ fn a_changed_endpoint_moves_the_address_once_agent_and_sender_allow_it() {
     let other = Service::start(b'o').unwrap();
     let endpoint = format!("localhost:{}", other.address.port());
     scene.installation.define(NAME, &endpoint).unwrap();
-    let told =
-        format!("{NAME}: the relay names {endpoint} as the endpoint, and nothing here allows");
+    let told = format!("{NAME}: the relay names {endpoint} as the endpoint, and neither the");
     let line = sender.wait_for_line(&told, MOMENT).unwrap();
     let command =
         format!("`underpass sender allow {endpoint} --connection {NAME} --config {config}`");

@@ -75,7 +75,7 @@ fn a_hostile_relay_gets_no_name_and_no_port_of_a_senders_machine() {
     scene.wait_until_defined(&lie);
     let mut sender = scene.start_sender(&[]);
     let told = format!(
-        "{SQL}: the relay names {lie} as the endpoint, and nothing here allows this sender to take that host and port; it waits"
+        "{SQL}: the relay names {lie} as the endpoint, and neither the string's target nor the allow-list names it; it is not bound"
     );
     let line = sender.wait_for_line(&told, MOMENT).unwrap();
     assert!(

@@ -9,7 +9,7 @@ use super::reload::RoleFile;
 use super::{Exit, Failure};
 use crate::files::allow::{Changed, List};
 use crate::files::wording::nearest;
-use crate::files::{Lock, LockError, allow, disk, strings, unreadable};
+use crate::files::{Lock, LockError, allow, disk, strings, trust, unreadable};
 use crate::output::note;
 use crate::shell;
 
@@ -66,17 +66,18 @@ pub(super) fn run<F: RoleFile>(args: &Args) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Usage, format!("{entry} would permit nothing: unspecified, multicast, broadcast, link-local and cloud metadata addresses are never dialled"))
             .hint("allow the service's own name or address"));
     }
-    // A link stays one: what it leads to is what is replaced.
-    let path = std::fs::canonicalize(config).unwrap_or_else(|_| config.clone());
-    let _alone = lock_beside(&path, F::RULE)?;
-    let read = disk::read(&path).map_err(|error| {
+    let unread = |error: std::io::Error| {
         let failure = Failure::from(unreadable(&config.display().to_string(), &error));
         match error.kind() {
             std::io::ErrorKind::NotFound => failure.hint(started_without(F::RULE)),
             _ => failure,
         }
-    })?;
-    let file = F::load(&path)?;
+    };
+    // A link stays one: the file that it leads to is replaced, and the folder of that is locked. It
+    // is read by the path that was given, as `run` reads it: relative paths in it start there.
+    let _alone = lock_beside(&trust::follow(config).map_err(unread)?, F::RULE)?;
+    let read = disk::read(config).map_err(unread)?;
+    let file = F::load(config)?;
     let list = match &args.connection {
         None => List::ForAll,
         Some(name) => List::Connect(index_of::<F>(&file, name, config)?),
@@ -101,8 +102,9 @@ pub(super) fn run<F: RoleFile>(args: &Args) -> Result<(), Failure> {
         // What is written can be read again.
         F::parse(&config.display().to_string(), &changed.text)?;
         let mode = read.stamp.mode & 0o777;
-        disk::replace(&path, changed.text.as_bytes(), mode).map_err(|error| {
-            Failure::configuration(format!("cannot write {}: {error}", config.display()))
+        disk::replace(config, changed.text.as_bytes(), mode).map_err(|error| {
+            let why = trust::reason(config, &error);
+            Failure::configuration(format!("cannot write {}: {why}", config.display()))
                 .hint("this command must run as a user that can write there")
         })?;
     }
@@ -124,19 +126,20 @@ fn started_without(rule: Rule) -> String {
 
 /// Which `[[connect]]` is of this hybrid connection.
 fn index_of<F: RoleFile>(file: &F, name: &HycoName, config: &Path) -> Result<usize, Failure> {
-    let names: Vec<Option<HycoName>> = file
-        .entries()
-        .iter()
-        .map(|entry| Some(strings::load(F::string_file(entry), F::RULE).ok()?.name))
-        .collect();
-    let found = names.iter().position(|known| known.as_ref() == Some(name));
-    found.ok_or_else(|| {
-        let names: Vec<String> = names.iter().flatten().map(ToString::to_string).collect();
-        Failure::configuration(format!(
-            "no connection string in {} is of {name}",
-            config.display()
-        ))
-        .hint(format!("there are {}", names.join(", ")))
+    let mut names = Vec::new();
+    let mut faults = Vec::new();
+    for (at, entry) in file.entries().iter().enumerate() {
+        match strings::load(F::string_file(entry), F::RULE) {
+            Ok(string) if string.name == *name => return Ok(at),
+            Ok(string) => names.push(string.name.to_string()),
+            Err(fault) => faults.push(fault.to_string()),
+        }
+    }
+    let what = format!("no connection string in {} is of {name}", config.display());
+    Err(Failure {
+        exit: Exit::Configuration,
+        errors: std::iter::once(what).chain(faults).collect(),
+        hint: (!names.is_empty()).then(|| format!("there are {}", names.join(", "))),
     })
 }
 

@@ -19,7 +19,7 @@ use super::table::table;
 use super::{DirArgs, Failure, installation, print};
 use crate::files::definition::{Definition, LIMIT_MAX, Probe};
 use crate::files::namespace::Namespace;
-use crate::files::{Caller, disk};
+use crate::files::{Caller, disk, trust};
 use crate::output::{self, note};
 use crate::shell;
 use crate::store::Described;
@@ -292,7 +292,8 @@ fn string(args: &StringArgs) -> Result<(), Failure> {
     line.push('\n');
     match &args.out {
         Some(path) => disk::replace(path, line.as_bytes(), disk::SECRET).map_err(|error| {
-            Failure::configuration(format!("cannot make {}: {error}", path.display())).hint(
+            let why = trust::reason(path, &error);
+            Failure::configuration(format!("cannot make {}: {why}", path.display())).hint(
                 "`--out` names a file in a directory that is there and that this user can write",
             )
         })?,

@@ -1,6 +1,6 @@
 //! Where commands have their changes made: by the control process that runs on the directory, over
-//! its REST API, or on the files
-//! themselves when none does. Both check the same and say the same.
+//! its REST API, or on the files themselves when none does. Both check the same and use the same
+//! words.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -119,8 +119,8 @@ impl Desk {
             Self::Files(store) => {
                 store.find(name)?;
                 match audit(store, "listKeys", name, rule, which) {
-                    // Who can read the files could take the keys unseen:
-                    // a disk that takes no line is no reason to fail.
+                    // Who can read the files could take the keys unseen: a disk that takes no line
+                    // is no reason to fail.
                     Err(refusal) if refusal.code == Code::Storage => warn_unrecorded(&refusal),
                     audited => audited?,
                 }
@@ -192,7 +192,7 @@ fn read(client: &Client, name: &HycoName) -> Result<HybridConnection, Failure> {
     Err(refusal.into())
 }
 
-/// Whoever else changes it meanwhile loses nothing: the change is made anew on what they left.
+/// A change that others make meanwhile is not lost: this one is made again on what they left.
 fn change_by(client: &Client, name: &HycoName, change: &Change) -> Result<Described, Failure> {
     let mut tries = 0;
     loop {

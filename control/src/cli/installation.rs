@@ -5,7 +5,7 @@ use std::io;
 use super::Failure;
 use crate::files::namespace::Namespace;
 use crate::files::tls::{self, Identity};
-use crate::files::{Caller, Directory, Lock, LockError, Unmade, agent, disk, unreadable};
+use crate::files::{Caller, Directory, Lock, LockError, Unmade, agent, disk, trust, unreadable};
 use crate::shell;
 
 /// The namespace and the relay's identity; what is missing is made.
@@ -41,8 +41,8 @@ pub(super) fn lock(directory: &Directory, what: &str) -> Result<Lock, Failure> {
             shell::word(directory.root())
         )),
         LockError::Io(error) => {
-            let failure =
-                Failure::configuration(format!("cannot lock {}: {error}", path.display()));
+            let why = trust::reason(&path, &error);
+            let failure = Failure::configuration(format!("cannot lock {}: {why}", path.display()));
             match error.kind() {
                 io::ErrorKind::ReadOnlyFilesystem => failure.hint(format!(
                     "locks and sockets are made there: `mount -t tmpfs -o mode=700 none {}`, or make it a link to a folder that can be written",

@@ -1,4 +1,4 @@
-//! `underpass key`: keys of hybrid connections, made anew one by one.
+//! `underpass key`: keys of hybrid connections, regenerated one by one.
 
 use clap::{Args, Subcommand, ValueEnum};
 use underpass_proto::key::Which;
@@ -12,7 +12,7 @@ use crate::shell;
 /// The commands below `underpass key`.
 #[derive(Subcommand, Debug)]
 pub(super) enum Command {
-    /// Make one key anew; what stands on the old one ends within a second
+    /// Regenerate one key; sessions that use the old key are closed within one second
     Regenerate(RegenerateArgs),
 }
 
@@ -56,7 +56,7 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
     let RegenerateArgs { name, dir, .. } = &args;
     let dir = shell::word(&dir.dir);
     note!(
-        "made the {which} {} key of {name} anew; what stood on the old one ends within a second\n\
+        "regenerated the {which} {} key of {name}; sessions that use the old key are closed within one second\n\
          next:\n  underpass connection string {name} --role {role}{option} --dir {dir} --out {name}.connection",
         rule.right()
     );

@@ -96,7 +96,7 @@ enum Command {
     /// Make, change, show and delete hybrid connections
     #[command(subcommand)]
     Connection(connection::Command),
-    /// Make keys anew
+    /// Regenerate keys
     #[command(subcommand)]
     Key(key::Command),
     /// What control and relay know just now
@@ -120,12 +120,15 @@ impl Command {
                 | Self::Control(_)
                 | Self::Relay(_)
                 | Self::Agent(agent::Command::Run(_))
-                | Self::Sender(_)
+                | Self::Sender(sender::Command::Run(_))
         )
     }
 
     fn takes_connection_string(&self) -> bool {
-        matches!(self, Self::Agent(agent::Command::Run(_)) | Self::Sender(_))
+        matches!(
+            self,
+            Self::Agent(agent::Command::Run(_)) | Self::Sender(sender::Command::Run(_))
+        )
     }
 }
 
@@ -218,5 +221,24 @@ fn written(result: io::Result<()>) -> Result<(), Failure> {
             format!("cannot write to stdout: {error}"),
         )),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_runs_takes_a_connection_string_and_lasts() {
+        for role in ["agent", "sender"] {
+            for (line, runs) in [
+                (vec!["underpass", role, "run"], true),
+                (vec!["underpass", role, "allow", "db.corp:1"], false),
+            ] {
+                let command = Cli::try_parse_from(&line).unwrap().command;
+                assert_eq!(command.takes_connection_string(), runs, "{line:?}");
+                assert_eq!(command.is_lasting(), runs, "{line:?}");
+            }
+        }
     }
 }

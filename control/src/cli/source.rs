@@ -52,10 +52,13 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// What tells this process's configuration from another's on the same machine: stays the same over restarts.
+    /// What tells this process's configuration from another's on the same machine: stays the same
+    /// over restarts, from whichever folder.
     pub(super) fn identity(&self) -> PathBuf {
         match self {
-            Self::Config(path) | Self::File(path) => path.clone(),
+            Self::Config(path) | Self::File(path) => {
+                std::path::absolute(path).unwrap_or_else(|_| path.clone())
+            }
             Self::Text(string) => format!("{}/{}", string.relay(), string.name).into(),
         }
     }

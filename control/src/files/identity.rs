@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use underpass_proto::{AgentId, Role};
 
 use super::agent::host_name;
-use super::disk;
+use super::{disk, private, trust};
 
 /// The file's name in a folder that has other files, too.
 const BESIDE: &str = "underpass.identity";
@@ -72,13 +72,17 @@ pub fn load_or_make(
     let mut faults = Vec::new();
     let mut note = |path: &Path, why: io::Error| faults.push(format!("{}: {why}", path.display()));
     let mut kept = None;
+    let mut usable = Vec::new();
     for place in places {
         match read(place) {
-            Ok(found) => kept = kept.or(found),
+            Ok(found) => {
+                kept = kept.or(found);
+                usable.push(place);
+            }
             Err(why) => note(place, why),
         }
     }
-    for place in places {
+    for place in usable {
         if kept.is_some() {
             break;
         }
@@ -97,15 +101,14 @@ pub fn load_or_make(
     }
 }
 
-/// What tells this configuration from others of this machine. Can be computed by others: for marks
-/// in files, not for the wire.
+/// What tells this configuration from others of this machine, by the path as it is given: what a
+/// link on it leads to changes with each new version of a Kubernetes volume. Can be computed by
+/// others: for marks in files, not for the wire.
 #[must_use]
 pub fn configuration_id(configuration: &Path) -> AgentId {
     let machine = std::fs::read("/etc/machine-id")
         .or_else(|_| std::fs::read("/proc/sys/kernel/random/boot_id"))
         .unwrap_or_default();
-    let configuration =
-        std::fs::canonicalize(configuration).unwrap_or_else(|_| configuration.to_owned());
     let host = host_name();
     let parts = [
         machine.trim_ascii(),
@@ -161,9 +164,14 @@ fn read(path: &Path) -> io::Result<Option<AgentId>> {
             metadata.uid()
         )));
     }
-    if metadata.mode() & 0o077 != 0 {
-        let mode = metadata.mode() & 0o777;
-        return Err(invalid(format!("others can read it (mode {mode:o})")));
+    // At each start of a pod, Kubernetes gives the files of a volume with `fsGroup` to that group.
+    let mode = metadata.mode() & 0o777;
+    let by_group = mode & 0o070 != 0 && !trust::is_private_group(path, &metadata);
+    if mode & 0o007 != 0 || by_group {
+        return Err(invalid(format!(
+            "others can read it (mode {mode:03o}), so it is not used; {}",
+            private::next_step(path)
+        )));
     }
     let mut text = String::new();
     file.take(LEN_MAX + 1).read_to_string(&mut text)?;
@@ -251,6 +259,43 @@ mod tests {
                 .or_else(|_| fs::remove_dir(&bad))
                 .unwrap();
         }
+    }
+
+    #[test]
+    fn a_file_of_a_group_without_other_members_is_used() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can give a file to a group that nobody is in");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let place = [folder.path().join(OWN)];
+        let found = |random| load_or_make(Role::Agent, Path::new("/a"), &place, random);
+        let first = found(FIRST);
+        // As the kubelet leaves it at the next start of the pod.
+        std::os::unix::fs::chown(&place[0], None, Some(54_712)).unwrap();
+        fs::set_permissions(&place[0], fs::Permissions::from_mode(0o660)).unwrap();
+        assert_eq!(found(SECOND), first);
+        fs::set_permissions(&place[0], fs::Permissions::from_mode(0o664)).unwrap();
+        let why = found(SECOND).lost.unwrap();
+        let mend = format!("run `chmod 600 {}`", place[0].display());
+        assert!(why.ends_with(&mend), "{why}");
+        assert_eq!(why.matches("others can read it").count(), 1, "{why}");
+    }
+
+    #[test]
+    fn a_new_version_of_a_mounted_volume_is_the_same_configuration() {
+        let volume = tempfile::tempdir().unwrap();
+        let path = volume.path().join("agent.toml");
+        let data = volume.path().join("..data");
+        symlink("..data/agent.toml", &path).unwrap();
+        let [first, second] = ["..2026_11", "..2026_12"].map(|version| {
+            fs::create_dir(volume.path().join(version)).unwrap();
+            fs::write(volume.path().join(version).join("agent.toml"), "").unwrap();
+            let _ = fs::remove_file(&data);
+            symlink(version, &data).unwrap();
+            configuration_id(&path)
+        });
+        assert_eq!(first, second);
     }
 
     #[test]

@@ -1,18 +1,21 @@
 //! The files of `keys/`: secrets, readable by their owner alone. No fault repeats one.
 
+mod by_name;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rand::Rng;
 use underpass_proto::key::{Secret32, Which};
 use underpass_proto::snapshot::RelayKeys;
-use underpass_proto::{HycoKeys, HycoName, Key, KeyPair, Rule};
+use underpass_proto::{HycoKeys, Key, KeyPair, Rule};
 use zeroize::Zeroizing;
 
-use super::definition::name_of;
 use super::disk::{FileSystem, System};
 use super::document::{Document, Section};
 use super::{Directory, Fault, Unmade, disk, edit, private, unreadable};
+
+pub use by_name::{KeyFiles, equal_but_for_case, find};
 
 /// Keys that a person brings must have this many characters: shorter ones can be guessed.
 pub const KEY_LEN_MIN: usize = 32;
@@ -37,39 +40,6 @@ pub fn load(file: &str, path: &Path) -> Result<HycoKeys, Vec<Fault>> {
     parse(file, &text)
 }
 
-/// The key file of a hybrid connection, however it is spelled; where there is none, the one to make.
-///
-/// # Errors
-/// The folder cannot be read, or there are two that differ in case alone.
-pub fn find(directory: &Directory, name: &HycoName) -> Result<PathBuf, Fault> {
-    let folder = directory.keys();
-    let paths = Directory::toml_files(&folder)
-        .map_err(|error| unreadable(&directory.shown(&folder), &error))?;
-    let mut of_name = paths
-        .into_iter()
-        .filter(|path| name_of("", path).is_ok_and(|found| found == *name));
-    match (of_name.next(), of_name.next()) {
-        (None, _) => Ok(directory.key_file(name)),
-        (Some(path), None) => Ok(path),
-        (Some(path), Some(other)) => Err(equal_but_for_case(directory, name, &path, &other)),
-    }
-}
-
-/// The fault of two key files whose names differ in case alone.
-#[must_use]
-pub fn equal_but_for_case(
-    directory: &Directory,
-    name: &HycoName,
-    path: &Path,
-    other: &Path,
-) -> Fault {
-    let what = format!(
-        "its name is equal to that of {} but for case, so neither is used; delete one of the two",
-        directory.shown(other)
-    );
-    Fault::whole(directory.shown(path), what).of(name)
-}
-
 /// New random keys for a hybrid connection that has no key file, unless another process was quicker.
 ///
 /// # Errors
@@ -91,7 +61,7 @@ pub fn make_on(system: &dyn FileSystem, path: &Path, rng: &mut impl Rng) -> Resu
     write_new(system, path, &text)
 }
 
-/// The text of a key file with one key made anew. All else stays, comments too.
+/// The text of a key file with one key regenerated. All else stays, comments too.
 ///
 /// # Errors
 /// All that is wrong with the text.
@@ -231,23 +201,11 @@ pub fn secret_text(file: &str, path: &Path) -> Result<Zeroizing<String>, Fault> 
     let unread = |error| unreadable(file, &error);
     // Before what others can change is refused: one command mends both.
     if let Some(stamp) = disk::stamp(path).map_err(unread)? {
-        check_private(file, path, &stamp)?;
+        private::check(file, path, &stamp)?;
     }
     let read = disk::read(path).map_err(unread)?;
-    check_private(file, path, &read.stamp)?;
+    private::check(file, path, &read.stamp)?;
     Ok(read.text)
-}
-
-fn check_private(file: &str, path: &Path, stamp: &disk::Stamp) -> Result<(), Fault> {
-    let mode = stamp.mode & 0o777;
-    if mode & 0o077 == 0 {
-        return Ok(());
-    }
-    let what = format!(
-        "others can read it (mode {mode:03o}), so it is not used; {}, and replace its keys if somebody may have read them",
-        private::next_step(path)
-    );
-    Err(Fault::whole(file, what))
 }
 
 /// Reads the text of a key file.
@@ -501,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_made_anew_and_all_else_stays() {
+    fn a_key_is_regenerated_and_all_else_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("payroll-sql.toml");
         make(&path, &mut rand::rng()).unwrap();

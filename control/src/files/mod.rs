@@ -1,9 +1,8 @@
 //! The directory of an installation: what stands where, how it is read, checked and written.
 //!
-//! Everything has a default but a definition's host and port; what is missing is made.
-//! A file that is wrong is a [`Fault`]
-//! with its line and what to write instead. Nothing here decides what happens with a faulty file:
-//! that is [`crate::publish`]'s.
+//! Everything has a default but a definition's host and port; what is missing is made. A file that is
+//! wrong is a [`Fault`] with its line and what to write instead. Nothing here decides what happens
+//! with a faulty file: that is [`crate::publish`]'s.
 
 pub mod agent;
 pub mod allow;
@@ -127,19 +126,16 @@ impl Directory {
             .to_string()
     }
 
-    /// Refuses a directory that others than root and this process's user can change:
-    /// they would decide what it does. Root acts for
-    /// the directory's owner in a command.
+    /// Refuses a directory that others than root and this process's user can change: they would
+    /// decide what it does. Root acts for the directory's owner in a command.
     ///
     /// # Errors
     /// Which folder, why, and the command that mends it.
     pub fn check(&self, caller: Caller) -> Result<(), Fault> {
         trust::act_for_owner_of(&self.root, caller);
         for folder in self.folders() {
-            trust::check_folder(&folder).map_err(|error| {
-                let shown = self.root.join(self.shown(&folder)).display().to_string();
-                Fault::whole(shown, unreadable("", &error).what)
-            })?;
+            trust::check_folder(&folder)
+                .map_err(|error| unreadable(&folder.display().to_string(), &error))?;
         }
         Ok(())
     }
@@ -242,7 +238,7 @@ impl Directory {
 
 /// A file or folder that could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot make {}: {source}", path.display())]
+#[error("cannot make {}: {}", path.display(), trust::reason(path, source))]
 pub struct Unmade {
     /// What.
     pub path: PathBuf,
@@ -254,7 +250,7 @@ pub struct Unmade {
 #[must_use]
 pub fn unreadable(file: &str, error: &io::Error) -> Fault {
     let what = match error.kind() {
-        io::ErrorKind::InvalidData => error.to_string(),
+        io::ErrorKind::InvalidData => trust::reason(Path::new(file), error),
         io::ErrorKind::NotFound => "is not there; check the path".to_owned(),
         io::ErrorKind::PermissionDenied => {
             format!("cannot be read: {error}; run `chown` or `chmod` so that this user can read it")

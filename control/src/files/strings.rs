@@ -24,7 +24,7 @@ pub fn load(path: &Path, rule: Rule) -> Result<ConnectionString, Fault> {
         ),
         _ => unreadable(&file, &error),
     })?;
-    check_private(&file, path, &read.stamp)?;
+    private::check(&file, path, &read.stamp)?;
     parse_bytes(&file, &read.bytes, rule)
 }
 
@@ -94,22 +94,6 @@ fn wrong_rule(string: &ConnectionString, wanted: Rule) -> String {
     )
 }
 
-/// Owner only; but a read-only file of root's that a group may read is how systemd hands out credentials.
-fn check_private(file: &str, path: &Path, stamp: &disk::Stamp) -> Result<(), Fault> {
-    let mode = stamp.mode & 0o777;
-    let credential = stamp.uid == 0 && mode & !0o440 == 0;
-    if mode & 0o077 == 0 || credential {
-        return Ok(());
-    }
-    Err(Fault::whole(
-        file,
-        format!(
-            "others can read it (mode {mode:03o}), and it holds a key; {}",
-            private::next_step(path)
-        ),
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -132,7 +116,7 @@ mod tests {
         let told = load(&path, Rule::Listen).unwrap_err().to_string();
         assert!(
             told.ends_with(&format!(
-                "others can read it (mode 640), and it holds a key; run `chmod 600 {}`",
+                "others can read it (mode 640), so it is not used; run `chmod 600 {}`, and replace its keys if somebody may have read them",
                 path.display()
             )),
             "{told}"

@@ -1,10 +1,9 @@
 //! Decides whether a path can be trusted: nobody but root and the user of this process can change
 //! what it leads to.
 //!
-//! Every folder on the way counts, and every symbolic link:
-//! who can change one of them can put a file of his own in the place
-//! of ours. Links to files of root or of the link's own user are followed, as Kubernetes mounts its
-//! volumes by such links.
+//! Every folder on the way counts, and every symbolic link: who can change one of them can put a
+//! file of his own in the place of ours. Links to files of root or of the link's own user are
+//! followed, as Kubernetes mounts its volumes by such links.
 
 mod users;
 
@@ -37,13 +36,15 @@ const STICKY: u32 = 0o1000;
 /// (acl(5)).
 const ACCESS_LIST: &str = "system.posix_acl_access";
 
-/// The user whose directory root works on; what root makes there belongs to him.
+/// The owner of the directory that a command works on. Root acts for him: what root makes there
+/// belongs to him.
 static ACTING_FOR: OnceLock<u32> = OnceLock::new();
 
 /// Why a path is not used, with the command that mends it.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{what}; {next}")]
+#[error("{} {what}; {next}", path.display())]
 pub struct Untrusted {
+    path: PathBuf,
     what: String,
     next: String,
 }
@@ -66,7 +67,7 @@ pub enum Caller {
 pub fn check_file(path: &Path) -> io::Result<()> {
     let walked = walk(path, |seen, metadata, is_last| {
         if metadata.is_dir() {
-            check_folder_on_the_way(seen, metadata, path)
+            check_folder_on_the_way(seen, metadata)
         } else if is_last {
             check_own(seen, metadata)
         } else {
@@ -86,7 +87,7 @@ pub fn check_folder(path: &Path) -> io::Result<()> {
         if is_last {
             check_own(seen, metadata)
         } else {
-            check_folder_on_the_way(seen, metadata, path)
+            check_folder_on_the_way(seen, metadata)
         }
     })?;
     check_links(&walked)
@@ -103,14 +104,15 @@ pub fn follow(path: &Path) -> io::Result<PathBuf> {
     Ok(walked.path)
 }
 
-/// Sets the user that root works for: the owner of the directory, for a command or by `sudo`.
+/// Notes the user that root works for: the owner of the directory, for a command or by `sudo`.
+/// Another user needs him for messages alone.
 pub fn act_for_owner_of(directory: &Path, caller: Caller) {
     let Ok(metadata) = fs::metadata(directory) else {
         return;
     };
     let owner = metadata.uid();
     let may = caller == Caller::Command || users::caller_of_sudo() == Some(owner);
-    if geteuid().is_root() && owner != ROOT && may {
+    if owner != ROOT && may {
         // The first directory stays: a process works on one.
         let _ = ACTING_FOR.set(owner);
     }
@@ -128,23 +130,32 @@ pub(super) fn owner_in(folder: &Metadata) -> Option<(u32, u32)> {
 pub(super) fn check_written(path: &Path, metadata: &Metadata) -> io::Result<()> {
     if !metadata.is_file() || metadata.nlink() > 1 {
         return Err(untrusted(
-            format!("{} is not a plain file of its own", path.display()),
+            path,
+            "is not a plain file of its own",
             format!("run `rm {}`", shell(path)),
         ));
     }
-    if is_trusted(metadata.uid()) {
+    check_owner(path, metadata)
+}
+
+/// Refuses what belongs to another user.
+pub(super) fn check_owner(path: &Path, metadata: &Metadata) -> io::Result<()> {
+    let owner = metadata.uid();
+    if is_trusted(owner) {
         return Ok(());
     }
-    Err(foreign(path, metadata))
+    Err(untrusted(
+        path,
+        format!("belongs to {}, so it is not used", shown(owner)),
+        next_for_foreign(path, owner),
+    ))
 }
 
 /// The error of a link in the place of a file that is written.
 pub(super) fn is_a_link(path: &Path) -> io::Error {
     untrusted(
-        format!(
-            "{} is a symbolic link, and is not written through",
-            path.display()
-        ),
+        path,
+        "is a symbolic link, and is not written through",
         format!("run `rm {}`", shell(path)),
     )
 }
@@ -153,6 +164,19 @@ pub(super) fn is_a_link(path: &Path) -> io::Error {
 #[must_use]
 pub fn is_untrusted(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Untrusted>())
+}
+
+/// The words of an error, for a message that has named the path already.
+#[must_use]
+pub fn reason(path: &Path, error: &io::Error) -> String {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(Untrusted {
+            path: refused,
+            what,
+            next,
+        }) if refused.ends_with(path) => format!("{what}; {next}"),
+        _ => error.to_string(),
+    }
 }
 
 /// Where a path leads.
@@ -164,8 +188,8 @@ struct Walked {
     owner: u32,
 }
 
-/// Goes from `/` to the end of a path and along its links.
-/// `see` is shown each folder, and the file at the end.
+/// Goes from `/` to the end of a path and along its links. `see` is shown each folder, and the file
+/// at the end.
 fn walk(
     path: &Path,
     mut see: impl FnMut(&Path, &Metadata, bool) -> io::Result<()>,
@@ -180,6 +204,9 @@ fn walk(
     while let Some(name) = pending.pop_front() {
         if name == ".." {
             at.pop();
+            metadata = fs::symlink_metadata(&at)?;
+            // Seen on the way down, but perhaps the end of the path is here.
+            see(&at, &metadata, pending.is_empty())?;
             continue;
         }
         let next = at.join(&name);
@@ -236,9 +263,9 @@ fn check_links(walked: &Walked) -> io::Result<()> {
             continue;
         }
         return Err(untrusted(
+            link,
             format!(
-                "{} is a symbolic link of {} to {}, which belongs to {}, so it is not followed",
-                link.display(),
+                "is a symbolic link of {} to {}, which belongs to {}, so it is not followed",
                 shown(*owner),
                 walked.path.display(),
                 shown(walked.owner)
@@ -254,21 +281,15 @@ fn check_links(walked: &Walked) -> io::Result<()> {
 }
 
 /// A sticky folder like `/tmp` is good enough on the way: nobody can replace another's files there.
-fn check_folder_on_the_way(folder: &Path, metadata: &Metadata, used: &Path) -> io::Result<()> {
-    if !is_trusted(metadata.uid()) {
+fn check_folder_on_the_way(folder: &Path, metadata: &Metadata) -> io::Result<()> {
+    let owner = metadata.uid();
+    if !is_trusted(owner) {
         return Err(untrusted(
-            format!(
-                "{} belongs to {}, who can put another file in the place of {}",
-                folder.display(),
-                shown(metadata.uid()),
-                used.display()
-            ),
-            format!(
-                "run `chown {} {}`, or move it to a folder of root or of {}",
-                users::word(geteuid().as_raw()),
-                shell(folder),
-                shown(geteuid().as_raw())
-            ),
+            folder,
+            format!("belongs to {}, who can replace what is in it", shown(owner)),
+            run_as(owner).unwrap_or_else(|| {
+                "move what is used there below a folder that root owns".to_owned()
+            }),
         ));
     }
     if metadata.mode() & STICKY != 0 {
@@ -278,9 +299,7 @@ fn check_folder_on_the_way(folder: &Path, metadata: &Metadata, used: &Path) -> i
 }
 
 fn check_own(path: &Path, metadata: &Metadata) -> io::Result<()> {
-    if !is_trusted(metadata.uid()) {
-        return Err(foreign(path, metadata));
-    }
+    check_owner(path, metadata)?;
     check_mode(path, metadata)
 }
 
@@ -291,28 +310,60 @@ fn check_mode(path: &Path, metadata: &Metadata) -> io::Result<()> {
         return Ok(());
     }
     Err(untrusted(
+        path,
         format!(
-            "{} can be changed by others (mode {:03o}), so it is not used",
-            path.display(),
+            "can be changed by others (mode {:03o}), so it is not used",
             mode & 0o7777
         ),
-        format!("run `chmod go-w {}`", shell(path)),
+        next_for_mode(path, metadata, geteuid().as_raw()),
     ))
 }
 
-fn foreign(path: &Path, metadata: &Metadata) -> io::Error {
-    untrusted(
+/// What this user can do about a mode: `chmod` is for the owner and root alone.
+fn next_for_mode(path: &Path, metadata: &Metadata, euid: u32) -> String {
+    let (owner, path) = (metadata.uid(), shell(path));
+    if [ROOT, owner].contains(&euid) {
+        return format!("run `chmod go-w {path}`");
+    }
+    let who = match owner {
+        ROOT => "root".to_owned(),
+        owner => format!("root or {}", shown(owner)),
+    };
+    if !metadata.is_dir() {
+        return format!("only {who} can run `chmod go-w {path}`");
+    }
+    // An emptyDir on disk is root's and has mode 777, with `fsGroup` 2777.
+    format!(
+        "only {who} can run `chmod go-w {path}`; in Kubernetes, give it a persistent volume with `fsGroup`, or let an init container of root run `chown {euid} {path} && chmod 755 {path}`"
+    )
+}
+
+/// What to do about a file or directory of another user. That may be a service's, which would lose
+/// it by a `chown`.
+fn next_for_foreign(path: &Path, owner: u32) -> String {
+    let euid = geteuid();
+    if let Some(next) = run_as(owner) {
+        next
+    } else if is_read_only(path) {
         format!(
-            "{} belongs to {}, so it is not used",
-            path.display(),
-            shown(metadata.uid())
-        ),
+            "it is mounted read-only: give it to {} where it comes from",
+            shown(euid.as_raw())
+        )
+    } else if euid.is_root() {
         format!(
             "if what is in it is right, run `chown {} {}`",
-            users::word(geteuid().as_raw()),
+            users::word(ROOT),
             shell(path)
-        ),
-    )
+        )
+    } else {
+        format!("run this as {}", shown(owner))
+    }
+}
+
+/// For a command of another user on this one's directory.
+fn run_as(owner: u32) -> Option<String> {
+    let is_needed = !geteuid().is_root() && ACTING_FOR.get() == Some(&owner);
+    is_needed.then(|| format!("run this as root or as {}", shown(owner)))
 }
 
 fn is_trusted(uid: u32) -> bool {
@@ -323,11 +374,12 @@ fn is_trusted(uid: u32) -> bool {
             && (ACTING_FOR.get() == Some(&uid) || users::caller_of_sudo() == Some(uid)))
 }
 
-/// Many systems give each user a group of his own, and a mask that lets it write.
-fn is_private_group(path: &Path, metadata: &Metadata) -> bool {
+/// Whether nobody but root and this process's user is in the group of a file. Many systems give each
+/// user a group of his own, and a mask that lets it write; Kubernetes gives volumes the `fsGroup`.
+pub(super) fn is_private_group(path: &Path, metadata: &Metadata) -> bool {
     let mut none: [u8; 0] = [];
     let has_access_list = rustix::fs::getxattr(path, ACCESS_LIST, &mut none[..]).is_ok();
-    !has_access_list && users::is_private_group(metadata.uid(), metadata.gid())
+    !has_access_list && users::is_private_group(metadata.gid(), is_trusted)
 }
 
 /// What is mounted read-only cannot be changed here: Secret volumes of Kubernetes have mode 1777.
@@ -336,6 +388,79 @@ fn is_read_only(path: &Path) -> bool {
         .is_ok_and(|mounted| mounted.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
-fn untrusted(what: String, next: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, Untrusted { what, next })
+fn untrusted(path: &Path, what: impl Into<String>, next: String) -> io::Error {
+    let untrusted = Untrusted {
+        path: path.to_owned(),
+        what: what.into(),
+        next,
+    };
+    io::Error::new(io::ErrorKind::InvalidData, untrusted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_link_that_leads_up_is_judged_by_where_it_ends() {
+        let place = tempfile::tempdir().unwrap();
+        let open = place.path().join("open");
+        let own = open.join("own");
+        fs::create_dir(&open).unwrap();
+        fs::create_dir(&own).unwrap();
+        // On the way the sticky bit is enough. As the folder of keys it is not.
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).unwrap();
+        check_folder(&own).unwrap();
+        for (name, target) in [("keys", ".."), ("tls", "../own/..")] {
+            let link = own.join(name);
+            symlink(target, &link).unwrap();
+            let error = check_folder(&link).unwrap_err().to_string();
+            assert!(
+                error.contains("can be changed by others (mode 1777)"),
+                "{error}"
+            );
+        }
+        let file = own.join("file");
+        fs::write(&file, "").unwrap();
+        symlink("../own/file", own.join("link")).unwrap();
+        check_file(&own.join("link")).unwrap();
+    }
+
+    #[test]
+    fn a_mode_that_only_root_can_mend_is_not_for_this_user_to_mend() {
+        let place = tempfile::tempdir().unwrap();
+        let metadata = fs::metadata(place.path()).unwrap();
+        let volume = Path::new("/var/lib/underpass");
+        let owner = metadata.uid();
+        for able in [ROOT, owner] {
+            assert_eq!(
+                next_for_mode(volume, &metadata, able),
+                "run `chmod go-w /var/lib/underpass`"
+            );
+        }
+        let next = next_for_mode(volume, &metadata, owner + 54_711);
+        assert!(next.starts_with("only root"), "{next}");
+        for way in [
+            "a persistent volume with `fsGroup`",
+            "chmod 755 /var/lib/underpass`",
+        ] {
+            assert!(next.contains(way), "{next}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_named_once() {
+        let path = Path::new("/etc/underpass/keys");
+        let error = is_a_link(path);
+        let words = "is a symbolic link, and is not written through; run `rm /etc/underpass/keys`";
+        for shown in [path, Path::new("keys")] {
+            assert_eq!(reason(shown, &error), words);
+        }
+        assert_eq!(
+            reason(Path::new("/etc/underpass/tls"), &error),
+            format!("/etc/underpass/keys {words}")
+        );
+    }
 }

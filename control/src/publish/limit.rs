@@ -38,7 +38,7 @@ impl Stood {
             self.names = names;
             // Without it a restart takes them in the order of their names, which is no worse than at the first start.
             let text: String = self.names.iter().map(|name| format!("{name}\n")).collect();
-            let _ = disk::replace(&self.path, text.as_bytes(), disk::SECRET);
+            let _ = disk::replace_own(&self.path, text.as_bytes());
         }
         faults
     }

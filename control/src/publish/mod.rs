@@ -26,7 +26,7 @@ use underpass_proto::Snapshot;
 
 use crate::clock;
 use crate::files::namespace::Namespace;
-use crate::files::{Caller, Directory, Fault, Lock, LockError, SOCKET_PATH_MAX, Unmade};
+use crate::files::{Caller, Directory, Fault, Lock, LockError, SOCKET_PATH_MAX, Unmade, trust};
 use crate::rest::{self, Rest};
 use crate::store::Store;
 use crate::usage::{self, Meter};
@@ -69,7 +69,7 @@ pub enum Error {
     #[error("another control process runs on {}", .0.display())]
     Running(PathBuf),
     /// The lock failed otherwise.
-    #[error("cannot lock {}: {error}", path.display())]
+    #[error("cannot lock {}: {}", path.display(), trust::reason(path, error))]
     Lock {
         /// The lock file.
         path: PathBuf,

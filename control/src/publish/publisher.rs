@@ -52,7 +52,7 @@ pub(super) fn next_start(directory: &Directory) -> u64 {
     let start = last.map_or(now, |last| now.max(last.saturating_add(1)));
     // On a full disk the file keeps an older start, and a later one is still later if the clock
     // goes forward.
-    if let Err(error) = disk::replace(&path, format!("{start}\n").as_bytes(), disk::SECRET) {
+    if let Err(error) = disk::replace_own(&path, format!("{start}\n").as_bytes()) {
         warn!(%error, "cannot write {}", path.display());
     }
     start

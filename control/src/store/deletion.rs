@@ -1,10 +1,11 @@
 //! Deletes a hybrid connection so that its keys never work again, wherever a crash cuts it short.
 //!
-//! The key file goes out of use first, by a name that nothing reads; then the definition goes, then
-//! that file. A deletion that was
-//! killed between two of these is finished by the next edit, or by control when it starts.
+//! First the key file is renamed to a name that is never read; then the definition is removed, then
+//! the renamed file. A deletion that was killed between two of these is finished by the next edit, or
+//! by control when it starts.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use underpass_proto::HycoName;
@@ -76,9 +77,10 @@ impl Store {
         for (path, name) in marked {
             let definitions = self.definition_files()?;
             let key_file = crate::files::keys::find(&self.directory, &name)?;
-            // With new keys it was taken into use again since.
+            // With new keys it was taken into use again since; so was one that a person put back.
             if let Some(definition) = of_name(&definitions, &name)
                 && !key_file.exists()
+                && !is_later(definition, &path)
             {
                 self.remove(definition)?;
             }
@@ -86,6 +88,16 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Whether a definition came after the deletion began. By the time of the last change of the file
+/// itself (inode(7), `ctime`): a rename sets it, and a copy of an old file cannot carry an older one.
+fn is_later(definition: &Path, marked: &Path) -> bool {
+    let changed = |path: &Path| {
+        let metadata = std::fs::symlink_metadata(path).ok()?;
+        Some((metadata.ctime(), metadata.ctime_nsec()))
+    };
+    changed(definition) > changed(marked)
 }
 
 /// Key files that are out of use.

@@ -1,5 +1,5 @@
-//! Every change of definitions and keys, as an operation on the files:
-//! what the REST API and the command line do is this and nothing else.
+//! Every change of definitions and keys, as an operation on the files: what the REST API and the
+//! command line do is this and nothing else.
 //!
 //! A change holds `run/edit.lock` from the check to the write, so any number of processes may edit
 //! at once, and a condition on an ETag holds. Files that a person writes by hand need no lock: each
@@ -42,8 +42,7 @@ const EDIT_WAIT: Duration = Duration::from_secs(5);
 pub struct Store {
     directory: Directory,
     system: Arc<dyn FileSystem>,
-    /// Within the process, before the lock between processes:
-    /// who waits for that one looks again and again.
+    /// Within the process, before the lock between processes: a wait for that one is a loop.
     own_turn: Mutex<()>,
 }
 
@@ -91,8 +90,8 @@ impl Store {
             .collect())
     }
 
-    /// How many hybrid connections there are, as the edition counts them:
-    /// files whose names are names.
+    /// How many hybrid connections there are, as the edition counts them: files whose names are
+    /// names.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -181,7 +180,7 @@ impl Store {
         self.load_keys(name)
     }
 
-    /// Makes one key anew; the old one is dead as soon as control has read the file.
+    /// Regenerates one key; the old one is dead as soon as control has read the file.
     ///
     /// # Errors
     /// See [`Code`].
@@ -259,7 +258,7 @@ impl Store {
         let key_file = keys::find(&self.directory, &definition.name)?;
         if key_file.exists() {
             let file = self.directory.shown(&key_file);
-            warn!(hyco = %definition.name, "{file} was there before: its old keys give access to the new hybrid connection; `underpass key regenerate` makes others");
+            warn!(hyco = %definition.name, "{file} was there before: its old keys give access to the new hybrid connection; run `underpass key regenerate {} --rule … --key …` to replace them", definition.name);
         }
         // Keys first: a definition is never seen without them.
         self.make_keys(&key_file)?;
@@ -310,9 +309,8 @@ impl Store {
         Ok(keys::load(&self.directory.shown(&path), &path)?)
     }
 
-    /// Makes the keys of definitions that a person put there without any. Under the lock:
-    /// a deletion takes the keys before the
-    /// definition, and nothing may make them again between the two.
+    /// Makes the keys of definitions that a person put there without any. Under the lock: a deletion
+    /// takes the keys before the definition, and nothing may make them again between the two.
     ///
     /// # Errors
     /// The disk did not take it, or another edits for longer than `wait`.
@@ -323,8 +321,9 @@ impl Store {
             .iter()
             .filter_map(|path| name_of("", path).ok())
             .collect();
+        let key_files = keys::KeyFiles::list(&self.directory)?;
         for name in names.iter().filter(|name| here.contains(name)) {
-            self.make_keys(&keys::find(&self.directory, name)?)?;
+            self.make_keys(&key_files.of(name)?)?;
         }
         Ok(())
     }

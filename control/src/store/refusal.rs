@@ -12,7 +12,7 @@ use super::Stored;
 use crate::files::definition::Definition;
 use crate::files::quota::Quota;
 use crate::files::wording::nearest;
-use crate::files::{Directory, Fault};
+use crate::files::{Directory, Fault, trust};
 
 /// What kind of refusal it is. Stable: programs go by it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -190,7 +190,11 @@ impl Refusal {
         };
         Self::new(
             Code::Storage,
-            format!("cannot write {}: {error}", path.display()),
+            format!(
+                "cannot write {}: {}",
+                path.display(),
+                trust::reason(path, error)
+            ),
             hint,
         )
     }

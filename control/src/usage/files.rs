@@ -69,7 +69,7 @@ impl Files {
             .map_err(io::Error::from)
             .and_then(|text| {
                 disk::folder(&self.directory.usage(), 0o700)?;
-                disk::replace_on(&*self.system, &path, &text, disk::SECRET)
+                disk::replace_own_on(&*self.system, &path, &text)
             });
         written.map_err(|error| {
             let file = self.directory.shown(&path);

@@ -291,8 +291,12 @@ pub(super) mod tests {
             1,
             &[("payroll-sql", 100, 0), ("archive-sql", 5, 0)],
         ));
-        ledger.count(&report(1, &[("payroll-sql", 200, 0)]));
-        ledger.count(&report(1, &[("archive-sql", 7, 0)]));
+        for counts in [("payroll-sql", 200, 0), ("archive-sql", 7, 0)] {
+            ledger.count(&Report {
+                truncated: true,
+                ..report(1, &[counts])
+            });
+        }
         assert_eq!(
             (data(&ledger, "payroll-sql"), data(&ledger, "archive-sql")),
             ((200, 0), (7, 0))

@@ -385,7 +385,7 @@ pub(crate) fn cases() -> Vec<Case> {
             case(
                 agent,
                 3,
-                "error: DIR/a.connection: others can read it (mode 644), and it holds a key; run `chmod 600 DIR/a.connection`\n",
+                "error: DIR/a.connection: others can read it (mode 644), so it is not used; run `chmod 600 DIR/a.connection`, and replace its keys if somebody may have read them\n",
             ),
             "a.connection",
             0o644,

@@ -151,7 +151,7 @@ const STEPS: &[Step] = &[
             "secondary",
         ],
         0,
-        "made the secondary listen key of payroll-sql anew; what stood on the old one ends within a second\nnext:\n  underpass connection string payroll-sql --role on-premises --secondary --dir DIR --out payroll-sql.connection\n",
+        "regenerated the secondary listen key of payroll-sql; sessions that use the old key are closed within one second\nnext:\n  underpass connection string payroll-sql --role on-premises --secondary --dir DIR --out payroll-sql.connection\n",
     ),
     (
         &[

@@ -1,8 +1,11 @@
-//! No space, a broken disk or a crash at each step of each edit:
-//! what stands afterwards is the old or the new, never neither.
+//! No space, a broken disk or a crash at each step of each edit: afterwards either the old or the new
+//! is there.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use underpass::files::keys;
 use underpass::store::{Code, Condition, Put, Refusal, Store};
@@ -103,6 +106,7 @@ fn keys_of_a_deletion_that_was_cut_short_never_work_again() {
             let store = Store::on(place.directory.clone(), failing.clone());
             let deleted = store.delete(&name("payroll-sql"), &Condition::Any);
             failing.reboot();
+            key_files_are_as_late_as_they_were(&place);
             // As at the next start of control, or by the next edit.
             place.store.finish_deletions().unwrap();
             let after = state(&place);
@@ -131,6 +135,34 @@ fn keys_of_a_deletion_that_was_cut_short_never_work_again() {
 }
 
 #[test]
+fn a_definition_that_is_put_back_after_a_deletion_was_killed_stays() {
+    let place = Place::new();
+    existing(&place);
+    let (definition, kept) = (place.path(DEFINITION), place.path("kept.toml"));
+    let marked = place.path("keys/.payroll-sql.toml.underpass-deleted");
+    fs::rename(place.path(KEYS), &marked).unwrap();
+    fs::rename(&definition, &kept).unwrap();
+    let changed = |path: &Path| {
+        let metadata = fs::metadata(path).unwrap();
+        (metadata.ctime(), metadata.ctime_nsec())
+    };
+    // Put back with its old content and time: only the change of its name is new. Clocks of file
+    // systems are coarse.
+    let give_up = Instant::now() + Duration::from_secs(20);
+    loop {
+        fs::rename(&kept, &definition).unwrap();
+        if changed(&definition) > changed(&marked) {
+            break;
+        }
+        assert!(Instant::now() < give_up, "the clock stands still");
+        fs::rename(&definition, &kept).unwrap();
+    }
+    place.store.finish_deletions().unwrap();
+    assert!(definition.exists() && !marked.exists());
+    assert_eq!(state(&place).keys, None, "the old keys never work again");
+}
+
+#[test]
 fn a_deletion_leaves_a_definition_with_keys_or_no_keys() {
     at_each_step(
         existing,
@@ -141,6 +173,15 @@ fn a_deletion_leaves_a_definition_with_keys_or_no_keys() {
             assert!(after.keys.is_none() || after.definition.is_some());
         },
     );
+}
+
+/// A definition that a crash brings back has its old time; by [`Failing`] it has a new one.
+fn key_files_are_as_late_as_they_were(place: &Place) {
+    for entry in fs::read_dir(place.path("keys")).unwrap() {
+        let path = entry.unwrap().path();
+        let permissions = fs::metadata(&path).unwrap().permissions();
+        fs::set_permissions(&path, permissions).unwrap();
+    }
 }
 
 /// What the two files hold.

@@ -88,7 +88,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     /// Ask the relay once whether it would take this sender, say what was found, and exit: 0 well,
-    /// 1 refused, 4 not authorised, 5 unreachable
+    /// 1 refused, 3 endpoint not allowed here, 4 not authorised, 5 unreachable
     #[arg(long)]
     check: bool,
     #[command(flatten)]

@@ -91,10 +91,10 @@ impl Refused {
         } = self;
         let meanwhile = match kept {
             Some(kept) => format!("applications keep the address of {kept}"),
-            None => "it waits".into(),
+            None => "it is not bound".into(),
         };
         format!(
-            "{hyco}: the relay names {endpoint} as the endpoint, and nothing here allows this sender to take that host and port; {meanwhile}"
+            "{hyco}: the relay names {endpoint} as the endpoint, and neither the string's target nor the allow-list names it; {meanwhile}"
         )
     }
 }
@@ -162,7 +162,7 @@ mod tests {
     fn a_refused_endpoint_is_named_with_what_to_type() {
         assert_eq!(
             refused(None).words(),
-            "payroll-sql: the relay names db02.corp:1433 as the endpoint, and nothing here allows this sender to take that host and port; it waits"
+            "payroll-sql: the relay names db02.corp:1433 as the endpoint, and neither the string's target nor the allow-list names it; it is not bound"
         );
         assert!(
             refused(Some("db01.corp:1433"))

@@ -5,12 +5,14 @@ use std::ffi::{CStr, CString};
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Mode, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr, fsetxattr};
 use rustix::io::Errno;
+use rustix::process::{getegid, geteuid};
 
 use crate::files::trust;
+use crate::shell;
 
 /// The bits by which others than the owner get at a file.
 const OTHERS: u32 = 0o077;
@@ -26,8 +28,9 @@ const OF_CONTENT: [&CStr; 3] = [c"security.ima", c"security.evm", c"security.cap
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attributes {
     mode: u32,
-    /// Those of another file, to the letter; the mode of a new file is less the process's mask.
-    are_kept: bool,
+    /// The file that had them, which is replaced. `None` for a new file, whose mode is less the
+    /// process's mask.
+    replaced: Option<PathBuf>,
     owner: Option<(u32, u32)>,
     extended: Vec<(CString, Vec<u8>)>,
 }
@@ -40,7 +43,7 @@ impl Attributes {
     pub fn new_in(folder: &Path, mode: u32) -> io::Result<Self> {
         Ok(Self {
             mode,
-            are_kept: false,
+            replaced: None,
             owner: trust::owner_in(&fs::metadata(folder)?),
             extended: Vec::new(),
         })
@@ -51,12 +54,17 @@ impl Attributes {
     ///
     /// # Errors
     /// The kernel's.
-    pub(super) fn kept(old: &File, metadata: &Metadata, mode: u32) -> io::Result<Self> {
+    pub(super) fn kept(
+        path: &Path,
+        old: &File,
+        metadata: &Metadata,
+        mode: u32,
+    ) -> io::Result<Self> {
         let is_secret = mode & OTHERS == 0;
         let kept = metadata.mode() & 0o7777;
         Ok(Self {
             mode: if is_secret { kept & !OTHERS } else { kept },
-            are_kept: true,
+            replaced: Some(path.to_owned()),
             owner: Some((metadata.uid(), metadata.gid())),
             extended: extended(old)?,
         })
@@ -64,7 +72,10 @@ impl Attributes {
 
     /// With which a file is made. Its owner's alone, where it is still to become another's.
     pub(super) fn first_mode(&self) -> Mode {
-        let mode = if self.are_kept { 0o600 } else { self.mode };
+        let mode = match self.replaced {
+            Some(_) => 0o600,
+            None => self.mode,
+        };
         Mode::from_raw_mode(mode)
     }
 
@@ -77,7 +88,7 @@ impl Attributes {
         if let Some((uid, gid)) = self.owner
             && (own.uid(), own.gid()) != (uid, gid)
         {
-            give_to(file, uid, gid)?;
+            self.give_to(file, uid, gid)?;
         }
         for (name, value) in &self.extended {
             match fsetxattr(file, name.as_c_str(), value, XattrFlags::empty()) {
@@ -87,23 +98,28 @@ impl Attributes {
                 Err(error) => return Err(error.into()),
             }
         }
-        if self.are_kept {
+        if self.replaced.is_some() {
             // Last: a change of the owner takes bits away, and an access list sets the group's.
             fchmod(file, Mode::from_raw_mode(self.mode))?;
         }
         Ok(())
     }
-}
 
-fn give_to(file: &File, uid: u32, gid: u32) -> io::Result<()> {
-    let given = fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-    given.map_err(|error| match error {
-        Errno::PERM => io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!("it belongs to user {uid} and group {gid}, and only root can write it without a change of that"),
-        ),
-        error => error.into(),
-    })
+    fn give_to(&self, file: &File, uid: u32, gid: u32) -> io::Result<()> {
+        let given = fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        given.map_err(|error| match (error, &self.replaced) {
+            (Errno::PERM, Some(replaced)) => io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "it belongs to user {uid} and group {gid}, and only root can rewrite it and keep that owner; run this as root, or `chown {}:{} {}`",
+                    geteuid().as_raw(),
+                    getegid().as_raw(),
+                    shell::word(replaced)
+                ),
+            ),
+            (error, _) => error.into(),
+        })
+    }
 }
 
 fn extended(file: &File) -> io::Result<Vec<(CString, Vec<u8>)>> {

@@ -1,5 +1,5 @@
-//! Reading and writing of small files: reads are bounded, writes leave the old file or the new one,
-//! never neither.
+//! Reading and writing of small files: reads are bounded, and a write leaves either the old file or
+//! the new one.
 
 mod attributes;
 mod system;
@@ -139,14 +139,14 @@ pub fn create_on(system: &dyn FileSystem, path: &Path, text: &[u8], mode: u32) -
     })
 }
 
-/// Writes a file in place of the one that is there, which stays what it was:
-/// owner, group, mode, extended attributes, and the
-/// symbolic link that led to it. `mode` is for a new one; others lose their rights to a file that
-/// gets the mode of secrets.
+/// Writes a file in place of the one that is there. Owner, group, mode, extended attributes and the
+/// symbolic link that led to it stay. `mode` is for a new one; others lose their rights to a file
+/// that gets the mode of secrets.
 ///
 /// # Errors
-/// The kernel's; `PermissionDenied` where owner and group cannot be kept.
-/// After any error the old file stands whole, or the new one.
+/// The kernel's; `InvalidData` where the file that is there belongs to another user (see [`trust`]);
+/// `PermissionDenied` where owner and group cannot be kept.
+/// After any error either the old file is there whole, or the new one.
 pub fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     replace_on(&System, path, text, mode)
 }
@@ -158,12 +158,38 @@ pub fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
 pub fn replace_on(system: &dyn FileSystem, path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     let path = &trust::follow(path)?;
     let attributes = match open_plain(path) {
-        Ok((old, metadata)) => Attributes::kept(&old, &metadata, mode)?,
+        Ok((old, metadata)) => {
+            // Its owner keeps it, and would read what is written.
+            trust::check_owner(path, &metadata)?;
+            Attributes::kept(path, &old, &metadata, mode)?
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Attributes::new_in(parent(path), mode)?
         }
         Err(error) => return Err(error),
     };
+    place(system, path, text, &attributes, |from, to| {
+        system.rename(from, to)
+    })
+}
+
+/// Writes a file of this program's own state, which is secret, in place of whatever has its name. The
+/// new file has the owner of any file that is made there: one that root left behind in a service's
+/// directory is in nobody's way.
+///
+/// # Errors
+/// The kernel's. After any error either the old file is there whole, or the new one.
+pub fn replace_own(path: &Path, text: &[u8]) -> io::Result<()> {
+    replace_own_on(&System, path, text)
+}
+
+/// The same as [`replace_own`], on a file system.
+///
+/// # Errors
+/// See [`replace_own`].
+pub fn replace_own_on(system: &dyn FileSystem, path: &Path, text: &[u8]) -> io::Result<()> {
+    let path = &in_followed_folder(path)?;
+    let attributes = Attributes::new_in(parent(path), SECRET)?;
     place(system, path, text, &attributes, |from, to| {
         system.rename(from, to)
     })
@@ -384,6 +410,26 @@ mod tests {
             assert_eq!(&value[..len], b"ann");
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_not_replaced_and_own_state_is() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root has files of two users");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("start");
+        create(&path, b"one", SECRET).unwrap();
+        std::os::unix::fs::chown(&path, Some(54_711), None).unwrap();
+        let error = replace(&path, b"two", SECRET).unwrap_err();
+        assert!(error.to_string().contains("belongs to "), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        replace_own(&path, b"two").unwrap();
+        assert_eq!(read(&path).unwrap().text.as_str(), "two");
+        let stamp = stamp(&path).unwrap().unwrap();
+        assert_eq!((stamp.uid, stamp.mode & 0o7777), (0, 0o600));
+        assert_eq!(names(folder.path()), ["start"]);
     }
 
     #[test]

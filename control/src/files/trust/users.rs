@@ -26,24 +26,26 @@ pub(super) fn word(uid: u32) -> String {
     name_of(&read("/etc/passwd"), uid).unwrap_or_else(|| uid.to_string())
 }
 
-/// Whether nobody but this user is in the group.
-pub(super) fn is_private_group(uid: u32, gid: u32) -> bool {
+/// Whether nobody is in the group but users that are trusted.
+pub(super) fn is_private_group(gid: u32, is_trusted: impl Fn(u32) -> bool) -> bool {
     let is_local = groups_are_local(&read("/etc/nsswitch.conf"));
-    is_private(
-        &read("/etc/passwd"),
-        &read("/etc/group"),
-        is_local,
-        uid,
-        gid,
-    )
+    let (passwd, groups) = (read("/etc/passwd"), read("/etc/group"));
+    is_private(&passwd, &groups, is_local, gid, is_trusted)
 }
 
-/// `is_local`: every group is in `groups`. Otherwise only the user's own group can be known to be
-/// his alone.
-fn is_private(passwd: &str, groups: &str, is_local: bool, uid: u32, gid: u32) -> bool {
-    let users = || passwd.lines().filter_map(user);
-    let own = users().find(|user| user.uid == uid);
-    let of_others = users().any(|user| user.gid == gid && user.uid != uid);
+/// `is_local`: every group is in `groups`. Otherwise only a trusted user's own group can be known to
+/// be private.
+fn is_private(
+    passwd: &str,
+    groups: &str,
+    is_local: bool,
+    gid: u32,
+    is_trusted: impl Fn(u32) -> bool,
+) -> bool {
+    let (own, others): (Vec<User<'_>>, Vec<_>) = passwd
+        .lines()
+        .filter_map(user)
+        .partition(|user| is_trusted(user.uid));
     let members = groups.lines().filter_map(|line| {
         let mut fields = line.split(':').skip(2);
         let number: u32 = fields.next()?.parse().ok()?;
@@ -52,9 +54,9 @@ fn is_private(passwd: &str, groups: &str, is_local: bool, uid: u32, gid: u32) ->
     let has_other_members = members
         .flat_map(|members| members.split(','))
         .map(str::trim)
-        .any(|name| !name.is_empty() && own.as_ref().is_none_or(|own| own.name != name));
-    let is_own = own.as_ref().is_some_and(|own| own.gid == gid);
-    !of_others && !has_other_members && (is_own || is_local)
+        .any(|name| !name.is_empty() && own.iter().all(|own| own.name != name));
+    let is_of = |users: &[User<'_>]| users.iter().any(|user| user.gid == gid);
+    !is_of(&others) && !has_other_members && (is_of(&own) || is_local)
 }
 
 struct User<'t> {
@@ -113,7 +115,11 @@ mod tests {
 
     #[test]
     fn a_group_is_private_where_nobody_else_is_in_it() {
-        let private = |uid, gid, is_local| is_private(PASSWD, GROUPS, is_local, uid, gid);
+        let private = |uid: u32, gid, is_local| {
+            is_private(PASSWD, GROUPS, is_local, gid, |user| {
+                [0, uid].contains(&user)
+            })
+        };
         assert!(private(1000, 1000, true) && private(1000, 1000, false));
         assert!(private(0, 0, false));
         assert!(!private(1001, 100, true), "eve is in it too");
@@ -126,6 +132,43 @@ mod tests {
             !private(0, 2000, false),
             "a directory service may know others"
         );
+    }
+
+    #[test]
+    fn the_users_of_this_process_are_no_others_in_a_group_of_roots_folder() {
+        // `root:underpass 0775` of a service with User=underpass, who is in the group by passwd(5)
+        // or by group(5).
+        let passwd = "root:x:0:0::/root:/bin/sh\nunderpass:x:997:997::/:/bin/false\n";
+        let by_service = |uid| [0, 997].contains(&uid);
+        assert!(is_private(
+            passwd,
+            "underpass:x:997:\n",
+            false,
+            997,
+            by_service
+        ));
+        assert!(is_private(
+            passwd,
+            "web:x:500:underpass\n",
+            true,
+            500,
+            by_service
+        ));
+        assert!(!is_private(
+            passwd,
+            "web:x:500:underpass,eve\n",
+            true,
+            500,
+            by_service
+        ));
+        // Root that acts for nobody does not know the service's user.
+        assert!(!is_private(
+            passwd,
+            "underpass:x:997:\n",
+            true,
+            997,
+            |uid| uid == 0
+        ));
     }
 
     #[test]
