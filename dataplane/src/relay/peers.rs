@@ -33,7 +33,7 @@ use self::probes::Probes;
 pub(crate) use self::registrations::Over;
 use self::registrations::{Registration, leave};
 use self::succession::Contested;
-pub(crate) use self::succession::Granted;
+pub(crate) use self::succession::Successor;
 use super::conduct::{self, Conduct};
 use super::listeners::Moment;
 use super::plan::{Directory, Plan};
@@ -77,7 +77,7 @@ struct Peer {
     proven: bool,
     /// It only asks whether its registrations would be granted.
     check_only: bool,
-    /// A newer process of the same agent was granted what this one is registered for.
+    /// A newer process of the same agent has proven what this one is registered for.
     contested: Option<Contested>,
     /// When it last answered after that.
     answered_contest: Option<Instant>,
@@ -291,7 +291,7 @@ impl Peers {
         }
     }
 
-    /// Reads and answers what a peer says. `granted` receives what it was granted newly.
+    /// Reads and answers what a peer says. `successor` receives what it has newly proven.
     pub(crate) fn readable(
         &mut self,
         now: Instant,
@@ -299,7 +299,7 @@ impl Peers {
         plan: &Plan,
         session: SessionId,
         stream: StreamId,
-        granted: &mut Option<Granted>,
+        successor: &mut Option<Successor>,
     ) -> Verdict {
         let Some(peer) = self.sessions.get_mut(&session) else {
             return Verdict::Fine;
@@ -318,7 +318,7 @@ impl Peers {
         for frame in frames {
             let verdict = match frame {
                 Frame::Hello(hello) => self.hello(quic, plan, session, hello),
-                Frame::Register(said) => self.register(now, quic, plan, session, said, granted),
+                Frame::Register(said) => self.register(now, quic, plan, session, said, successor),
                 Frame::Deregister(said) => self.deregister(now, session, &said.hyco),
                 Frame::Probed(said) => {
                     self.probed(now, quic, session, &said);
@@ -333,8 +333,8 @@ impl Peers {
                 return verdict;
             }
         }
-        if let Some(granted) = granted {
-            self.contest(now, quic, granted);
+        if let Some(successor) = successor {
+            self.contest(now, quic, successor);
         }
         Verdict::Fine
     }

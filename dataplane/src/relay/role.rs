@@ -33,7 +33,7 @@ use self::sockets::Sockets;
 pub(crate) use self::tally::{Counts, WorkerReport};
 use self::tally::{ending, joined_ending};
 use super::listeners::{Errand, Live};
-use super::peers::{Asker, Granted, Opened, Over, Peers, Verdict};
+use super::peers::{Asker, Opened, Over, Peers, Successor, Verdict};
 use super::plan::{Directory, Place, Plan};
 use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
@@ -74,8 +74,8 @@ pub(crate) enum Message {
     },
     /// Datagrams that came to another worker's socket.
     Misdirected(Datagrams),
-    /// A process was granted registrations on another worker.
-    Granted(Granted),
+    /// A process on another worker has proven what an older one of its agent may be registered for.
+    Successor(Successor),
     /// All workers of this relay, by index.
     Others(Vec<Handle<Message>>),
     /// Ask a listener to dial its endpoint, now.
@@ -301,7 +301,9 @@ impl Role for Relay {
                 }
             }
             Message::Misdirected(datagrams) => core.quic.receive(core.now, datagrams, &mut core.io),
-            Message::Granted(granted) => self.peers.contest(core.now, &mut core.quic, &granted),
+            Message::Successor(successor) => {
+                self.peers.contest(core.now, &mut core.quic, &successor);
+            }
             Message::Others(others) => self.others = others,
             Message::Probe(errand, asker) => {
                 self.peers
@@ -441,7 +443,7 @@ impl Role for Relay {
         if self.waiting_was_taken_back(core, session, stream) {
             return self.wasted(core, session);
         }
-        let mut granted = None;
+        let mut successor = None;
         let plan = Arc::clone(&self.plan);
         let verdict = self.peers.readable(
             core.now,
@@ -449,16 +451,16 @@ impl Role for Relay {
             &plan,
             session,
             stream,
-            &mut granted,
+            &mut successor,
         );
-        if let Some(granted) = granted {
+        if let Some(successor) = successor {
             let others = self
                 .others
                 .iter()
                 .enumerate()
                 .filter(|(at, _)| *at != usize::from(core.worker));
             for (_, other) in others {
-                let _ = other.try_send(Message::Granted(granted.clone()));
+                let _ = other.try_send(Message::Successor(successor.clone()));
             }
         }
         self.heed(core, session, verdict);
