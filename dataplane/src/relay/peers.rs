@@ -401,6 +401,14 @@ impl Peers {
         both.is_some_and(|(roster, instance)| roster.has_another(instance))
     }
 
+    /// Whether there are sessions that listen here, and each owes an answer for too long.
+    #[must_use]
+    pub(crate) fn are_all_silent(&self, quic: &Driver, now: Instant, hyco: &HycoName) -> bool {
+        let silent = |session| quic.is_suspect(now, session);
+        let roster = self.rosters.get(hyco);
+        roster.is_some_and(|roster| roster.sessions().all(silent))
+    }
+
     /// The process behind a session.
     #[must_use]
     pub(crate) fn instance(&self, session: SessionId) -> Option<Instance> {

@@ -75,6 +75,13 @@ impl Relay {
         else {
             return self.turn_away(core, name, socket, application, FlowCode::TooManyFlows);
         };
+        // One session's path may be dead alone: the same agent has others.
+        if may_hand_over
+            && self.peers.are_all_silent(&core.quic, core.now, name)
+            && self.hand_over(core, name, socket, application)
+        {
+            return;
+        }
         let chosen = match self.choose(core, name, None) {
             Choice::Stream(session, stream) => (session, stream),
             _ if may_hand_over && self.hand_over(core, name, socket, application) => return,
@@ -152,11 +159,11 @@ impl Relay {
         session: SessionId,
     ) -> bool {
         let (now, quic) = (core.now, &mut core.quic);
-        if quic.was_just_there(now, session) || !self.peers.has_another(hyco, session) {
+        if quic.was_just_there(now, session) {
             return false;
         }
         quic.ping(now, session);
-        true
+        self.peers.has_another(hyco, session)
     }
 
     /// The process of a session gave a sign of life: what was held back follows.
@@ -214,8 +221,10 @@ impl Relay {
         (core.load(session) < most).then(|| core.quic.open(session))?
     }
 
+    /// Gives an application to another worker that has a listener. False: there is none, and the
+    /// socket is still here.
     pub(super) fn hand_over<I: Io>(
-        &self,
+        &mut self,
         core: &mut Core<I, RelayFlow>,
         hyco: &HycoName,
         socket: SocketId,
@@ -230,13 +239,16 @@ impl Relay {
         let Some(stream) = core.io.release(socket) else {
             return false;
         };
-        // A full inbox drops the socket, whose linger makes that an RST.
         let message = Message::Adopt {
             hyco: hyco.clone(),
             socket: stream,
             application,
         };
-        other.try_send(message).is_ok()
+        if other.try_send(message).is_err() {
+            // A full inbox drops the socket, whose linger makes that an RST.
+            self.note_refusal(core, hyco, application, FlowCode::Overloaded);
+        }
+        true
     }
 
     pub(super) fn turn_away<I: Io>(
