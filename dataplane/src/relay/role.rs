@@ -21,6 +21,8 @@ use crossbeam_channel::Sender;
 use quinn_proto::{ConnectionError, StreamId};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use rustc_hash::FxHashMap;
+use tracing::field::display;
 use tracing::{debug, info, warn};
 use underpass_proto::limits::HELLO_DEADLINE;
 use underpass_proto::snapshot::Pressure;
@@ -122,6 +124,8 @@ pub(crate) struct Relay {
     counts: HashMap<HycoName, Counts>,
     /// Flows without Opened yet, by their deadline.
     opening: VecDeque<(Instant, Key)>,
+    /// Flows whose Open went alone, by the session that is to give a sign of life first.
+    held_back: FxHashMap<SessionId, Vec<Key>>,
     /// Flows for which there is a listener and no room.
     waiting: Waiting<Waiter>,
     next_flow: u32,
@@ -156,6 +160,7 @@ impl Relay {
             others: Vec::new(),
             counts: HashMap::new(),
             opening: VecDeque::new(),
+            held_back: FxHashMap::default(),
             waiting: Waiting::default(),
             // Unlike those of other workers and before a restart, so that logs of several do not
             // mix.
