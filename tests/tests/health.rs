@@ -167,15 +167,26 @@ on_every_backend! {
         assert_eq!(hyco.agents[0].agent_id, before.agent_id);
     }
 
+    fn a_restarted_agent_takes_its_own_place_where_there_is_one_place(io) {
+        let scene = Scene::open(io);
+        let before = scene.wait_for_state(HealthState::Ready).agents[0].clone();
+        scene.limit_to_one_listener();
+        scene.agent.process().as_mut().unwrap().kill().unwrap();
+        let restarted = Instant::now();
+        scene.agent.start().unwrap();
+        let hyco = scene.wait_until("the new process alone", |hyco| {
+            hyco.agents.len() == 1 && hyco.agents[0].instance != before.instance
+        });
+        // It is refused once, and asks again a second later.
+        assert_within(restarted, TOLD + Duration::from_secs(2));
+        assert_eq!(hyco.agents[0].agent_id, before.agent_id);
+        assert_eq!(Talk::start(scene.binding).unwrap().letter, b'a');
+    }
+
     fn a_check_takes_no_place_causes_no_probe_and_leaves_nothing_behind(io) {
         let scene = Scene::open(io);
         let before = scene.wait_for_state(HealthState::Ready).agents[0].clone();
-        append(&scene.installation, NAME, "[limits]\nlisteners_max = 1\n");
-        wait_for("the definition to be applied", MOMENT, || {
-            let status = scene.installation.status().unwrap();
-            (status.applied == Some(status.generation) && status.generation.number > 1).then_some(())
-        })
-        .unwrap();
+        scene.limit_to_one_listener();
         let accepted = scene.service().accepted();
         let config = scene.agent.config();
         let check = || {
@@ -386,6 +397,17 @@ impl Scene {
 
     fn service(&self) -> &Service {
         self.service.as_ref().unwrap()
+    }
+
+    /// Waits until the relay goes by it.
+    fn limit_to_one_listener(&self) {
+        append(&self.installation, NAME, "[limits]\nlisteners_max = 1\n");
+        wait_for("the definition to be applied", MOMENT, || {
+            let status = self.installation.status().unwrap();
+            let is_newest = status.applied == Some(status.generation);
+            (is_newest && status.generation.number > 1).then_some(())
+        })
+        .unwrap();
     }
 
     fn wait_for_state(&self, state: HealthState) -> HycoReport {

@@ -33,7 +33,7 @@ use self::probes::Probes;
 pub(crate) use self::registrations::Over;
 use self::registrations::{Registration, leave};
 use self::succession::Contested;
-pub(crate) use self::succession::Granted;
+pub(crate) use self::succession::Successor;
 use super::conduct::{self, Conduct};
 use super::listeners::Moment;
 use super::plan::{Directory, Plan};
@@ -62,7 +62,7 @@ pub(crate) struct Peers {
 struct Peer {
     exporter: Exporter,
     /// Where it came from: its session may be forgotten before its end is reported.
-    remote: Option<SocketAddr>,
+    remote: SocketAddr,
     since: Instant,
     since_unix_ms: u64,
     control: Option<ControlStream>,
@@ -77,7 +77,7 @@ struct Peer {
     proven: bool,
     /// It only asks whether its registrations would be granted.
     check_only: bool,
-    /// A newer process of the same agent was granted what this one is registered for.
+    /// A newer process of the same agent has proven what this one is registered for.
     contested: Option<Contested>,
     /// When it last answered after that.
     answered_contest: Option<Instant>,
@@ -132,12 +132,12 @@ impl Peers {
 
     /// A handshake is done.
     pub(crate) fn up(&mut self, now: Instant, quic: &mut Driver, session: SessionId) {
-        let Some(exporter) = quic.exporter(session) else {
+        let (Some(exporter), Some(path)) = (quic.exporter(session), quic.path(session)) else {
             return;
         };
         let peer = Peer {
             exporter,
-            remote: quic.path(session).map(|path| path.remote),
+            remote: path.remote,
             since: now,
             since_unix_ms: unix_ms(),
             control: None,
@@ -174,7 +174,8 @@ impl Peers {
         crowded.then(|| self.unproven.pop_front())?
     }
 
-    /// Who a session is, for the log: its address, as far as known, and what it calls itself.
+    /// Who a session is, for the log: its address, `None` only where its handshake was never done
+    /// and it is forgotten; and its agent or sender, once it has proven a key.
     pub(crate) fn who(
         &self,
         quic: &Driver,
@@ -182,8 +183,9 @@ impl Peers {
     ) -> (Option<SocketAddr>, Option<AgentId>) {
         let peer = self.sessions.get(&session);
         let path = quic.path(session).map(|path| path.remote);
-        let remote = path.or_else(|| peer?.remote);
-        let agent = peer.and_then(|peer| Some(peer.hello.as_ref()?.agent_id));
+        let remote = path.or_else(|| peer.map(|peer| peer.remote));
+        let proven = peer.filter(|peer| peer.proven);
+        let agent = proven.and_then(|peer| Some(peer.hello.as_ref()?.agent_id));
         (remote, agent)
     }
 
@@ -291,7 +293,7 @@ impl Peers {
         }
     }
 
-    /// Reads and answers what a peer says. `granted` receives what it was granted newly.
+    /// Reads and answers what a peer says. `successor` receives what it has newly proven.
     pub(crate) fn readable(
         &mut self,
         now: Instant,
@@ -299,7 +301,7 @@ impl Peers {
         plan: &Plan,
         session: SessionId,
         stream: StreamId,
-        granted: &mut Option<Granted>,
+        successor: &mut Option<Successor>,
     ) -> Verdict {
         let Some(peer) = self.sessions.get_mut(&session) else {
             return Verdict::Fine;
@@ -318,7 +320,7 @@ impl Peers {
         for frame in frames {
             let verdict = match frame {
                 Frame::Hello(hello) => self.hello(quic, plan, session, hello),
-                Frame::Register(said) => self.register(now, quic, plan, session, said, granted),
+                Frame::Register(said) => self.register(now, quic, plan, session, said, successor),
                 Frame::Deregister(said) => self.deregister(now, session, &said.hyco),
                 Frame::Probed(said) => {
                     self.probed(now, quic, session, &said);
@@ -333,8 +335,8 @@ impl Peers {
                 return verdict;
             }
         }
-        if let Some(granted) = granted {
-            self.contest(now, quic, granted);
+        if let Some(successor) = successor {
+            self.contest(now, quic, successor);
         }
         Verdict::Fine
     }
@@ -399,6 +401,14 @@ impl Peers {
         let (roster, instance) = (self.rosters.get(hyco), self.instance(session));
         let both = roster.zip(instance);
         both.is_some_and(|(roster, instance)| roster.has_another(instance))
+    }
+
+    /// Whether there are sessions that listen here, and each owes an answer for too long.
+    #[must_use]
+    pub(crate) fn are_all_silent(&self, quic: &Driver, now: Instant, hyco: &HycoName) -> bool {
+        let silent = |session| quic.is_suspect(now, session);
+        let roster = self.rosters.get(hyco);
+        roster.is_some_and(|roster| roster.sessions().all(silent))
     }
 
     /// The process behind a session.

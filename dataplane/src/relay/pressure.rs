@@ -14,7 +14,7 @@ pub(super) struct Told {
     last: Pressure,
     at: Option<Instant>,
     /// What the last lines were about.
-    kinds: [bool; 7],
+    kinds: [bool; Pressure::TROUBLES],
 }
 
 impl Told {
@@ -48,24 +48,15 @@ impl Told {
                 accepts_failed = new.accepts_failed,
                 flows_ended = new.flows_ended,
                 panics = new.panics,
-                "the relay turned some away to stay within its limits"
+                "connections or flows refused to stay within limits"
             );
         }
     }
 }
 
 /// Which kinds of trouble there are.
-fn kinds(pressure: &Pressure) -> [bool; 7] {
-    [
-        pressure.handshakes_asked,
-        pressure.handshakes_ignored,
-        pressure.handshakes_unfinished,
-        pressure.opens_refused,
-        pressure.sessions_sent_away,
-        pressure.accepts_failed,
-        pressure.panics,
-    ]
-    .map(|count| count > 0)
+fn kinds(pressure: &Pressure) -> [bool; Pressure::TROUBLES] {
+    pressure.troubles().map(|count| count > 0)
 }
 
 #[cfg(test)]
@@ -94,5 +85,8 @@ mod tests {
         assert_eq!(told.last.sessions_sent_away, 1, "both are old now");
         told.look(soon + TELL_EVERY, pressure);
         assert_eq!(told.last, pressure);
+        pressure.flows_ended = 1;
+        told.look(soon + TELL_EVERY, pressure);
+        assert_eq!(told.last, pressure, "flows that were ended are news");
     }
 }

@@ -21,6 +21,8 @@ use crossbeam_channel::Sender;
 use quinn_proto::{ConnectionError, StreamId};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use rustc_hash::FxHashMap;
+use tracing::field::display;
 use tracing::{debug, info, warn};
 use underpass_proto::limits::HELLO_DEADLINE;
 use underpass_proto::snapshot::Pressure;
@@ -33,7 +35,7 @@ use self::sockets::Sockets;
 pub(crate) use self::tally::{Counts, WorkerReport};
 use self::tally::{ending, joined_ending};
 use super::listeners::{Errand, Live};
-use super::peers::{Asker, Granted, Opened, Over, Peers, Verdict};
+use super::peers::{Asker, Opened, Over, Peers, Successor, Verdict};
 use super::plan::{Directory, Place, Plan};
 use crate::core::Core;
 use crate::flow::{End, Flow, FlowKey};
@@ -74,8 +76,8 @@ pub(crate) enum Message {
     },
     /// Datagrams that came to another worker's socket.
     Misdirected(Datagrams),
-    /// A process was granted registrations on another worker.
-    Granted(Granted),
+    /// A process on another worker has proven what an older one of its agent may be registered for.
+    Successor(Successor),
     /// All workers of this relay, by index.
     Others(Vec<Handle<Message>>),
     /// Ask a listener to dial its endpoint, now.
@@ -122,6 +124,8 @@ pub(crate) struct Relay {
     counts: HashMap<HycoName, Counts>,
     /// Flows without Opened yet, by their deadline.
     opening: VecDeque<(Instant, Key)>,
+    /// Flows whose Open went alone, by the session that is to give a sign of life first.
+    held_back: FxHashMap<SessionId, Vec<Key>>,
     /// Flows for which there is a listener and no room.
     waiting: Waiting<Waiter>,
     next_flow: u32,
@@ -156,6 +160,7 @@ impl Relay {
             others: Vec::new(),
             counts: HashMap::new(),
             opening: VecDeque::new(),
+            held_back: FxHashMap::default(),
             waiting: Waiting::default(),
             // Unlike those of other workers and before a restart, so that logs of several do not
             // mix.
@@ -207,11 +212,12 @@ impl Relay {
         session: SessionId,
         code: SessionCode,
     ) {
-        let remote = core.quic.path(session).map(|path| path.remote);
+        let (remote, agent) = self.peers.who(&core.quic, session);
         let source = remote.map(|remote| remote.ip());
         let cause = LogCause::new("session closed", code);
         if let Some(Permit { left_out }) = core.log.permits(core.now, cause, None, source) {
-            info!(?remote, why = %code, left_out, "session closed");
+            let (remote, agent) = (remote.map(display), agent.map(display));
+            info!(remote, agent, why = %code, left_out, "session closed");
         }
         self.peers
             .gone(core.now, &core.quic, session, &code.to_string());
@@ -223,11 +229,15 @@ impl Relay {
     /// A session that does little but harm.
     fn send_away<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
         self.pressure.sessions_sent_away += 1;
-        let remote = core.quic.path(session).map(|path| path.remote);
+        let (remote, agent) = self.peers.who(&core.quic, session);
         let source = remote.map(|remote| remote.ip());
         let cause = LogCause::new("a sender floods", ());
         if let Some(Permit { left_out }) = core.log.permits(core.now, cause, None, source) {
-            warn!(?remote, left_out, "a sender floods; its session is closed");
+            let (remote, agent) = (remote.map(display), agent.map(display));
+            warn!(
+                remote,
+                agent, left_out, "a sender floods; its session is closed"
+            );
         }
         self.close(core, session, SessionCode::Overloaded);
     }
@@ -301,7 +311,9 @@ impl Role for Relay {
                 }
             }
             Message::Misdirected(datagrams) => core.quic.receive(core.now, datagrams, &mut core.io),
-            Message::Granted(granted) => self.peers.contest(core.now, &mut core.quic, &granted),
+            Message::Successor(successor) => {
+                self.peers.contest(core.now, &mut core.quic, &successor);
+            }
             Message::Others(others) => self.others = others,
             Message::Probe(errand, asker) => {
                 self.peers
@@ -376,9 +388,7 @@ impl Role for Relay {
         why: &ConnectionError,
     ) {
         let (address, agent) = self.peers.who(&core.quic, session);
-        let unknown = || "unknown".to_owned();
-        let remote = address.map_or_else(unknown, |address| address.to_string());
-        let agent = agent.map_or_else(unknown, |agent| agent.to_string());
+        let (remote, agent) = (address.map(display), agent.map(display));
         let left = departure(why);
         let code = said(why);
         let known = self.peers.gone(core.now, &core.quic, session, &left);
@@ -386,7 +396,8 @@ impl Role for Relay {
             debug!(remote, why = %reason(why), "a handshake came to nothing");
             return self.session_over(core, session);
         };
-        let cause = LogCause::new("session lost", (kind(why), registrations > 0));
+        // A stranger chooses the code that it closes with.
+        let cause = LogCause::new("session lost", (registrations > 0).then(|| kind(why)));
         let source = address.map(|address| address.ip());
         if let Some(Permit { left_out }) = core.log.permits(core.now, cause, None, source) {
             match code {
@@ -441,7 +452,7 @@ impl Role for Relay {
         if self.waiting_was_taken_back(core, session, stream) {
             return self.wasted(core, session);
         }
-        let mut granted = None;
+        let mut successor = None;
         let plan = Arc::clone(&self.plan);
         let verdict = self.peers.readable(
             core.now,
@@ -449,16 +460,16 @@ impl Role for Relay {
             &plan,
             session,
             stream,
-            &mut granted,
+            &mut successor,
         );
-        if let Some(granted) = granted {
+        if let Some(successor) = successor {
             let others = self
                 .others
                 .iter()
                 .enumerate()
                 .filter(|(at, _)| *at != usize::from(core.worker));
             for (_, other) in others {
-                let _ = other.try_send(Message::Granted(granted.clone()));
+                let _ = other.try_send(Message::Successor(successor.clone()));
             }
         }
         self.heed(core, session, verdict);

@@ -96,6 +96,11 @@ impl Roster {
         self.entries.iter().map(|entry| entry.instance)
     }
 
+    /// All sessions.
+    pub(crate) fn sessions(&self) -> impl Iterator<Item = SessionId> + '_ {
+        self.entries.iter().map(|entry| entry.session)
+    }
+
     /// The sessions of one process.
     pub(crate) fn sessions_of(&self, instance: Instance) -> impl Iterator<Item = SessionId> + '_ {
         self.entries

@@ -25,6 +25,8 @@ pub(super) enum Fault {
     Path(usize, Box<Path>),
     /// Nothing comes through a path, or everything again.
     Hole(usize, bool),
+    /// Nothing comes through the path of one worker of a machine.
+    HoleOf(usize, u8),
     /// A translated address changes.
     Rebind(usize),
     /// An endpoint listens or does not.
@@ -158,6 +160,9 @@ pub(super) fn strike(world: &mut World, fault: Fault) {
                 path.dead = dead;
             }
         }
+        Fault::HoleOf(machine, worker) => {
+            world.net.holes.insert((machine, worker));
+        }
         Fault::Rebind(machine) => world.net.rebind(machine),
         Fault::Endpoint(hyco, up) => {
             world.tcp.unlisten(endpoint(hyco), listener(hyco));
@@ -215,6 +220,7 @@ fn tell(world: &mut World, number: usize) {
 
 /// Mends everything.
 pub(super) fn mend(world: &mut World) {
+    world.net.holes.clear();
     for hyco in 0..world.scene.definitions.len() {
         world.scene.definitions[hyco].defined = true;
         world.scene.definitions[hyco].over_quota = false;

@@ -1,7 +1,7 @@
 //! UDP between the relay and those who dial it: delay, jitter, loss, order, copies, flipped bits, a rate with a queue, a path MTU, black holes, and
 //! translated addresses that change. One path for each machine that dials, alike in both directions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -69,6 +69,8 @@ pub(super) struct Flight {
 pub(super) struct Net {
     /// By the number of the machine that dials.
     pub(super) paths: BTreeMap<usize, Path>,
+    /// Workers that dial, by machine, of whose sockets nothing comes through.
+    pub(super) holes: BTreeSet<(usize, u8)>,
     outer: BTreeMap<Place, SocketAddr>,
     by_outer: BTreeMap<SocketAddr, Place>,
     /// When the next datagram may leave, and when the last one arrives: by machine and direction.
@@ -80,6 +82,7 @@ impl Net {
     pub(super) fn new() -> Self {
         Self {
             paths: BTreeMap::new(),
+            holes: BTreeSet::new(),
             outer: BTreeMap::new(),
             by_outer: BTreeMap::new(),
             busy: BTreeMap::new(),
@@ -136,19 +139,23 @@ impl Net {
         transmit: &Transmit,
         data: &[u8],
     ) -> usize {
-        let (machine, remote) = if relay {
+        let (dialler, remote) = if relay {
             let Some(place) = self.place(transmit.destination) else {
                 return 0; // Nobody has that address any more.
             };
-            (place.machine, RELAY)
+            (place, RELAY)
         } else {
             let outer = self
                 .outer
                 .get(&from)
                 .filter(|_| transmit.destination == RELAY);
             let Some(&outer) = outer else { return 0 };
-            (from.machine, outer)
+            (from, outer)
         };
+        let machine = dialler.machine;
+        if self.holes.contains(&(machine, dialler.worker)) {
+            return 0;
+        }
         let Some(path) = self.paths.get(&machine) else {
             return 0;
         };

@@ -121,6 +121,34 @@ fn no_flow_is_cut_when_a_newer_session_takes_the_place_of_one_that_is_well_again
 }
 
 #[test]
+fn a_session_whose_path_alone_is_dead_gets_no_flows_for_long() {
+    for seed in 0..8 {
+        let plant = |world: &mut World| {
+            friendly(world, 1);
+            world.workers = 2;
+            // Later than flows that nobody answers are ended.
+            world.storm_until(Duration::from_secs(25));
+            let mut short = Manner::plain(&mut world.rng);
+            (short.says, short.pause) = (1_000, Duration::ZERO);
+            world.manners = Some((short.clone(), short));
+            let hole = Event::Fault(Fault::HoleOf(1, 0));
+            world.queue.after(Duration::from_secs(3), hole);
+            for ms in (5_000..9_000).step_by(50) {
+                let at = Duration::from_millis(ms);
+                world.queue.after(at, Event::Begin(0, false));
+            }
+        };
+        let summary = run(seed, plant).unwrap_or_else(|why| panic!("{why}"));
+        // Those of 0.75 s, and what chance begins beside them; half of all came to that worker.
+        let lost = summary.flows - summary.clean;
+        assert!(
+            summary.flows >= 80 && lost <= 20,
+            "seed {seed}: {summary:?}"
+        );
+    }
+}
+
+#[test]
 fn a_translated_address_that_changes_cuts_no_flow() {
     for seed in 0..8 {
         let plant = |world: &mut World| {

@@ -110,7 +110,7 @@ pub(super) struct World {
     peers: BTreeMap<u64, Peer>,
     last: Vec<u64>,
     next_peer: u64,
-    workers: u8,
+    pub(super) workers: u8,
     phase: Phase,
     pub(super) faults: usize,
     /// Nobody resets, leaves or dawdles, and nothing breaks.

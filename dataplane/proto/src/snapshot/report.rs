@@ -66,6 +66,36 @@ pub struct Pressure {
 }
 
 impl Pressure {
+    /// Kinds of trouble.
+    pub const TROUBLES: usize = 8;
+
+    /// How often each kind of trouble happened: all that is counted but handshakes that began.
+    #[must_use]
+    pub fn troubles(&self) -> [u64; Self::TROUBLES] {
+        // Without `..`, so that a new count is not forgotten here.
+        let Self {
+            handshakes_begun: _,
+            handshakes_asked,
+            handshakes_ignored,
+            handshakes_unfinished,
+            opens_refused,
+            sessions_sent_away,
+            accepts_failed,
+            flows_ended,
+            panics,
+        } = *self;
+        [
+            handshakes_asked,
+            handshakes_ignored,
+            handshakes_unfinished,
+            opens_refused,
+            sessions_sent_away,
+            accepts_failed,
+            flows_ended,
+            panics,
+        ]
+    }
+
     /// With what another worker turned away.
     #[must_use]
     pub fn plus(self, other: &Self) -> Self {
@@ -81,11 +111,7 @@ impl Pressure {
     /// Whether anybody lost anything, which a person should know.
     #[must_use]
     pub fn is_trouble(&self) -> bool {
-        let harmless = Self {
-            handshakes_begun: self.handshakes_begun,
-            ..Self::default()
-        };
-        *self != harmless
+        self.troubles().iter().any(|count| *count > 0)
     }
 
     fn each(self, other: &Self, with: impl Fn(u64, u64) -> u64) -> Self {

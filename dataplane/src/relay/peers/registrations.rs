@@ -12,7 +12,7 @@ use underpass_proto::{
     Exporter, Frame, HycoName, Instance, Key, Register, Role, Rule, SessionCode, Which,
 };
 
-use super::{Granted, Peer, Peers, Verdict, unix_ms};
+use super::{Peer, Peers, Successor, Verdict, unix_ms};
 use crate::log_limit::{LogCause, Permit};
 use crate::quic::{Driver, SessionId};
 use crate::relay::conduct;
@@ -43,7 +43,7 @@ impl Peers {
         plan: &Plan,
         session: SessionId,
         register: Register,
-        granted: &mut Option<Granted>,
+        successor: &mut Option<Successor>,
     ) -> Verdict {
         let (Some(peer), Some(path)) = (self.sessions.get_mut(&session), quic.path(session)) else {
             return Verdict::Fine;
@@ -84,6 +84,9 @@ impl Peers {
             let most = definition.limits.listeners_max;
             let listeners = &self.directory.listeners;
             if register.rule == Rule::Listen && !listeners.join(now, definition, who, self.worker) {
+                // The place may be held by its own process of before, which is dead: that one is
+                // asked for a sign of life, and the next try finds room.
+                Successor::add(successor, peer, register.rule, name.clone());
                 let why = format!("too many listeners, {most} may be");
                 let why = (RefusedCode::TooManyListeners, why.as_str());
                 return peer.refuse(now, quic, &mut self.log, session, &register, why);
@@ -118,7 +121,7 @@ impl Peers {
         peer.proven = true;
         quic.note_proven(now, session);
         if !peer.registrations.contains_key(&name) {
-            Granted::add(granted, peer, register.rule, name.clone());
+            Successor::add(successor, peer, register.rule, name.clone());
         }
         peer.registrations
             .insert(name, Registration { register, which });

@@ -1,5 +1,7 @@
-//! A restarted agent or sender takes the place of its process before. Only a granted registration
-//! starts this: what a peer claims before its proof changes no other session.
+//! A restarted agent or sender takes the place of its process before. Only a proven registration
+//! starts this: what a peer claims before its proof changes no other session. One that is proven
+//! and refused because all places are taken starts it, too: the older process may hold the last
+//! place, and be dead.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -18,9 +20,9 @@ const ROUND_TRIPS: u32 = 4;
 /// do not disturb each other.
 pub(super) const CONTEST_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
-/// What one process was granted in one turn. Every worker compares it with its own sessions.
+/// A process, and what it has proven in one turn. Every worker compares it with its own sessions.
 #[derive(Clone, Debug)]
-pub(crate) struct Granted {
+pub(crate) struct Successor {
     /// Which installation.
     pub(super) agent_id: AgentId,
     /// Which process of it.
@@ -31,18 +33,18 @@ pub(crate) struct Granted {
     pub(super) names: Vec<HycoName>,
 }
 
-/// Registrations of a session that a newer process of the same agent has been granted, too.
+/// Registrations of a session that a newer process of the same agent has proven, too.
 #[derive(Debug)]
 pub(super) struct Contested {
     since: Instant,
     names: BTreeSet<HycoName>,
 }
 
-impl Granted {
-    /// One more registration of this session, which has proven `rule`.
-    pub(super) fn add(granted: &mut Option<Self>, peer: &Peer, rule: Rule, name: HycoName) {
+impl Successor {
+    /// One more name for which this session has proven `rule`.
+    pub(super) fn add(successor: &mut Option<Self>, peer: &Peer, rule: Rule, name: HycoName) {
         let Some(hello) = &peer.hello else { return };
-        let all = granted.get_or_insert_with(|| Self {
+        let all = successor.get_or_insert_with(|| Self {
             agent_id: hello.agent_id,
             instance: hello.instance,
             rule,
@@ -53,29 +55,35 @@ impl Granted {
 }
 
 impl Peers {
-    /// Asks older processes of the same agent for a sign of life; until it comes, what the newer
-    /// one was granted is not picked on them.
-    pub(crate) fn contest(&mut self, now: Instant, quic: &mut Driver, granted: &Granted) {
+    /// Asks older processes of the same agent for a sign of life; until it comes, they are not
+    /// picked for what the newer one has proven.
+    pub(crate) fn contest(&mut self, now: Instant, quic: &mut Driver, successor: &Successor) {
         for (&session, peer) in &mut self.sessions {
             let Some(hello) = &peer.hello else { continue };
-            if hello.agent_id == granted.agent_id && hello.instance != granted.instance {
-                peer.contest(now, quic, session, granted);
+            if hello.agent_id == successor.agent_id && hello.instance != successor.instance {
+                peer.contest(now, quic, session, successor);
             }
         }
     }
 }
 
 impl Peer {
-    fn contest(&mut self, now: Instant, quic: &mut Driver, session: SessionId, granted: &Granted) {
+    fn contest(
+        &mut self,
+        now: Instant,
+        quic: &mut Driver,
+        session: SessionId,
+        successor: &Successor,
+    ) {
         let answered = self.answered_contest;
         if answered.is_some_and(|at| now.saturating_duration_since(at) < CONTEST_AGAIN_AFTER) {
             return;
         }
         let is_same = |name: &&HycoName| {
             let registration = self.registrations.get(*name);
-            registration.is_some_and(|it| it.register.rule == granted.rule)
+            registration.is_some_and(|it| it.register.rule == successor.rule)
         };
-        let same: Vec<HycoName> = granted.names.iter().filter(is_same).cloned().collect();
+        let same: Vec<HycoName> = successor.names.iter().filter(is_same).cloned().collect();
         if same.is_empty() {
             return;
         }
@@ -95,8 +103,8 @@ impl Peer {
         contested.is_some_and(|contested| contested.names.contains(name))
     }
 
-    /// Whether the session is to be closed: all that it is registered for was granted to a newer
-    /// process, and it does not answer.
+    /// Whether the session is to be closed: a newer process has proven all that it is registered
+    /// for, and it does not answer.
     pub(super) fn is_replaced(&mut self, now: Instant, silence: Duration, rtt: Duration) -> bool {
         let Some(contested) = &self.contested else {
             return false;

@@ -51,6 +51,23 @@ fn what_is_said_of_a_session_that_is_gone_changes_nothing() {
 }
 
 #[test]
+fn the_log_names_who_is_gone_by_its_address_and_by_what_it_has_proven() {
+    let mut scene = Scene::registered();
+    let (stranger, far) = (scene.stranger(), scene.pair.far);
+    let Scene {
+        pair, peers, plan, ..
+    } = &mut scene;
+    let quic = &mut pair.there.quic;
+    let greeted = peers.hello(quic, plan, stranger, hello(Role::Agent, SECOND));
+    assert_eq!(greeted, Verdict::Fine);
+    for (session, agent) in [(far, Some(AGENT)), (stranger, None)] {
+        assert_eq!(peers.who(quic, session), (Some(HERE), agent));
+        quic.abandon(session);
+        assert_eq!(peers.who(quic, session), (Some(HERE), agent));
+    }
+}
+
+#[test]
 fn a_stream_beside_the_control_stream_is_none_of_its_frames() {
     let mut scene = Scene::registered();
     let now = scene.now();
@@ -101,7 +118,7 @@ fn an_older_process_of_an_agent_stays_while_it_lives_and_goes_when_it_is_silent(
     scene.contest(&[NAME], Rule::Listen);
     assert!(!scene.is_contested());
     scene.pair.pass(CONTEST_AGAIN_AFTER);
-    // Another one is granted the same while the first cannot answer any more.
+    // Another one proves the same while the first cannot answer any more.
     scene.contest(&[NAME], Rule::Listen);
     scene.pair.pass(REPLACED_AFTER);
     assert_eq!(scene.overdue(), [(scene.pair.far, SessionCode::Replaced)]);
@@ -134,6 +151,33 @@ fn a_session_goes_only_when_all_that_it_has_was_granted_to_a_newer_process() {
 }
 
 #[test]
+fn a_restarted_agent_does_not_wait_for_its_dead_process_where_there_is_one_place() {
+    let mut scene = Scene::registered();
+    scene.plan.snapshot.hycos[0].limits.listeners_max = 1;
+    let restarted = scene.stranger();
+    assert!(scene.registers_as(restarted, SECOND), "proven");
+    assert_eq!(scene.listening(), [FIRST], "there is one place");
+    assert!(scene.is_contested());
+    scene.pair.pass(REPLACED_AFTER);
+    assert_eq!(scene.overdue(), [(scene.pair.far, SessionCode::Replaced)]);
+    let (now, far) = (scene.now(), scene.pair.far);
+    let Scene { pair, peers, .. } = &mut scene;
+    peers.gone(now, &pair.there.quic, far, "replaced");
+    assert!(scene.registers_as(restarted, SECOND), "proven");
+    assert_eq!(scene.listening(), [SECOND]);
+}
+
+#[test]
+fn a_living_process_keeps_its_place_from_a_copy_of_its_identity() {
+    let mut scene = Scene::registered();
+    scene.plan.snapshot.hycos[0].limits.listeners_max = 1;
+    let copy = scene.stranger();
+    assert!(scene.registers_as(copy, SECOND), "proven");
+    scene.until(|scene| scene.overdue().is_empty() && !scene.is_contested());
+    assert_eq!(scene.listening(), [FIRST]);
+}
+
+#[test]
 fn a_distant_session_has_time_to_answer() {
     let mut scene = Scene::registered();
     scene.contest(&[NAME], Rule::Listen);
@@ -157,9 +201,9 @@ fn what_a_stranger_claims_before_its_proof_changes_no_other_session() {
     let quic = &mut pair.there.quic;
     let greeted = peers.hello(quic, plan, stranger, hello(Role::Agent, SECOND));
     assert_eq!(greeted, Verdict::Fine);
-    let mut granted = None;
-    let refused = peers.register(now, quic, plan, stranger, forged, &mut granted);
-    assert_eq!((refused, granted.is_some()), (Verdict::Fine, false));
+    let mut successor = None;
+    let refused = peers.register(now, quic, plan, stranger, forged, &mut successor);
+    assert_eq!((refused, successor.is_some()), (Verdict::Fine, false));
     assert!(!scene.is_contested());
     scene.pair.pass(2 * REPLACED_AFTER);
     assert_eq!(scene.overdue(), []);
@@ -489,11 +533,11 @@ impl Scene {
         far
     }
 
-    /// Another process of the same agent is granted this.
+    /// Another process of the same agent has proven this.
     fn contest(&mut self, names: &[&str], rule: Rule) {
         let now = self.now();
         let quic = &mut self.pair.there.quic;
-        let granted = Granted {
+        let successor = Successor {
             agent_id: AGENT,
             instance: SECOND,
             rule,
@@ -502,7 +546,38 @@ impl Scene {
                 .map(|name| name.parse().expect("a name"))
                 .collect(),
         };
-        self.peers.contest(now, quic, &granted);
+        self.peers.contest(now, quic, &successor);
+    }
+
+    /// A session says Hello, where it has not, and Register with the right key. Whether that was
+    /// proven.
+    fn registers_as(&mut self, session: SessionId, instance: Instance) -> bool {
+        let now = self.now();
+        let Self {
+            pair, peers, plan, ..
+        } = self;
+        let quic = &mut pair.there.quic;
+        if peers.instance(session).is_none() {
+            let greeted = peers.hello(quic, plan, session, hello(Role::Agent, instance));
+            assert_eq!(greeted, Verdict::Fine);
+        }
+        let exporter = quic.exporter(session).expect("a secret");
+        let nonce = Nonce([8; 16]);
+        let register = Register::new(&key(), name(), Rule::Listen, nonce, 100, 0, &exporter);
+        let mut successor = None;
+        let verdict = peers.register(now, quic, plan, session, register, &mut successor);
+        assert_eq!(verdict, Verdict::Fine);
+        if let Some(successor) = &successor {
+            peers.contest(now, quic, successor);
+        }
+        successor.is_some()
+    }
+
+    /// The processes that listen, by the book.
+    fn listening(&self) -> Vec<Instance> {
+        let view = self.peers.directory.listeners.view(&name());
+        let listeners = view.expect("defined").listeners;
+        listeners.iter().map(|seen| seen.who.instance).collect()
     }
 
     fn is_contested(&self) -> bool {

@@ -75,6 +75,13 @@ impl Relay {
         else {
             return self.turn_away(core, name, socket, application, FlowCode::TooManyFlows);
         };
+        // One session's path may be dead alone: the same agent has others.
+        if may_hand_over
+            && self.peers.are_all_silent(&core.quic, core.now, name)
+            && self.hand_over(core, name, socket, application)
+        {
+            return;
+        }
         let chosen = match self.choose(core, name, None) {
             Choice::Stream(session, stream) => (session, stream),
             _ if may_hand_over && self.hand_over(core, name, socket, application) => return,
@@ -137,14 +144,18 @@ impl Relay {
         self.counts.entry(name.clone()).or_default().total += 1;
         let open = data.open_frame();
         let held = self.opens_alone(core, name, session);
-        let key = core.start_unopened(data, socket, session, stream, open, held);
-        self.opening
-            .push_back((core.now + OPEN_DEADLINE, Key::Flow(key)));
+        let key = Key::Flow(core.start_unopened(data, socket, session, stream, open, held));
+        if held {
+            self.held_back.entry(session).or_default().push(key);
+        }
+        self.opening.push_back((core.now + OPEN_DEADLINE, key));
     }
 
     /// Whether a new flow sends its Open alone at first. A process that has just frozen would keep
-    /// what came behind it, which could then be sent to no other. The process is asked for a sign
-    /// of life with the Open, and the rest follows when it came, or goes to another listener.
+    /// what came behind it, which could then be sent to no other. The rest follows when a sign of
+    /// life came, or goes to another listener.
+    ///
+    /// The session is pinged in any case: nothing else would find soon that its path alone is dead.
     pub(super) fn opens_alone<I: Io>(
         &mut self,
         core: &mut Core<I, RelayFlow>,
@@ -152,25 +163,20 @@ impl Relay {
         session: SessionId,
     ) -> bool {
         let (now, quic) = (core.now, &mut core.quic);
-        if quic.was_just_there(now, session) || !self.peers.has_another(hyco, session) {
+        if quic.was_just_there(now, session) {
             return false;
         }
         quic.ping(now, session);
-        true
+        self.peers.has_another(hyco, session)
     }
 
     /// The process of a session gave a sign of life: what was held back follows.
     pub(super) fn release<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
-        for key in core.flows.of_session(session) {
-            core.release(key);
-        }
-        for key in core.joins.of_session(session) {
-            if core
-                .joins
-                .get(key)
-                .is_some_and(|join| join.agent.0 == session)
-            {
-                core.release_join(key);
+        for key in self.held_back.remove(&session).into_iter().flatten() {
+            // One that went to another listener meanwhile is held no longer.
+            match key {
+                Key::Flow(key) => core.release(key),
+                Key::Join(key) => core.release_join(key),
             }
         }
     }
@@ -214,8 +220,10 @@ impl Relay {
         (core.load(session) < most).then(|| core.quic.open(session))?
     }
 
+    /// Gives an application to another worker that has a listener. False: there is none, and the
+    /// socket is still here.
     pub(super) fn hand_over<I: Io>(
-        &self,
+        &mut self,
         core: &mut Core<I, RelayFlow>,
         hyco: &HycoName,
         socket: SocketId,
@@ -230,13 +238,16 @@ impl Relay {
         let Some(stream) = core.io.release(socket) else {
             return false;
         };
-        // A full inbox drops the socket, whose linger makes that an RST.
         let message = Message::Adopt {
             hyco: hyco.clone(),
             socket: stream,
             application,
         };
-        other.try_send(message).is_ok()
+        if other.try_send(message).is_err() {
+            // A full inbox drops the socket, whose linger makes that an RST.
+            self.note_refusal(core, hyco, application, FlowCode::Overloaded);
+        }
+        true
     }
 
     pub(super) fn turn_away<I: Io>(
@@ -366,6 +377,7 @@ impl Relay {
                 core.release(key);
             }
         }
+        self.held_back.remove(&session);
     }
 
     /// The listener answered, perhaps not whole yet.

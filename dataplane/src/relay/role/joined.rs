@@ -110,6 +110,12 @@ impl Relay {
         let held = self.opens_alone(core, &hyco.name, agent);
         let ends = ((session, stream), (agent, to_agent));
         let key = core.join(data, ends.0, ends.1, frame, (first, held));
+        if held {
+            self.held_back
+                .entry(agent)
+                .or_default()
+                .push(Key::Join(key));
+        }
         let live = core.joins.count_of_session(session);
         let most = self.plan.snapshot.limits.flows_per_session_max;
         self.peers.make_room(&mut core.quic, session, live, most);

@@ -17,6 +17,10 @@ impl Watchable for Relay {
             ("streams without an Open", self.openings.len()),
             ("flows to be opened", self.opening.len()),
             ("flows that wait for room", self.waiting.len()),
+            (
+                "sessions with flows that are held back",
+                self.held_back.len(),
+            ),
         ]
     }
 
