@@ -181,8 +181,9 @@ impl Caller {
             (Some(Err(problem)), _) | (_, Err(problem)) => problem,
             (_, Ok(token)) => self.why_not(&token, rest),
         };
-        // As often as is told why: a flood does not fill the log either.
-        info!(remote = %self.remote, code = problem.code, why = problem.errors.join("; "), "request refused");
+        if let Some(left_out) = rest.failures.permit_line(self.remote.ip()) {
+            info!(remote = %self.remote, code = problem.code, why = problem.errors.join("; "), left_out, "request refused");
+        }
         Err(problem)
     }
 
@@ -204,7 +205,7 @@ impl Caller {
     }
 
     /// A token of a hybrid connection: one that is signed with its key is told that it has no right
-    /// here, any other as little as a wrong one.
+    /// here, any other gets the same answer as a wrong one.
     fn why_not(&self, token: &SasToken, rest: &Rest) -> Problem {
         let SasRule::Hyco(rule) = token.rule() else {
             return wrong_key();
@@ -273,27 +274,18 @@ impl Caller {
 }
 
 fn manage_keys(rest: &Rest) -> Result<KeyPair, Problem> {
-    keys::make_manage(rest.directory(), &mut rand::rng()).map_err(|unmade| {
-        Problem::new(
-            Kind::Internal,
-            unmade.to_string(),
-            "the directory must be one that control can write",
-        )
-    })?;
+/// Only read: control makes them when it loads its files, never for a request.
     keys::load_manage(rest.directory()).map_err(|faults| {
         let errors = faults.iter().map(ToString::to_string).collect();
-        Problem::of(
-            Kind::Internal,
-            errors,
-            Some("put that file right, or delete it, and new keys are made".into()),
-        )
+        let hint = "correct that file, or delete it: control makes new keys within seconds, in a directory that it can write";
+        Problem::of(Kind::Internal, errors, Some(hint.into()))
     })
 }
 
 fn too_many(secs: u64) -> Problem {
     Problem::new(
         Kind::TooManyFailures,
-        "too many requests from this address had no token that holds".into(),
+        "too many requests from this address had no valid token".into(),
         "wait for the seconds in Retry-After, and use a token of a manage key",
     )
     .retry_after(secs)

@@ -22,6 +22,7 @@ use tracing::{debug, info, warn};
 use super::door::OnlyProbes;
 use super::failures::source;
 use super::places::{Place, Places};
+use super::written::AnswerProgress;
 use super::{Remote, Shared, router, tls};
 use crate::files::control_section::ControlSettings;
 use crate::files::namespace::Namespace;
@@ -40,6 +41,12 @@ const HEAD_MAX: usize = 32 * 1024;
 
 /// Between two tries to listen, and after an accept that failed.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a caller of `run/api.sock` waits for a place: requests that ask no relay take less.
+const PLACE_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often refused requests without a line in the log are reported.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// How often the certificate is looked at.
 const CERTIFICATE_EVERY: Duration = Duration::from_secs(10);
@@ -60,8 +67,18 @@ pub(crate) async fn serve(rest: Shared) {
     let router = router(&rest);
     tokio::join!(
         serve_local(&rest, router.clone()),
-        serve_network(&rest, router)
+        serve_network(&rest, router),
+        report_left_out(&rest)
     );
+}
+
+async fn report_left_out(rest: &Shared) {
+    loop {
+        sleep(REPORT_EVERY).await;
+        if let Some(left_out) = rest.failures.take_left_out() {
+            info!(line = "request refused", left_out, "log lines left out");
+        }
+    }
 }
 
 async fn serve_local(rest: &Shared, router: Router) {
@@ -75,10 +92,12 @@ async fn serve_local(rest: &Shared, router: Router) {
             }
         }
     };
-    let places = Places::default();
+    let places = Places::of_one();
     loop {
         match listener.accept().await {
             Ok((stream, _)) if is_ours(&stream) => {
+                // The next callers wait in the listener's queue.
+                let _ = timeout(PLACE_WITHIN, places.free()).await;
                 let uid = stream.peer_cred().map_or(0, |peer| peer.uid());
                 let remote = Remote::Local { uid };
                 in_place(&places, remote, |place| {
@@ -153,7 +172,7 @@ impl Door {
     }
 
     async fn serve(mut self, directory: &Directory, settings: &ControlSettings, router: &Router) {
-        let places = Places::default();
+        let places = Places::of_many();
         let mut next_look = Instant::now() + CERTIFICATE_EVERY;
         loop {
             // Asked ahead of each accept: a listener that is never idle has a certificate too.
@@ -241,7 +260,7 @@ where
     tokio::spawn(async move {
         tokio::select! {
             () = conversation => {}
-            _ = closed => debug!(%remote, "closed without a request: a newcomer has its place"),
+            _ = closed => debug!(%remote, "idle connection closed to make room for a new one"),
         }
     });
 }
@@ -271,18 +290,18 @@ async fn converse(
     router: Router,
     place: Place,
 ) {
-    let place = Arc::new(place);
+    let progress = AnswerProgress::new(place);
+    let stream = progress.watch(stream);
     let service = tower::service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(remote);
-        if place.is_only_for_probes() {
+        if progress.place().is_only_for_probes() {
             request.extensions_mut().insert(OnlyProbes);
         }
-        let (router, place) = (router.clone(), Arc::clone(&place));
+        let (router, progress) = (router.clone(), progress.clone());
         async move {
-            place.busy();
+            progress.begin();
             let answer = router.oneshot(request.map(axum::body::Body::new)).await;
-            place.idle();
-            answer
+            answer.map(|answer| answer.map(|body| progress.follow(body)))
         }
     });
     let conversation = http1::Builder::new()
@@ -299,4 +318,56 @@ async fn converse(
 async fn pause(error: &io::Error) {
     warn!(%error, "a connection to the API could not be accepted");
     sleep(RETRY / 10).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    const LARGE: usize = 1 << 20;
+
+    #[tokio::test]
+    async fn a_connection_is_idle_only_when_its_answer_is_written() {
+        let large = || async { vec![b'x'; LARGE] };
+        let router = Router::new().route("/", axum::routing::get(large));
+        let remote = Remote::Local { uid: 0 };
+        let places = Places::of_one();
+        let (place, mut closed) = places.admit([0; 8]).expect("a place");
+        let (mut client, server) = tokio::io::duplex(1024);
+        tokio::spawn(converse(server, remote, router, place));
+        let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        let mut head = vec![0; 512];
+        client.read_exact(&mut head).await.unwrap();
+        let text = String::from_utf8_lossy(&head);
+        let end = text.find("\r\n\r\n").expect("a whole head") + 4;
+        assert!(text.contains("content-length: 1048576\r\n"), "{text}");
+
+        // The next that comes when all is taken closes the one that is idle for longest.
+        let others: Vec<_> = std::iter::from_fn(|| places.admit([0; 8]))
+            .take_while(|(place, _)| !place.is_only_for_probes())
+            .take(300)
+            .collect();
+        assert!(others.len() == 300, "{} places", others.len());
+        assert!(
+            closed.try_recv().is_err_and(is_open),
+            "it is being answered"
+        );
+
+        let mut rest = vec![0; LARGE - (head.len() - end)];
+        client.read_exact(&mut rest).await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut newcomers = Vec::new();
+        while closed.try_recv().is_err_and(is_open) {
+            assert!(Instant::now() < deadline, "never idle");
+            newcomers.push(places.admit([0; 8]));
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn is_open(error: tokio::sync::oneshot::error::TryRecvError) -> bool {
+        error == tokio::sync::oneshot::error::TryRecvError::Empty
+    }
 }
