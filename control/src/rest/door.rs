@@ -273,8 +273,8 @@ impl Caller {
     }
 }
 
-fn manage_keys(rest: &Rest) -> Result<KeyPair, Problem> {
 /// Only read: control makes them when it loads its files, never for a request.
+fn manage_keys(rest: &Rest) -> Result<KeyPair, Problem> {
     keys::load_manage(rest.directory()).map_err(|faults| {
         let errors = faults.iter().map(ToString::to_string).collect();
         let hint = "correct that file, or delete it: control makes new keys within seconds, in a directory that it can write";

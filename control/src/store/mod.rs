@@ -329,7 +329,6 @@ impl Store {
         Ok(())
     }
 
-    fn make_keys(&self, path: &Path) -> Result<(), Refusal> {
     /// Makes the namespace's own keys where they are missing: the manage keys and the relay's.
     ///
     /// # Errors
@@ -341,6 +340,7 @@ impl Store {
             .map_err(|unmade| Refusal::storage(&unmade.path, &unmade.source))
     }
 
+    fn make_keys(&self, path: &Path) -> Result<(), Refusal> {
         keys::make_on(&*self.system, path, &mut rand::rng())
             .map_err(|unmade| Refusal::storage(&unmade.path, &unmade.source))
     }
