@@ -13,7 +13,7 @@ pub(super) const QUESTIONS_MAX: usize = 4096;
 /// A queue for each asker that has questions.
 #[derive(Default)]
 pub(super) struct Queues {
-    by_asker: HashMap<Asker, Queue>,
+    by_asker: HashMap<Asker, AskerQueue>,
     places_by_relay: HashMap<Endpoint, usize>,
     places: usize,
 }
@@ -21,7 +21,7 @@ pub(super) struct Queues {
 /// The names of one asker by the numbers of their questions. Slow ones wait apart: they hold no
 /// quick one up.
 #[derive(Default)]
-struct Queue {
+struct AskerQueue {
     quick: BTreeMap<u64, HostName>,
     slow: BTreeMap<u64, HostName>,
 }
@@ -93,7 +93,7 @@ impl Queues {
     }
 }
 
-impl Queue {
+impl AskerQueue {
     fn of(&mut self, slow: bool) -> &mut BTreeMap<u64, HostName> {
         if slow {
             &mut self.slow
