@@ -125,8 +125,8 @@ struct Listener {
     joined: u64,
     sessions_by_worker: BTreeMap<u8, u32>,
     last: Option<(Dial, Moment)>,
-    /// A probe connected since a flow was found to lead back here. What it connected to may be the
-    /// own binding.
+    /// Something connected since a flow was found to lead back here. What it connected to may be
+    /// the own binding.
     connected_since_loop: bool,
     /// Probes in a row that did not reach the endpoint.
     in_vain: u32,
@@ -374,6 +374,9 @@ impl Book {
             return None;
         }
         if listener.may_loop_still(dial) {
+            if dial.by_flow {
+                return Some(Live::new(&listener.live));
+            }
             listener.probed_now = false;
             let wait = listener.again(rng);
             let wait = page.probing.next_retry(listener.probes, wait);
@@ -530,13 +533,17 @@ impl Listener {
         }
     }
 
-    /// Whether a probe that connected says nothing yet: each one of a loop connects, and the loop
-    /// is found a moment later.
+    /// Whether a dial that connected says nothing yet: each connection of a loop is made, and the
+    /// loop is found a moment later. Flows of a ring's other members pass here, too, so a flow
+    /// decides only where no probe is going to.
     fn may_loop_still(&mut self, dial: Dial) -> bool {
         let looped = matches!(self.last, Some((last, _)) if last.failed == Some(FlowCode::Loop));
-        if dial.failed.is_some() || dial.by_flow || !looped {
+        if dial.failed.is_some() || !looped {
             self.connected_since_loop = false;
             return false;
+        }
+        if dial.by_flow && (self.due.is_some() || self.probed_now) {
+            return true;
         }
         !std::mem::replace(&mut self.connected_since_loop, true)
     }

@@ -186,6 +186,40 @@ fn only_what_tells_of_the_endpoint_counts() {
 }
 
 #[test]
+fn a_loop_is_not_forgotten_for_a_flow_that_passes_through_it() {
+    let mut scene = Scene::new();
+    scene.join(FIRST, 0);
+    let _ = scene.due_anywhere();
+    scene.probe(FIRST, None);
+    scene.flow(FIRST, Some(FlowCode::Loop));
+    // The other member of the ring is probed: its flow passes here before it is found to loop.
+    for _ in 0..3 {
+        scene.flow(FIRST, None);
+        assert_eq!(scene.book.failing(&name()), [FIRST]);
+    }
+    // Its own probes decide: the loop was ended elsewhere.
+    for seconds in [1, 2] {
+        assert_eq!(scene.book.failing(&name()), [FIRST]);
+        scene.pass(Duration::from_secs(seconds));
+        assert_eq!(scene.due_anywhere(), [FIRST]);
+        scene.probe(FIRST, None);
+    }
+    assert!(scene.book.failing(&name()).is_empty());
+}
+
+#[test]
+fn without_probes_flows_tell_that_a_loop_has_ended() {
+    let mut scene = Scene::new();
+    scene.define("db01.corp:1433", false);
+    scene.join(FIRST, 0);
+    scene.flow(FIRST, Some(FlowCode::Loop));
+    scene.flow(FIRST, None);
+    assert_eq!(scene.book.failing(&name()), [FIRST]);
+    scene.flow(FIRST, None);
+    assert!(scene.book.failing(&name()).is_empty());
+}
+
+#[test]
 fn a_probe_that_came_to_nothing_is_sent_again_with_pauses() {
     let mut scene = Scene::new();
     scene.join(FIRST, 0);
