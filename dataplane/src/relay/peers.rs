@@ -62,7 +62,7 @@ pub(crate) struct Peers {
 struct Peer {
     exporter: Exporter,
     /// Where it came from: its session may be forgotten before its end is reported.
-    remote: Option<SocketAddr>,
+    remote: SocketAddr,
     since: Instant,
     since_unix_ms: u64,
     control: Option<ControlStream>,
@@ -132,12 +132,12 @@ impl Peers {
 
     /// A handshake is done.
     pub(crate) fn up(&mut self, now: Instant, quic: &mut Driver, session: SessionId) {
-        let Some(exporter) = quic.exporter(session) else {
+        let (Some(exporter), Some(path)) = (quic.exporter(session), quic.path(session)) else {
             return;
         };
         let peer = Peer {
             exporter,
-            remote: quic.path(session).map(|path| path.remote),
+            remote: path.remote,
             since: now,
             since_unix_ms: unix_ms(),
             control: None,
@@ -174,7 +174,8 @@ impl Peers {
         crowded.then(|| self.unproven.pop_front())?
     }
 
-    /// Who a session is, for the log: its address, as far as known, and what it calls itself.
+    /// Who a session is, for the log: its address, `None` only where its handshake was never done
+    /// and it is forgotten; and its agent or sender, once it has proven a key.
     pub(crate) fn who(
         &self,
         quic: &Driver,
@@ -182,8 +183,9 @@ impl Peers {
     ) -> (Option<SocketAddr>, Option<AgentId>) {
         let peer = self.sessions.get(&session);
         let path = quic.path(session).map(|path| path.remote);
-        let remote = path.or_else(|| peer?.remote);
-        let agent = peer.and_then(|peer| Some(peer.hello.as_ref()?.agent_id));
+        let remote = path.or_else(|| peer.map(|peer| peer.remote));
+        let proven = peer.filter(|peer| peer.proven);
+        let agent = proven.and_then(|peer| Some(peer.hello.as_ref()?.agent_id));
         (remote, agent)
     }
 

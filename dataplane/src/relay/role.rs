@@ -212,11 +212,12 @@ impl Relay {
         session: SessionId,
         code: SessionCode,
     ) {
-        let remote = core.quic.path(session).map(|path| path.remote);
+        let (remote, agent) = self.peers.who(&core.quic, session);
         let source = remote.map(|remote| remote.ip());
         let cause = LogCause::new("session closed", code);
         if let Some(Permit { left_out }) = core.log.permits(core.now, cause, None, source) {
-            info!(?remote, why = %code, left_out, "session closed");
+            let (remote, agent) = (remote.map(display), agent.map(display));
+            info!(remote, agent, why = %code, left_out, "session closed");
         }
         self.peers
             .gone(core.now, &core.quic, session, &code.to_string());
@@ -228,11 +229,15 @@ impl Relay {
     /// A session that does little but harm.
     fn send_away<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
         self.pressure.sessions_sent_away += 1;
-        let remote = core.quic.path(session).map(|path| path.remote);
+        let (remote, agent) = self.peers.who(&core.quic, session);
         let source = remote.map(|remote| remote.ip());
         let cause = LogCause::new("a sender floods", ());
         if let Some(Permit { left_out }) = core.log.permits(core.now, cause, None, source) {
-            warn!(?remote, left_out, "a sender floods; its session is closed");
+            let (remote, agent) = (remote.map(display), agent.map(display));
+            warn!(
+                remote,
+                agent, left_out, "a sender floods; its session is closed"
+            );
         }
         self.close(core, session, SessionCode::Overloaded);
     }
@@ -383,9 +388,7 @@ impl Role for Relay {
         why: &ConnectionError,
     ) {
         let (address, agent) = self.peers.who(&core.quic, session);
-        let unknown = || "unknown".to_owned();
-        let remote = address.map_or_else(unknown, |address| address.to_string());
-        let agent = agent.map_or_else(unknown, |agent| agent.to_string());
+        let (remote, agent) = (address.map(display), agent.map(display));
         let left = departure(why);
         let code = said(why);
         let known = self.peers.gone(core.now, &core.quic, session, &left);
@@ -393,7 +396,8 @@ impl Role for Relay {
             debug!(remote, why = %reason(why), "a handshake came to nothing");
             return self.session_over(core, session);
         };
-        let cause = LogCause::new("session lost", (kind(why), registrations > 0));
+        // A stranger chooses the code that it closes with.
+        let cause = LogCause::new("session lost", (registrations > 0).then(|| kind(why)));
         let source = address.map(|address| address.ip());
         if let Some(Permit { left_out }) = core.log.permits(core.now, cause, None, source) {
             match code {

@@ -1,14 +1,16 @@
 //! What others can do to a log: their text is one line without effects, and their floods are a few
 //! lines and a count.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
-use quinn::VarInt;
+use quinn::{Endpoint, VarInt};
 use underpass_tests::deadline::{MOMENT, wait_for};
-use underpass_tests::installation::run_underpass;
+use underpass_tests::installation::{Setup, run_underpass};
 use underpass_tests::on_every_backend;
 
-use crate::{NAME, Relay, with_relay};
+use crate::stranger::{client, soon};
+use crate::{NAME, Relay, with_relay, with_relay_of};
 
 /// A second line, a cleared screen by C0 and by C1, and a changed direction of writing.
 const NASTY: &str =
@@ -19,6 +21,16 @@ const FEW: usize = 60;
 
 /// Connections of a flood.
 const MANY: usize = 400;
+
+/// Sessions of strangers in a few seconds, and how many of them come at the same time.
+const STRANGERS: u32 = 3_000;
+const AT_ONCE: u32 = 20;
+
+/// Codes that strangers close with, in turn: some that this protocol knows, and others.
+const CODES: u32 = 50;
+
+/// What the log may grow by for all of them: bursts of 20 lines of each kind, and their counts.
+const LOG_GROWS_MAX: usize = 16 * 1024;
 
 on_every_backend! {
     fn applications_that_are_turned_away_without_end_fill_no_log(io) {
@@ -52,6 +64,33 @@ on_every_backend! {
         });
     }
 
+    fn strangers_that_come_and_go_without_end_fill_no_log(io) {
+        let setup = Setup { log: "info", ..Setup::new(io) };
+        with_relay_of(setup, async |relay: Relay| {
+            let log = || relay.installation.relay().as_ref().unwrap().stderr();
+            let before = log().len();
+            let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
+            endpoint.set_default_client_config(client(&relay.secret.pin));
+            let crowd = (0..AT_ONCE).map(|nth| {
+                let codes = (nth..STRANGERS).step_by(AT_ONCE as usize);
+                tokio::spawn(come_and_go(endpoint.clone(), relay.listen, codes))
+            });
+            for stranger in crowd.collect::<Vec<_>>() {
+                stranger.await.unwrap();
+            }
+            let counted = || log().contains("log lines left out line=\"session lost\"").then_some(());
+            wait_for("the count of what was left out", MOMENT, counted).unwrap();
+            let log = log();
+            let grown = &log[before..];
+            assert!(grown.len() < LOG_GROWS_MAX, "{} bytes: {grown}", grown.len());
+            let ends: Vec<&str> = grown.lines().filter(|line| is_end_of_session(line)).collect();
+            assert!(!ends.is_empty(), "{grown}");
+            for line in ends {
+                assert!(line.contains("remote=127.0.0.1:") && !line.contains("agent="), "{line}");
+            }
+        });
+    }
+
     fn the_reason_of_a_peer_that_leaves_forges_no_line_and_moves_no_cursor(io) {
         with_relay(io, async |relay: Relay| {
             let session = relay.register(&relay.secret.key).await;
@@ -64,6 +103,9 @@ on_every_backend! {
             let log = wait_for("the relay to notice", MOMENT, lost).unwrap();
             let line = log.lines().find(|line| line.contains("session lost")).unwrap();
             assert!(line.contains(r"bye\u{a}2026-01-01"), "{line}");
+            // Who it was, and what it has proven to be.
+            let agent = format!("agent={}", "07".repeat(16));
+            assert!(line.contains("remote=127.0.0.1:") && line.contains(&agent), "{line}");
             let shown = |text: &str| !text.contains(|c: char| c != '\n' && underpass_proto::printable::is_control(c));
             assert!(shown(&log), "{log:?}");
             let directory = relay.installation.directory();
@@ -76,5 +118,25 @@ on_every_backend! {
                 assert!(!status.lines().any(forged), "{arguments:?}: {status}");
             }
         });
+    }
+}
+
+/// Whether a line of the log is about a session that its peer has ended.
+fn is_end_of_session(line: &str) -> bool {
+    line.contains(" session lost ") || line.contains(" session ended by its peer ")
+}
+
+/// One stranger after another shakes hands, and closes with the next of these codes.
+async fn come_and_go(
+    endpoint: Endpoint,
+    relay: SocketAddr,
+    codes: impl Iterator<Item = u32> + Send,
+) {
+    for code in codes {
+        let connecting = endpoint.connect(relay, "localhost").unwrap();
+        // A relay may turn strangers away while too many are there.
+        if let Ok(connection) = soon("the handshake", connecting).await {
+            connection.close(VarInt::from_u32(code % CODES), b"gone");
+        }
     }
 }

@@ -51,6 +51,23 @@ fn what_is_said_of_a_session_that_is_gone_changes_nothing() {
 }
 
 #[test]
+fn the_log_names_who_is_gone_by_its_address_and_by_what_it_has_proven() {
+    let mut scene = Scene::registered();
+    let (stranger, far) = (scene.stranger(), scene.pair.far);
+    let Scene {
+        pair, peers, plan, ..
+    } = &mut scene;
+    let quic = &mut pair.there.quic;
+    let greeted = peers.hello(quic, plan, stranger, hello(Role::Agent, SECOND));
+    assert_eq!(greeted, Verdict::Fine);
+    for (session, agent) in [(far, Some(AGENT)), (stranger, None)] {
+        assert_eq!(peers.who(quic, session), (Some(HERE), agent));
+        quic.abandon(session);
+        assert_eq!(peers.who(quic, session), (Some(HERE), agent));
+    }
+}
+
+#[test]
 fn a_stream_beside_the_control_stream_is_none_of_its_frames() {
     let mut scene = Scene::registered();
     let now = scene.now();
