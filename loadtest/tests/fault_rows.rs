@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use underpass_loadtest::faults::{ELSEWHERE, ROWS};
 
 /// Rows that take seconds: the others are for the program itself.
 const QUICK: &str = "2,3,7,11";
@@ -42,11 +43,18 @@ fn the_quick_rows_of_the_fault_table_hold() {
 fn the_table_can_be_listed_and_a_row_that_is_none_is_exit_code_2() {
     let list = program(&["faults", "--list"]);
     let text = String::from_utf8_lossy(&list.stdout);
-    for row in 1..=26 {
-        assert!(
-            text.contains(&format!("{row:>2}  ")),
-            "row {row} is not in\n{text}"
+    let run = ROWS.iter().map(|row| (row.number, row.name));
+    let by_tests = ELSEWHERE.iter().map(|row| (row.number, row.name));
+    let mut rows: Vec<(u8, &str)> = run.chain(by_tests).collect();
+    rows.sort_unstable();
+    assert!(rows.len() > 20, "{rows:?}");
+    for (nth, (number, name)) in (1..).zip(rows) {
+        assert_eq!(
+            nth, number,
+            "no number is left out, and none is there twice"
         );
+        let line = format!("{number:>2}  {name}: ");
+        assert!(text.contains(&line), "{line:?} is not in\n{text}");
     }
     for (rows, told) in [("99", "there is no row 99"), ("17", "mutations.rs")] {
         let out = program(&["faults", "--rows", rows]);
