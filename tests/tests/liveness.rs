@@ -109,8 +109,8 @@ const FLOWS: usize = 8;
 /// machine.
 const RESCUED_WITHIN: Duration = Duration::from_secs(4);
 
-/// From an agent's freeze to the flows: longer than what it sent before is on its way, and shorter
-/// than anybody could know.
+/// The relay must have heard nothing from the frozen agent for so long that its last datagram is no
+/// sign that it is there now. Shorter than anybody could know that it is frozen.
 const JUST_FROZEN: Duration = Duration::from_millis(60);
 
 #[test]
@@ -118,11 +118,14 @@ fn a_flow_whose_application_speaks_first_does_not_wait_for_an_agent_that_has_jus
     let _turn = turn::shared();
     let service = Service::start(b'a').unwrap();
     let endpoint = service.address.to_string();
+    let public = SocketAddr::from((Ipv4Addr::LOCALHOST, free_udp_port()));
     let setup = Setup {
+        public: Some(public),
         probe: false,
         ..Setup::new(Io::Poll)
     };
     let installation = Installation::start(setup, &[(NAME, &endpoint)]).unwrap();
+    let proxy = Proxy::start(public, installation.listen(), Link::CLEAN, 1).unwrap();
     let frozen = installation.start_agent(&[NAME], &[&endpoint]).unwrap();
     let _well = installation.start_agent(&[NAME], &[&endpoint]).unwrap();
     let both = |hyco: &HycoReport| hyco.listeners == 2;
@@ -137,8 +140,7 @@ fn a_flow_whose_application_speaks_first_does_not_wait_for_an_agent_that_has_jus
         .unwrap()
         .signal(Signal::STOP)
         .unwrap();
-    // What it sent just before has come.
-    pause(JUST_FROZEN);
+    wait_for_silence(&proxy, JUST_FROZEN);
     let began = Instant::now();
     let mut flows: Vec<TcpStream> = (0..FLOWS)
         .map(|_| {
@@ -154,12 +156,28 @@ fn a_flow_whose_application_speaks_first_does_not_wait_for_an_agent_that_has_jus
         assert_eq!(&answer, b"ahello");
     }
     assert!(began.elapsed() < RESCUED_WITHIN, "{:?}", began.elapsed());
+    // Some were given to the frozen one first, or this has shown nothing.
+    let log = installation.relay().as_ref().unwrap().stderr();
+    assert!(log.contains("tried elsewhere"), "{log}");
     frozen
         .process()
         .as_mut()
         .unwrap()
         .signal(Signal::CONT)
         .unwrap();
+}
+
+/// Waits until nothing has come from any agent for so long.
+fn wait_for_silence(proxy: &Proxy, silence: Duration) {
+    let mut last = (proxy.seen().up.received, Instant::now());
+    wait_for("silence of the agents", MOMENT, || {
+        let received = proxy.seen().up.received;
+        if received != last.0 {
+            last = (received, Instant::now());
+        }
+        (last.1.elapsed() >= silence).then_some(())
+    })
+    .unwrap();
 }
 
 #[test]
