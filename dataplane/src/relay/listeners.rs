@@ -125,8 +125,8 @@ struct Listener {
     joined: u64,
     sessions_by_worker: BTreeMap<u8, u32>,
     last: Option<(Dial, Moment)>,
-    /// Something connected since a flow was found to lead back here. What it connected to may be the
-    /// own binding.
+    /// Something connected since a flow was found to lead back here. What it connected to may be
+    /// the own binding.
     connected_since_loop: bool,
     /// Probes in a row that did not reach the endpoint.
     in_vain: u32,

@@ -167,9 +167,12 @@ struct Relay {
 }
 
 fn with_relay(io: Io, test: impl AsyncFnOnce(Relay)) {
+    with_relay_of(Setup::new(io), test);
+}
+
+fn with_relay_of(setup: Setup, test: impl AsyncFnOnce(Relay)) {
     let _turn = turn::shared();
-    let installation =
-        Installation::start(Setup::new(io), &[(NAME, &format!("{HOST}:{PORT}"))]).unwrap();
+    let installation = Installation::start(setup, &[(NAME, &format!("{HOST}:{PORT}"))]).unwrap();
     let relay = Relay {
         listen: installation.listen(),
         binding: installation.binding(NAME).unwrap(),

@@ -137,7 +137,6 @@ on_every_backend! {
                 of_newcomer.push(began.elapsed());
             }
             assert_eq!(flood.await.unwrap(), OVERLOADED);
-            println!("{io:?}: flow {:?} of {}, newcomer {:?}", of_flow.iter().max(), of_flow.len(), of_newcomer.iter().max());
             for waited in [of_flow, of_newcomer] {
                 let longest = waited.iter().max().unwrap();
                 assert!(*longest < NOT_NOTICED / 2, "waited {longest:?}");
