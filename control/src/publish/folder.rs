@@ -86,6 +86,7 @@ impl Source for Folder {
         let namespace = self.load_namespace(now, &mut faults)?;
         let identity = self.load_identity(&namespace, now, &mut faults)?;
         self.note(&namespace);
+        self.make_namespace_keys(&mut faults);
         let relay_keys = self.load_relay_keys(now, &mut faults);
         let hycos = self.load_hycos(now, &namespace.quota, &mut faults);
         faults.extend(self.meter.faults(&namespace.quota));
@@ -172,14 +173,25 @@ impl Folder {
         self.noted = note;
     }
 
+    /// Makes the manage keys and the relay's where they are missing, under the lock of all edits.
+    fn make_namespace_keys(&mut self, faults: &mut Vec<Fault>) {
+        let mut files = [
+            keys::relay_file(&self.directory),
+            keys::manage_file(&self.directory),
+        ]
+        .into_iter();
+        if files.all(|file| file.exists()) {
+            return;
+        }
+        match self.store.make_namespace_keys(KEYS_WAIT) {
+            Ok(()) => {}
+            Err(refusal) if refusal.code == Code::Busy => self.look_again = true,
+            Err(refusal) => faults.push(Fault::whole("keys/", refusal.to_string())),
+        }
+    }
+
     /// Without the file's keys the relay still runs, with keys of this start.
     fn load_relay_keys(&mut self, now: Instant, faults: &mut Vec<Fault>) -> RelayKeys {
-        let made = keys::make_relay(&self.directory, &mut rand::rng())
-            .and_then(|()| keys::make_manage(&self.directory, &mut rand::rng()));
-        faults.extend(
-            made.err()
-                .map(|error| Fault::whole("keys/", error.to_string())),
-        );
         let path = keys::relay_file(&self.directory);
         let file = self.directory.shown(&path);
         self.relay_keys

@@ -272,21 +272,12 @@ impl Caller {
     }
 }
 
+/// Only read: control makes them when it loads its files, never for a request.
 fn manage_keys(rest: &Rest) -> Result<KeyPair, Problem> {
-    keys::make_manage(rest.directory(), &mut rand::rng()).map_err(|unmade| {
-        Problem::new(
-            Kind::Internal,
-            unmade.to_string(),
-            "the directory must be one that control can write",
-        )
-    })?;
     keys::load_manage(rest.directory()).map_err(|faults| {
         let errors = faults.iter().map(ToString::to_string).collect();
-        Problem::of(
-            Kind::Internal,
-            errors,
-            Some("put that file right, or delete it, and new keys are made".into()),
-        )
+        let hint = "correct that file, or delete it: control makes new keys within seconds, in a directory that it can write";
+        Problem::of(Kind::Internal, errors, Some(hint.into()))
     })
 }
 

@@ -329,6 +329,17 @@ impl Store {
         Ok(())
     }
 
+    /// Makes the namespace's own keys where they are missing: the manage keys and the relay's.
+    ///
+    /// # Errors
+    /// The disk did not take it, or another edits for longer than `wait`.
+    pub fn make_namespace_keys(&self, wait: Duration) -> Result<(), Refusal> {
+        let _turn = self.my_turn_within(wait)?;
+        keys::make_relay(&self.directory, &mut rand::rng())
+            .and_then(|()| keys::make_manage(&self.directory, &mut rand::rng()))
+            .map_err(|unmade| Refusal::storage(&unmade.path, &unmade.source))
+    }
+
     fn make_keys(&self, path: &Path) -> Result<(), Refusal> {
         keys::make_on(&*self.system, path, &mut rand::rng())
             .map_err(|unmade| Refusal::storage(&unmade.path, &unmade.source))

@@ -70,7 +70,7 @@ async fn either_manage_key_holds_under_either_name() {
 }
 
 #[tokio::test]
-async fn a_manage_key_that_cannot_be_read_or_made_is_the_servers_fault_and_says_what_to_do() {
+async fn a_manage_key_that_cannot_be_read_is_the_servers_fault_and_says_what_to_do() {
     let api = Api::new();
     let token = api.token();
     let file = api.path("keys/_manage.toml");
@@ -79,13 +79,36 @@ async fn a_manage_key_that_cannot_be_read_or_made_is_the_servers_fault_and_says_
     let answer = with(&api, NAMESPACE, &token).await;
     let told = answer.is_problem(500, "internal").to_string();
     assert!(told.contains("keys/_manage.toml:1"), "{told}");
-    assert!(told.contains("put that file right, or delete it"), "{told}");
-    // Gone, and nothing can be written where it was.
+    assert!(told.contains("correct that file, or delete it"), "{told}");
     std::fs::remove_dir_all(api.path("keys")).unwrap();
     std::fs::write(api.path("keys"), "").unwrap();
     let answer = with(&api, NAMESPACE, &token).await;
     let told = answer.is_problem(500, "internal").to_string();
-    assert!(told.contains("one that control can write"), "{told}");
+    assert!(told.contains("in a directory that it can write"), "{told}");
+}
+
+#[tokio::test]
+async fn no_request_makes_manage_keys() {
+    let api = Api::new();
+    let stranger = Key::from_random([7; 32]);
+    let uri = format!("http://{HOST}/unknown-sql");
+    let file = api.path("keys/_manage.toml");
+    let tokens = [
+        api.token(),
+        token(
+            &stranger,
+            SasRule::Manage,
+            &format!("http://{HOST}/"),
+            NOW + 1,
+        ),
+        token(&stranger, SasRule::Hyco(Rule::Listen), &uri, NOW + 1),
+    ];
+    std::fs::remove_file(&file).unwrap();
+    for token in &tokens {
+        let answer = with(&api, "/v1/hybridconnections/unknown-sql", token).await;
+        assert!(!answer.status.is_success(), "{answer:?}");
+        assert!(!file.exists(), "{token}");
+    }
 }
 
 #[tokio::test]

@@ -110,6 +110,23 @@ fn keys_are_made_by_an_order_and_not_by_a_look() {
 }
 
 #[test]
+fn the_namespaces_own_keys_are_made_under_the_lock_of_edits() {
+    let place = Place::new();
+    let files = [
+        place.path("keys/_manage.toml"),
+        place.path("keys/_relay.toml"),
+    ];
+    let are_there = || files.iter().map(|file| file.exists()).collect::<Vec<_>>();
+    let lock = Lock::take(&place.path("run/edit.lock")).unwrap();
+    let refusal = place.store.make_namespace_keys(Duration::ZERO);
+    assert_eq!(refusal.unwrap_err().code, Code::Busy);
+    assert_eq!(are_there(), [false, false]);
+    drop(lock);
+    place.store.make_namespace_keys(Duration::ZERO).unwrap();
+    assert_eq!(are_there(), [true, true]);
+}
+
+#[test]
 fn a_name_typed_differently_is_told_what_was_meant() {
     let place = Place::new();
     place
