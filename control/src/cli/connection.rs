@@ -350,7 +350,7 @@ fn show(args: &ShowArgs) -> Result<(), Failure> {
     };
     let row = |name: &str, value: String| [name.to_owned(), value];
     let count = |count: Option<u32>| count.map_or_else(String::new, |count| count.to_string());
-    let probe = Probe::of(shown.probe).word();
+    let probe = shown.probe.unwrap_or_default().word();
     // As it is spelled there.
     let name = shown.name.parse().unwrap_or_else(|_| args.name.clone());
     print(&table(&[

@@ -51,24 +51,13 @@ pub enum Probe {
 impl Probe {
     const WORDS: [(&str, Self); 3] = [("auto", Self::Auto), ("on", Self::On), ("off", Self::Off)];
 
-    /// Of a switch that may be left alone.
+    /// What a word stands for.
     #[must_use]
-    pub fn of(switch: Option<bool>) -> Self {
-        match switch {
-            None => Self::Auto,
-            Some(true) => Self::On,
-            Some(false) => Self::Off,
-        }
-    }
-
-    /// The same as a switch.
-    #[must_use]
-    pub fn switch(self) -> Option<bool> {
-        match self {
-            Self::Auto => None,
-            Self::On => Some(true),
-            Self::Off => Some(false),
-        }
+    pub fn of_word(word: &str) -> Option<Self> {
+        let mut words = Self::WORDS.into_iter();
+        words
+            .find(|(known, _)| *known == word)
+            .map(|(_, probe)| probe)
     }
 
     /// How it is written.
@@ -342,7 +331,7 @@ mod tests {
         for probe in [Probe::Auto, Probe::On, Probe::Off] {
             let text = format!("host = \"a\"\nport = 1\nprobe = \"{}\"", probe.word());
             assert_eq!(parse(&text).unwrap().probe, probe);
-            assert_eq!(Probe::of(probe.switch()), probe);
+            assert_eq!(Probe::of_word(probe.word()), Some(probe));
         }
     }
 
@@ -377,6 +366,11 @@ mod tests {
         assert!(
             told("host = \"a\"\nport = 1\nprobe = \"no\"")[0]
                 .ends_with("write one of \"auto\", \"on\", \"off\"")
+        );
+        // Not taken for "on", which is not what it was in JSON.
+        assert_eq!(
+            told("host = \"a\"\nport = 1\nprobe = true")[0],
+            "connections/payroll-sql.toml:3: probe is true or false; write a text, like `probe = \"auto\"`"
         );
     }
 

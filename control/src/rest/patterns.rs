@@ -66,6 +66,23 @@ pub(super) fn binding() -> Schema {
         .into()
 }
 
+/// One of three words, or what older clients send.
+pub(super) fn probe() -> Schema {
+    let word = ObjectBuilder::new()
+        .schema_type(SchemaType::new(Type::String))
+        .enum_values(Some(["auto", "on", "off"]));
+    let of_type = |of_type| ObjectBuilder::new().schema_type(SchemaType::new(of_type));
+    AnyOfBuilder::new()
+        .description(Some(
+            "Whether the endpoint is dialled to learn its health: `auto` (the default) as little as is needed, `on` each minute without end, `off` never. Of older clients, `true` is `auto` and `false` is `off`.",
+        ))
+        .item(word)
+        .item(of_type(Type::Boolean))
+        .item(of_type(Type::Null))
+        .build()
+        .into()
+}
+
 /// Networks, or single addresses.
 pub(super) fn networks() -> Schema {
     let network = AnyOfBuilder::new()

@@ -37,10 +37,12 @@ pub struct Wanted {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(schema_with = patterns::networks)]
     pub allow_from: Vec<String>,
-    /// Whether the endpoint is dialled to learn its health: `true` each minute without end, `false`
-    /// never; left out, as little as is needed.
+    /// Whether the endpoint is dialled to learn its health: `auto` (the default) as little as is
+    /// needed, `on` each minute without end, `off` never. Of older clients, `true` is `auto` and
+    /// `false` is `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub probe: Option<bool>,
+    #[schema(schema_with = patterns::probe)]
+    pub probe: Option<Probe>,
     /// Listeners at once, most.
     #[serde(
         default,
@@ -114,7 +116,7 @@ impl Wanted {
                 // Of the file alone: a change by REST leaves them there.
                 ..default
             },
-            probe: Probe::of(self.probe),
+            probe: self.probe.unwrap_or_default(),
             bind_line: 0,
         })
     }
@@ -131,7 +133,7 @@ impl Wanted {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
-            probe: definition.probe.switch(),
+            probe: Some(definition.probe).filter(|probe| *probe != Probe::default()),
             listeners_max: Some(definition.limits.listeners_max),
             flows_max: Some(definition.limits.flows_max),
         }

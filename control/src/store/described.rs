@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::Stored;
 use crate::files::Fault;
+use crate::files::definition::Probe;
 
 /// What a definition says, or what is wrong with it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
@@ -30,9 +31,10 @@ pub struct Described {
     pub listeners_max: Option<u32>,
     /// Live flows at once.
     pub flows_max: Option<u32>,
-    /// Whether the endpoint is dialled to learn its health: `true` each minute without end, `false`
-    /// never, `null` as little as is needed.
-    pub probe: Option<bool>,
+    /// Whether the endpoint is dialled to learn its health: `auto` as little as is needed, `on`
+    /// each minute without end, `off` never.
+    #[schema(value_type = Option<String>, example = "auto")]
+    pub probe: Option<Probe>,
     /// What is wrong with the file; the last good content stays in force.
     pub faults: Vec<String>,
 }
@@ -54,7 +56,7 @@ impl Described {
             }),
             listeners_max: good.map(|good| good.limits.listeners_max),
             flows_max: good.map(|good| good.limits.flows_max),
-            probe: good.and_then(|good| good.probe.switch()),
+            probe: good.map(|good| good.probe),
             faults: faults.map_or_else(Vec::new, |faults| {
                 faults.iter().map(Fault::to_string).collect()
             }),

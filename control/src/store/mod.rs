@@ -11,6 +11,7 @@ mod deletion;
 mod described;
 mod etag;
 mod issuer;
+mod probe;
 mod refusal;
 mod stored;
 

@@ -61,6 +61,48 @@ async fn one_is_made_shown_listed_changed_and_deleted() {
 }
 
 #[tokio::test]
+async fn what_was_read_can_be_put_back_and_true_of_older_clients_is_auto() {
+    let api = Api::new();
+    api.create("payroll-sql").await;
+    let file = api.path("connections/payroll-sql.toml");
+    for (probe, stays) in [
+        ("\"on\"", "on"),
+        ("\"off\"", "off"),
+        ("\"auto\"", "auto"),
+        ("false", "off"),
+        ("true", "auto"),
+        ("null", "auto"),
+    ] {
+        let wanted = format!(r#"{{"host": "sql01", "port": 1433, "probe": {probe}}}"#);
+        let put = api.ask("PUT", PAYROLL, &wanted, &[]).await.json();
+        assert_eq!(put["probe"], stays, "{probe}");
+        let mut shown = api.get(PAYROLL).await.json();
+        assert_eq!(shown["probe"], stays, "{probe}");
+        let fields = shown.as_object_mut().unwrap();
+        fields.retain(|field, _| {
+            let of_requests = [
+                "host",
+                "port",
+                "bind",
+                "allow_from",
+                "probe",
+                "listeners_max",
+                "flows_max",
+            ];
+            of_requests.contains(&field.as_str())
+        });
+        let before = fs::read_to_string(&file).unwrap();
+        let back = api.ask("PUT", PAYROLL, &shown.to_string(), &[]).await;
+        assert_eq!(back.json()["probe"], stays, "{back:?}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), before, "{probe}");
+    }
+    let wanted = r#"{"host": "sql01", "port": 1433, "probe": "yes"}"#;
+    let refused = api.ask("PUT", PAYROLL, wanted, &[]).await;
+    let refused = refused.is_problem(400, "malformed").to_string();
+    assert!(refused.contains("expected \\\"auto\\\", "), "{refused}");
+}
+
+#[tokio::test]
 async fn conditions_hold() {
     let api = Api::new();
     let wanted = r#"{"host": "sql02", "port": 1433}"#;
