@@ -181,8 +181,9 @@ impl Caller {
             (Some(Err(problem)), _) | (_, Err(problem)) => problem,
             (_, Ok(token)) => self.why_not(&token, rest),
         };
-        // As often as is told why: a flood does not fill the log either.
-        info!(remote = %self.remote, code = problem.code, why = problem.errors.join("; "), "request refused");
+        if let Some(left_out) = rest.failures.permit_line(self.remote.ip()) {
+            info!(remote = %self.remote, code = problem.code, why = problem.errors.join("; "), left_out, "request refused");
+        }
         Err(problem)
     }
 
@@ -204,7 +205,7 @@ impl Caller {
     }
 
     /// A token of a hybrid connection: one that is signed with its key is told that it has no right
-    /// here, any other as little as a wrong one.
+    /// here, any other gets the same answer as a wrong one.
     fn why_not(&self, token: &SasToken, rest: &Rest) -> Problem {
         let SasRule::Hyco(rule) = token.rule() else {
             return wrong_key();
@@ -284,7 +285,7 @@ fn manage_keys(rest: &Rest) -> Result<KeyPair, Problem> {
 fn too_many(secs: u64) -> Problem {
     Problem::new(
         Kind::TooManyFailures,
-        "too many requests from this address had no token that holds".into(),
+        "too many requests from this address had no valid token".into(),
         "wait for the seconds in Retry-After, and use a token of a manage key",
     )
     .retry_after(secs)

@@ -49,9 +49,9 @@ pub(super) enum Kind {
     Refused(Code),
     /// Not what the document describes.
     Malformed,
-    /// No token, or none that holds.
+    /// No token, or no valid one.
     Unauthorized,
-    /// A token that holds, of a key that may not do this.
+    /// A valid token, of a key that may not do this.
     Forbidden,
     /// A Host that is none of ours.
     Host,
@@ -135,7 +135,7 @@ impl Kind {
             Self::TooManyFailures => (
                 S::TOO_MANY_REQUESTS,
                 "too_many_failures",
-                "Too many tokens that do not hold",
+                "Too many invalid tokens",
             ),
             Self::TooManyConnections => (
                 S::SERVICE_UNAVAILABLE,

@@ -42,6 +42,12 @@ const HEAD_MAX: usize = 32 * 1024;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// How often the certificate is looked at.
+/// How long a caller of `run/api.sock` waits for a place: requests that ask no relay take less.
+const PLACE_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often refused requests without a line in the log are reported.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+
 const CERTIFICATE_EVERY: Duration = Duration::from_secs(10);
 
 /// What would keep the API from ever being served is said before control starts.
@@ -60,11 +66,21 @@ pub(crate) async fn serve(rest: Shared) {
     let router = router(&rest);
     tokio::join!(
         serve_local(&rest, router.clone()),
-        serve_network(&rest, router)
+        serve_network(&rest, router),
+        report_left_out(&rest)
     );
 }
 
 async fn serve_local(rest: &Shared, router: Router) {
+async fn report_left_out(rest: &Shared) {
+    loop {
+        sleep(REPORT_EVERY).await;
+        if let Some(left_out) = rest.failures.take_left_out() {
+            info!(line = "request refused", left_out, "log lines left out");
+        }
+    }
+}
+
     let path = rest.directory().run().join("api.sock");
     let listener = loop {
         match listen(&path) {

@@ -100,7 +100,7 @@ impl Api {
         self.ask("GET", path, "", &[]).await
     }
 
-    /// With a token that holds.
+    /// With a valid token.
     async fn ask(&self, method: &str, path: &str, body: &str, headers: &[(&str, &str)]) -> Answer {
         let token = self.token();
         let mut all = vec![
