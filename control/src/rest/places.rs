@@ -4,11 +4,14 @@
 //! one that has been without a request for longest makes room, first of the newcomer's own address,
 //! then of the address that has most of them. A few more places serve `/healthz` and `/readyz`
 //! alone, so that a supervisor gets an answer while every place is busy.
+//!
+//! On `run/api.sock` all callers are one address, and may take every place; a newcomer waits there
+//! until one is free before it takes that of another.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::failures::Source;
 
@@ -28,8 +31,13 @@ const _: () = assert!(OF_SOURCE_MAX * 4 <= CONNECTIONS_MAX);
 const _: () = assert!(PROBES_OF_SOURCE_MAX * 2 <= PROBES_MAX);
 
 /// The connections of a listener.
-#[derive(Clone, Default)]
-pub(super) struct Places(Arc<Mutex<Book>>);
+#[derive(Clone)]
+pub(super) struct Places(Arc<Room>);
+
+struct Room {
+    book: Mutex<Book>,
+    freed: Notify,
+}
 
 /// One connection's place, until it is dropped.
 pub(super) struct Place {
@@ -38,9 +46,9 @@ pub(super) struct Place {
     only_probes: bool,
 }
 
-#[derive(Default)]
 struct Book {
     held: HashMap<u64, Held>,
+    of_source_max: usize,
     /// Numbers connections and the moments at which they became idle.
     last: u64,
 }
@@ -55,6 +63,36 @@ struct Held {
 }
 
 impl Places {
+    /// Of a listener on the network: each source has a share.
+    pub(super) fn of_many() -> Self {
+        Self::new(OF_SOURCE_MAX)
+    }
+
+    /// Of a listener whose callers are all one source.
+    pub(super) fn of_one() -> Self {
+        Self::new(CONNECTIONS_MAX)
+    }
+
+    fn new(of_source_max: usize) -> Self {
+        let book = Book {
+            held: HashMap::new(),
+            of_source_max,
+            last: 0,
+        };
+        Self(Arc::new(Room {
+            book: Mutex::new(book),
+            freed: Notify::new(),
+        }))
+    }
+
+    /// Resolves when a place is free. Cancel safe. One waits at a time: who accepts.
+    pub(super) async fn free(&self) {
+        while self.book().is_full() {
+            // A place that became free before this line left its notice.
+            self.0.freed.notified().await;
+        }
+    }
+
     /// A place for a newcomer, and what resolves when it has to give it up. `None`: everybody is
     /// being served.
     pub(super) fn admit(&self, source: Source) -> Option<(Place, oneshot::Receiver<()>)> {
@@ -82,7 +120,8 @@ impl Places {
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let book = self.0.book.lock();
+        book.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -112,6 +151,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.places.book().held.remove(&self.id);
+        self.places.0.freed.notify_one();
     }
 }
 
@@ -121,18 +161,23 @@ impl Book {
         self.last
     }
 
+    fn is_full(&self) -> bool {
+        let served = self.held.values().filter(|held| !held.only_probes);
+        served.count() >= CONNECTIONS_MAX
+    }
+
     /// Whether there is a place of this kind for a source; an idle connection is closed where that
     /// is needed.
     fn make_room(&mut self, source: Source, probes: bool) -> bool {
         let (most, of_source_most) = match probes {
             true => (PROBES_MAX, PROBES_OF_SOURCE_MAX),
-            false => (CONNECTIONS_MAX, OF_SOURCE_MAX),
+            false => (CONNECTIONS_MAX, self.of_source_max),
         };
         let all = || self.held.values().filter(|held| held.only_probes == probes);
         let whose = if all().filter(|held| held.source == source).count() >= of_source_most {
             Some(source)
         } else if all().count() >= most {
-            self.idlest(probes)
+            self.source_with_most_idle(probes)
         } else {
             return true;
         };
@@ -145,8 +190,7 @@ impl Book {
         oldest.is_some_and(|id| self.held.remove(&id).is_some())
     }
 
-    /// The source with most idle connections.
-    fn idlest(&self, probes: bool) -> Option<Source> {
+    fn source_with_most_idle(&self, probes: bool) -> Option<Source> {
         let mut counts: HashMap<Source, usize> = HashMap::new();
         for held in self.held.values() {
             if held.only_probes == probes && held.idle_since.is_some() {
@@ -170,6 +214,13 @@ mod tests {
         admitted.1.try_recv() == Err(oneshot::error::TryRecvError::Closed)
     }
 
+    async fn is_ready(mut future: std::pin::Pin<&mut impl Future<Output = ()>>) -> bool {
+        std::future::poll_fn(|context| {
+            std::task::Poll::Ready(future.as_mut().poll(context).is_ready())
+        })
+        .await
+    }
+
     fn fill(places: &Places, source: u8, count: usize) -> Vec<Admitted> {
         let admit = |_| places.admit([source; 8]).expect("a place");
         (0..count).map(admit).collect()
@@ -177,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_source_beyond_its_share_loses_its_oldest_idle_connection() {
-        let places = Places::default();
+        let places = Places::of_many();
         let mut other = fill(&places, 2, 1);
         let mut own = fill(&places, 1, OF_SOURCE_MAX);
         own[0].0.busy();
@@ -193,7 +244,7 @@ mod tests {
 
     #[test]
     fn when_all_places_are_taken_the_source_with_most_idle_ones_makes_room() {
-        let places = Places::default();
+        let places = Places::of_many();
         let mut all: Vec<Admitted> = (1..=4)
             .flat_map(|source| fill(&places, source, OF_SOURCE_MAX))
             .collect();
@@ -207,9 +258,24 @@ mod tests {
         assert_eq!(closed, Some(OF_SOURCE_MAX * 3), "the oldest of the fourth");
     }
 
+    #[tokio::test]
+    async fn callers_of_the_local_socket_have_no_share_and_wait_for_a_place() {
+        let places = Places::of_one();
+        let mut all = fill(&places, 0, CONNECTIONS_MAX);
+        assert!(all.iter().all(|(place, _)| !place.is_only_for_probes()));
+        all.iter().for_each(|(place, _)| place.busy());
+        let mut waiting = std::pin::pin!(places.free());
+        assert!(!is_ready(waiting.as_mut()).await);
+        all.pop();
+        waiting.await;
+        let next = places.admit([0; 8]).expect("a place");
+        assert!(!next.0.is_only_for_probes());
+        assert!(!is_ready(std::pin::pin!(places.free())).await);
+    }
+
     #[test]
     fn while_every_place_is_busy_health_checks_have_their_own() {
-        let places = Places::default();
+        let places = Places::of_many();
         let own = fill(&places, 1, OF_SOURCE_MAX);
         own.iter().for_each(|(place, _)| place.busy());
         let probes = fill(&places, 1, PROBES_OF_SOURCE_MAX);

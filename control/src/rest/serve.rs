@@ -91,11 +91,13 @@ async fn report_left_out(rest: &Shared) {
             }
         }
     };
-    let places = Places::default();
+    let places = Places::of_one();
     loop {
         match listener.accept().await {
             Ok((stream, _)) if is_ours(&stream) => {
                 let uid = stream.peer_cred().map_or(0, |peer| peer.uid());
+                // The next callers wait in the listener's queue.
+                let _ = timeout(PLACE_WITHIN, places.free()).await;
                 let remote = Remote::Local { uid };
                 in_place(&places, remote, |place| {
                     converse(stream, remote, router.clone(), place)
@@ -169,7 +171,7 @@ impl Door {
     }
 
     async fn serve(mut self, directory: &Directory, settings: &ControlSettings, router: &Router) {
-        let places = Places::default();
+        let places = Places::of_many();
         let mut next_look = Instant::now() + CERTIFICATE_EVERY;
         loop {
             // Asked ahead of each accept: a listener that is never idle has a certificate too.
@@ -257,7 +259,7 @@ where
     tokio::spawn(async move {
         tokio::select! {
             () = conversation => {}
-            _ = closed => debug!(%remote, "closed without a request: a newcomer has its place"),
+            _ = closed => debug!(%remote, "idle connection closed to make room for a new one"),
         }
     });
 }
@@ -315,4 +317,56 @@ async fn converse(
 async fn pause(error: &io::Error) {
     warn!(%error, "a connection to the API could not be accepted");
     sleep(RETRY / 10).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    const LARGE: usize = 1 << 20;
+
+    #[tokio::test]
+    async fn a_connection_is_idle_only_when_its_answer_is_written() {
+        let large = || async { vec![b'x'; LARGE] };
+        let router = Router::new().route("/", axum::routing::get(large));
+        let remote = Remote::Local { uid: 0 };
+        let places = Places::of_one();
+        let (place, mut closed) = places.admit([0; 8]).expect("a place");
+        let (mut client, server) = tokio::io::duplex(1024);
+        tokio::spawn(converse(server, remote, router, place));
+        let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        let mut head = vec![0; 512];
+        client.read_exact(&mut head).await.unwrap();
+        let text = String::from_utf8_lossy(&head);
+        let end = text.find("\r\n\r\n").expect("a whole head") + 4;
+        assert!(text.contains("content-length: 1048576\r\n"), "{text}");
+
+        // The next that comes when all is taken closes the one that is idle for longest.
+        let others: Vec<_> = std::iter::from_fn(|| places.admit([0; 8]))
+            .take_while(|(place, _)| !place.is_only_for_probes())
+            .take(300)
+            .collect();
+        assert!(others.len() == 300, "{} places", others.len());
+        assert!(
+            closed.try_recv().is_err_and(is_open),
+            "it is being answered"
+        );
+
+        let mut rest = vec![0; LARGE - (head.len() - end)];
+        client.read_exact(&mut rest).await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut newcomers = Vec::new();
+        while closed.try_recv().is_err_and(is_open) {
+            assert!(Instant::now() < deadline, "never idle");
+            newcomers.push(places.admit([0; 8]));
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn is_open(error: tokio::sync::oneshot::error::TryRecvError) -> bool {
+        error == tokio::sync::oneshot::error::TryRecvError::Empty
+    }
 }
