@@ -18,6 +18,7 @@ mod problem;
 mod serve;
 mod tls;
 mod wanted;
+mod written;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -22,6 +22,7 @@ use tracing::{debug, info, warn};
 use super::door::OnlyProbes;
 use super::failures::source;
 use super::places::{Place, Places};
+use super::written::AnswerProgress;
 use super::{Remote, Shared, router, tls};
 use crate::files::control_section::ControlSettings;
 use crate::files::namespace::Namespace;
@@ -41,13 +42,13 @@ const HEAD_MAX: usize = 32 * 1024;
 /// Between two tries to listen, and after an accept that failed.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How often the certificate is looked at.
 /// How long a caller of `run/api.sock` waits for a place: requests that ask no relay take less.
 const PLACE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How often refused requests without a line in the log are reported.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
+/// How often the certificate is looked at.
 const CERTIFICATE_EVERY: Duration = Duration::from_secs(10);
 
 /// What would keep the API from ever being served is said before control starts.
@@ -71,7 +72,6 @@ pub(crate) async fn serve(rest: Shared) {
     );
 }
 
-async fn serve_local(rest: &Shared, router: Router) {
 async fn report_left_out(rest: &Shared) {
     loop {
         sleep(REPORT_EVERY).await;
@@ -81,6 +81,7 @@ async fn report_left_out(rest: &Shared) {
     }
 }
 
+async fn serve_local(rest: &Shared, router: Router) {
     let path = rest.directory().run().join("api.sock");
     let listener = loop {
         match listen(&path) {
@@ -95,9 +96,9 @@ async fn report_left_out(rest: &Shared) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) if is_ours(&stream) => {
-                let uid = stream.peer_cred().map_or(0, |peer| peer.uid());
                 // The next callers wait in the listener's queue.
                 let _ = timeout(PLACE_WITHIN, places.free()).await;
+                let uid = stream.peer_cred().map_or(0, |peer| peer.uid());
                 let remote = Remote::Local { uid };
                 in_place(&places, remote, |place| {
                     converse(stream, remote, router.clone(), place)
@@ -289,18 +290,18 @@ async fn converse(
     router: Router,
     place: Place,
 ) {
-    let place = Arc::new(place);
+    let progress = AnswerProgress::new(place);
+    let stream = progress.watch(stream);
     let service = tower::service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(remote);
-        if place.is_only_for_probes() {
+        if progress.place().is_only_for_probes() {
             request.extensions_mut().insert(OnlyProbes);
         }
-        let (router, place) = (router.clone(), Arc::clone(&place));
+        let (router, progress) = (router.clone(), progress.clone());
         async move {
-            place.busy();
+            progress.begin();
             let answer = router.oneshot(request.map(axum::body::Body::new)).await;
-            place.idle();
-            answer
+            answer.map(|answer| answer.map(|body| progress.follow(body)))
         }
     });
     let conversation = http1::Builder::new()
