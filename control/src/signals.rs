@@ -1,5 +1,6 @@
 //! Turns signals into calls. The first SIGTERM or SIGINT asks to drain, the second to stop; a third
-//! ends a process that does not obey. SIGHUP ends nothing: files are read again at once.
+//! ends a process that does not obey. SIGHUP ends nothing: files are read again at once, if
+//! there are any.
 
 use std::io;
 use std::process::exit;
@@ -17,10 +18,10 @@ use crate::publish::watch;
 const TOLD_THRICE: i32 = 1;
 
 /// Calls `on` with 1 at the first signal to end, 2 at the second; at the third the process ends.
-/// SIGHUP makes it read its files again.
+/// SIGHUP makes it read its files again; the relay has none.
 pub(crate) fn on_each(on: impl FnMut(u32) + Send + 'static) -> io::Result<()> {
     on_each_and_reload(on, || match watch::look_now() {
-        0 => info!("SIGHUP: this process reads no files again"),
+        0 => info!("SIGHUP: no files to reload"),
         _ => info!("SIGHUP: files are read again"),
     })
 }

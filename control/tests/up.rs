@@ -102,7 +102,7 @@ fn sighup_reads_files_again_and_ends_nothing() {
     let mut awaited = vec![
         "SIGHUP: passed on to control and relay",
         "SIGHUP: files are read again",
-        "SIGHUP: this process reads no files again",
+        "SIGHUP: no files to reload",
     ];
     // Children that have just been started are not sent it.
     let all_said = until(|| {

@@ -10,7 +10,7 @@ use underpass_proto::{AgentId, AllowList, ConnectionString, Role, Rule};
 
 use super::allow;
 use super::relay::raise_file_limit;
-use super::reload::{self, Loaded, Loader, RoleFile};
+use super::reload::{self, Loaded, Loader, RoleFile, WatchedLoader};
 use super::source::SourceArgs;
 use super::table::table;
 use super::{DataPlaneArgs, Exit, Failure, identity, print};
@@ -72,6 +72,7 @@ fn serve(mut args: RunArgs) -> Result<(), Failure> {
         return print(&report(&checked));
     }
     raise_file_limit();
+    let loader = WatchedLoader::new(loader);
     let requests = signals::drain_requests()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot take signals: {error}")))?;
 

@@ -19,7 +19,7 @@ use super::source::Source;
 use crate::files::data_plane::DataPlane;
 use crate::files::{Fault, disk, strings, unreadable};
 use crate::publish::cache::{Cached, Presence};
-use crate::publish::watch::FolderWatch;
+use crate::publish::watch::{FolderWatch, WaitEnd};
 
 /// `agent.toml` or `sender.toml`.
 pub(super) trait RoleFile: Clone + PartialEq + Send + Sized + 'static {
@@ -97,7 +97,7 @@ impl<F: RoleFile> Loader<F> {
     }
 
     /// Reads what changed. Whether anything of it means something else now.
-    pub(super) fn again(&mut self) -> bool {
+    fn again(&mut self) -> bool {
         let (loaded, faults) = self.look(Instant::now());
         for fault in faults.iter().filter(|fault| !self.told.contains(fault)) {
             warn!("{fault}; what it said before stays in force");
@@ -198,10 +198,58 @@ impl<F: RoleFile> Loader<F> {
     }
 }
 
+/// The files, and their folders, watched: from when it is made, SIGHUP makes it read them again.
+pub(super) struct WatchedLoader<F: RoleFile> {
+    loader: Loader<F>,
+    folders: Vec<PathBuf>,
+    watch: FolderWatch,
+}
+
+impl<F: RoleFile> WatchedLoader<F> {
+    pub(super) fn new(loader: Loader<F>) -> Self {
+        let folders = loader.folders();
+        Self {
+            watch: FolderWatch::new(folders.clone()),
+            folders,
+            loader,
+        }
+    }
+
+    /// What was read last.
+    pub(super) fn loaded(&self) -> &Loaded<F> {
+        self.loader.loaded()
+    }
+
+    /// Waits until `until`, or until a file means something else, or for SIGHUP; then the files are
+    /// read again. `false`: something came by `stop`.
+    pub(super) fn wait(&mut self, until: Instant, stop: &Receiver<()>) -> bool {
+        loop {
+            let woken = self.watch.wait_or_stop(Some(until), stop);
+            if woken == WaitEnd::Stopped {
+                return false;
+            }
+            // A folder may be a busy one: what others write there is no reason.
+            if self.again() || woken == WaitEnd::Requested || Instant::now() >= until {
+                return true;
+            }
+        }
+    }
+
+    fn again(&mut self) -> bool {
+        let changed = self.loader.again();
+        let folders = self.loader.folders();
+        if self.folders != folders {
+            self.watch = FolderWatch::new(folders.clone());
+            self.folders = folders;
+        }
+        changed
+    }
+}
+
 /// Reads again on a thread of its own, for as long as anybody listens. `assemble` makes of it what the data plane takes, if that is anything new;
 /// it is also asked when nothing changed, each second, if `stale` says so.
 pub(super) fn watch<F, C>(
-    mut loader: Loader<F>,
+    mut loader: WatchedLoader<F>,
     mut stale: impl FnMut() -> bool + Send + 'static,
     mut assemble: impl FnMut(&Loaded<F>) -> Result<Option<C>, Failure> + Send + 'static,
 ) -> io::Result<Receiver<C>>
@@ -211,15 +259,9 @@ where
 {
     let (update, updates) = bounded(1);
     let work = move || {
-        let mut folders = loader.folders();
-        let mut watch = FolderWatch::new(folders.clone());
         loop {
-            watch.wait(None);
+            loader.watch.wait(None);
             let changed = loader.again();
-            if folders != loader.folders() {
-                folders = loader.folders();
-                watch = FolderWatch::new(folders.clone());
-            }
             if !changed && !stale() {
                 continue;
             }
@@ -342,12 +384,36 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_wait_is_shortened_by_sighup_and_by_what_changed_and_ended_by_stop() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "a.connection", &string("one"));
+        let source = Source::File(folder.path().join("a.connection"));
+        let loader = Loader::<AgentFile>::start(source, None).unwrap();
+        let mut loader = WatchedLoader::new(loader);
+        let begun = Instant::now();
+        let until = begun + 10 * DEADLINE;
+        let (stop, stopped) = bounded(1);
+
+        assert!(
+            crate::publish::watch::look_now() > 0,
+            "it has files to reload"
+        );
+        assert!(loader.wait(until, &stopped));
+        write(folder.path(), "a.connection", &string("two"));
+        assert!(loader.wait(until, &stopped));
+        assert_eq!(loader.loaded().connects[0].1.key.expose(), "two");
+        stop.send(()).unwrap();
+        assert!(!loader.wait(until, &stopped));
+        assert!(begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
+    }
+
     /// Tells the keys of each new configuration.
     fn start(folder: &Path) -> Receiver<Vec<String>> {
         let source = Source::Config(folder.join("agent.toml"));
         let loader = Loader::<AgentFile>::start(source, None).unwrap();
         watch(
-            loader,
+            WatchedLoader::new(loader),
             || false,
             |loaded| {
                 let keys = loaded.connects.iter();

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher};
 use tokio::sync::Notify;
@@ -29,8 +30,8 @@ const GATHER: Duration = Duration::from_millis(50);
 /// All watches of this process: a signal is the process's, and so are they. One or two at a time.
 static WATCHES: Mutex<Vec<Known>> = Mutex::new(Vec::new());
 
-/// A watch, as long as it is there, and how to wake it.
-type Known = (Weak<()>, Sender<()>);
+/// A watch, as long as it is there, with whether it is to look at once, and how to wake it.
+type Known = (Weak<AtomicBool>, Sender<()>);
 
 /// The same for those who look by themselves now and then, such as the REST API at its certificate.
 pub(crate) static LOOK_NOW: Notify = Notify::const_new();
@@ -39,7 +40,10 @@ pub(crate) static LOOK_NOW: Notify = Notify::const_new();
 pub(crate) fn look_now() -> usize {
     LOOK_NOW.notify_one();
     let watches = watches();
-    for (_, wake) in watches.iter() {
+    for (look_now, wake) in watches.iter() {
+        if let Some(look_now) = look_now.upgrade() {
+            look_now.store(true, Ordering::Relaxed);
+        }
         let _ = wake.try_send(()); // Full: it is being woken.
     }
     watches.len()
@@ -52,12 +56,24 @@ fn watches() -> MutexGuard<'static, Vec<Known>> {
     watches
 }
 
+/// What ended a wait for a change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum WaitEnd {
+    /// The channel that was watched beside.
+    Stopped,
+    /// [`look_now`].
+    Requested,
+    /// A change, or time.
+    Due,
+}
+
 /// Watches a few folders, not what is below them.
 pub(crate) struct FolderWatch {
     folders: Vec<PathBuf>,
     watcher: Option<notify::RecommendedWatcher>,
     heard: Receiver<()>,
-    _there: Arc<()>,
+    look_now: Arc<AtomicBool>,
+    _wake: Sender<()>,
     watched: HashMap<PathBuf, (u64, u64)>,
     /// What the last look took.
     look_took: Duration,
@@ -68,8 +84,13 @@ impl FolderWatch {
     pub(crate) fn new(folders: Vec<PathBuf>) -> Self {
         // One word is enough: it says that something changed, not what.
         let (tell, heard) = bounded(1);
-        let there = Arc::new(());
-        watches().push((Arc::downgrade(&there), tell.clone()));
+        let look_now = Arc::new(AtomicBool::new(false));
+        // Without folders there is nothing to look at.
+        if !folders.is_empty() {
+            watches().push((Arc::downgrade(&look_now), tell.clone()));
+        }
+        // Without a notice of the kernel's, the channel stays open all the same.
+        let wake = tell.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if event.map_or(true, |event| is_change(event.kind)) {
                 let _ = tell.try_send(());
@@ -84,7 +105,8 @@ impl FolderWatch {
             folders,
             watcher,
             heard,
-            _there: there,
+            look_now,
+            _wake: wake,
             watched: HashMap::new(),
             look_took: Duration::ZERO,
         };
@@ -99,14 +121,27 @@ impl FolderWatch {
 
     /// Waits for a change, at most until `until` or the next look.
     pub(crate) fn wait(&mut self, until: Option<Instant>) {
+        self.wait_or_stop(until, &never());
+    }
+
+    /// The same, until something comes by `stop`.
+    pub(crate) fn wait_or_stop(&mut self, until: Option<Instant>, stop: &Receiver<()>) -> WaitEnd {
         self.renew();
         let is_told = self.watcher.is_some() && self.watched.len() == self.folders.len();
         let next_look = Instant::now() + look_every(self.look_took, is_told);
         let until = until.map_or(next_look, |until| until.min(next_look));
         // Without the kernel's notice, only `look_now` wakes it earlier.
-        if self.heard.recv_deadline(until).is_ok() {
-            std::thread::sleep(GATHER);
-            let _ = self.heard.try_recv();
+        select! {
+            recv(stop) -> _ => return WaitEnd::Stopped,
+            recv(self.heard) -> _ => {
+                std::thread::sleep(GATHER);
+                let _ = self.heard.try_recv();
+            }
+            default(until.saturating_duration_since(Instant::now())) => {}
+        }
+        match self.look_now.swap(false, Ordering::Relaxed) {
+            true => WaitEnd::Requested,
+            false => WaitEnd::Due,
         }
     }
 

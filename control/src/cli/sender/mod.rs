@@ -26,7 +26,7 @@ use super::agent::check_once_each;
 use super::allow;
 use super::options::binding;
 use super::relay::raise_file_limit;
-use super::reload::{self, Loader, RoleFile};
+use super::reload::{self, Loader, RoleFile, WatchedLoader};
 use super::source::SourceArgs;
 use super::table::table;
 use super::{DataPlaneArgs, Exit, Failure, identity, print};
@@ -129,6 +129,7 @@ fn serve(mut args: RunArgs) -> Result<(), Failure> {
         return check(&site, &loader);
     }
     raise_file_limit();
+    let loader = WatchedLoader::new(loader);
     let (requests, told) = signals::drain_requests_and_word()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot take signals: {error}")))?;
     let names = Arc::new(Names::start(args.hosts, args.hosts_file, configuration)?);
@@ -164,9 +165,9 @@ fn show(site: &Site, names: &Names) {
 /// Waits until at least one can be bound. `None`: the process was told to end before.
 fn first(
     site: &Arc<Site>,
-    mut loader: Loader<SenderFile>,
+    mut loader: WatchedLoader<SenderFile>,
     told: &Receiver<()>,
-) -> Result<Option<(Config, Loader<SenderFile>)>, Failure> {
+) -> Result<Option<(Config, WatchedLoader<SenderFile>)>, Failure> {
     let started = Instant::now();
     let mut said = String::new();
     loop {
@@ -204,19 +205,16 @@ fn first(
         // Where only a person's word is missing, the files are read again soon.
         let is_late = started.elapsed() > EAGER_FOR && !is_refused;
         let most = PAUSE_MAX[usize::from(is_late)];
-        if told
-            .recv_timeout(rand::rng().random_range(Duration::ZERO..most))
-            .is_ok()
-        {
+        let pause = rand::rng().random_range(Duration::ZERO..most);
+        if !loader.wait(Instant::now() + pause, told) {
             return Ok(None);
         }
-        loader.again();
     }
 }
 
 /// Hands on what changes: files, endpoints that move, and those that are known later than the others.
 fn watch(
-    loader: Loader<SenderFile>,
+    loader: WatchedLoader<SenderFile>,
     site: &Arc<Site>,
     names: &Arc<Names>,
 ) -> Result<Receiver<Config>, Failure> {
