@@ -12,9 +12,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use tempfile::TempDir;
+
+/// The longest that a command may take on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The user of a service, and a group that it is not in.
 const SERVICE: u32 = 54_711;
@@ -366,6 +372,23 @@ fn mend(told: &str) {
     assert!(mended.success(), "{command}");
 }
 
+/// What a command wrote until it ended. One that does not end in time is killed: the test fails.
+fn output_within(limit: Duration, command: &mut Command) -> Output {
+    let command = command.stdin(Stdio::null());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = child.spawn().unwrap();
+    let id = Pid::from_child(&child);
+    let (sender, ended) = mpsc::channel();
+    thread::spawn(move || sender.send(child.wait_with_output()));
+    let output = ended.recv_timeout(limit);
+    output
+        .unwrap_or_else(|_| {
+            let _ = kill_process(id, Signal::KILL);
+            panic!("{command:?} took longer than {limit:?}")
+        })
+        .unwrap()
+}
+
 fn shown(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     text(&output.stdout) + &text(&output.stderr)
@@ -435,7 +458,7 @@ impl Place {
             command.args(["--dir", dir]);
         }
         command.env_remove("SUDO_UID");
-        command.uid(uid).gid(uid).current_dir("/").output().unwrap()
+        output_within(DEADLINE, command.uid(uid).gid(uid).current_dir("/"))
     }
 
     fn ok(&self, uid: u32, line: &str) -> String {
@@ -485,6 +508,6 @@ impl<'a> Script<'a> {
     }
 
     fn run(&self) -> Output {
-        self.command("true").output().unwrap()
+        output_within(DEADLINE, &mut self.command("true"))
     }
 }

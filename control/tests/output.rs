@@ -8,10 +8,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use underpass_tests::deadline::wait_for;
 
 /// For what takes a moment on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -36,17 +37,18 @@ fn what_waits_for_a_reader_that_stopped_is_written_when_it_comes_back() {
     rustix::io::ioctl_fionbio(&stopped, true).expect("non-blocking");
     let mut control = Running(spawn(&place, "control", stopped.into()));
     assert!(until(|| status(&place).status.success()), "no status");
+    // A read that waited would outlast the deadline.
+    rustix::io::ioctl_fionbio(&reader, true).expect("non-blocking");
     let mut read = Vec::new();
-    let began = Instant::now();
     let mut chunk = vec![0; 1 << 16];
-    while !contains(&read, b"control started") && began.elapsed() < DEADLINE {
-        let count = reader.read(&mut chunk).expect("the log");
-        read.extend_from_slice(&chunk[..count]);
-    }
-    assert!(
-        contains(&read, b"control started"),
-        "what waited is written"
-    );
+    let is_written = until(|| {
+        match reader.read(&mut chunk) {
+            Ok(count) => read.extend_from_slice(&chunk[..count]),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}"),
+        }
+        contains(&read, b"control started")
+    });
+    assert!(is_written, "what waited is written");
     assert_eq!(control.end(), Some(0));
 }
 
@@ -176,13 +178,6 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 }
 
 /// Whether it becomes true within the deadline.
-fn until(condition: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + DEADLINE;
-    while !condition() {
-        if Instant::now() > deadline {
-            return false;
-        }
-        thread::yield_now();
-    }
-    true
+fn until(mut condition: impl FnMut() -> bool) -> bool {
+    wait_for("it", DEADLINE, || condition().then_some(())).is_ok()
 }
