@@ -1,6 +1,6 @@
 //! Turns signals into calls. The first SIGTERM or SIGINT asks to drain, the second to stop; a third
-//! ends a process that does not obey. SIGHUP ends nothing: files are read again at once, if there are
-//! any.
+//! ends a process that does not obey. SIGHUP ends nothing: files are read again at once, if
+//! there are any.
 
 use std::io;
 use std::process::exit;

@@ -454,7 +454,7 @@ fn mend(told: &str) {
     assert!(mended.success(), "{command}");
 }
 
-/// What a command wrote until it ended; one that does not end in time is killed, and the test fails.
+/// What a command wrote until it ended. One that does not end in time is killed: the test fails.
 fn output_within(limit: Duration, command: &mut Command) -> Output {
     let command = command.stdin(Stdio::null());
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped());

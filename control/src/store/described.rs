@@ -31,8 +31,8 @@ pub struct Described {
     pub listeners_max: Option<u32>,
     /// Live flows at once.
     pub flows_max: Option<u32>,
-    /// Whether the endpoint is dialled to learn its health: `auto` as little as is needed, `on` each
-    /// minute without end, `off` never.
+    /// Whether the endpoint is dialled to learn its health: `auto` as little as is needed, `on`
+    /// each minute without end, `off` never.
     #[schema(value_type = Option<String>, example = "auto")]
     pub probe: Option<Probe>,
     /// What is wrong with the file; the last good content stays in force.
