@@ -8,8 +8,9 @@ pub const SECOND: Duration = Duration::from_millis(1_200);
 /// The longest that a loaded flow may wait for an answer where nothing happens to it.
 pub const NOT_NOTICED: Duration = Duration::from_millis(750);
 
-/// A session whose peer does not answer is suspect after 1 s of silence and 0.75 s without an answer.
-pub const SUSPECT: Duration = Duration::from_millis(1_750);
+/// A session whose peer does not answer is suspect after 1.2 s of silence and 0.65 s without an
+/// answer.
+pub const SUSPECT: Duration = Duration::from_millis(1_850);
 
 /// A session that is silent for so long is given up.
 pub const LOST: Duration = Duration::from_secs(15);

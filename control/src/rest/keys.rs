@@ -58,9 +58,9 @@ pub(super) async fn list(
     Ok((headers, body).into_response())
 }
 
-/// Make one key anew
+/// Regenerate one key
 ///
-/// What stands on the old one ends within a second. Audited.
+/// Registrations and flows that use the old key are closed within one second. Audited.
 #[utoipa::path(
     post,
     path = "/v1/hybridconnections/{name}/regenerateKey",
@@ -68,7 +68,7 @@ pub(super) async fn list(
     operation_id = "regenerateKey",
     params(NamePath),
     request_body = Regenerate,
-    responses((status = 204, description = "Made anew; listKeys tells it"))
+    responses((status = 204, description = "Regenerated; listKeys shows it"))
 )]
 pub(super) async fn regenerate(
     State(rest): Api,

@@ -183,7 +183,7 @@ impl Drop for RuleKeys {
     }
 }
 
-/// Which key to make anew.
+/// Which key to regenerate.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Regenerate {

@@ -20,7 +20,7 @@ use underpass_proto::{Endpoint, FlowCode, FlowId, HycoName};
 use crate::locality;
 
 /// How long a connection is remembered: from the dial to the Open that it causes are a round trip
-/// to the relay and the relay's own work. A session that has been silent for longer than 1.75 s
+/// to the relay and the relay's own work. A session that has been silent for longer than 1.85 s
 /// gets no flows.
 const KEPT_FOR: Duration = Duration::from_secs(3);
 
