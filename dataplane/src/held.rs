@@ -187,15 +187,8 @@ impl<I: Io, D> Core<I, D> {
     }
 
     fn unread_of_flow(&self, key: FlowKey, flow: &Flow<D>, frame_max: usize) -> Option<HeldUp> {
-        let bytes = flow.unread.bytes(frame_max);
-        let since = flow.unread.moved();
-        (bytes > 0 && self.is_since(since, HELD_UP_AFTER)).then_some(HeldUp {
-            key: Key::Flow(key),
-            session: flow.session,
-            socket: flow.socket,
-            bytes,
-            since,
-        })
+        let (unread, to) = (flow.unread, (flow.session, flow.socket));
+        self.judge(Key::Flow(key), to, unread.bytes(frame_max), unread.moved())
     }
 
     fn unread_of_join(
@@ -205,67 +198,52 @@ impl<I: Io, D> Core<I, D> {
         session: SessionId,
         frame_max: usize,
     ) -> Option<HeldUp> {
-        let unread = join.unread_of(session)?;
-        let (bytes, since) = (unread.bytes(frame_max), unread.moved());
-        (bytes > 0 && self.is_since(since, STREAM_HELD_UP_AFTER)).then_some(HeldUp {
-            key: Key::Join(key),
-            session,
-            socket: None,
-            bytes,
-            since,
-        })
+        let (unread, to) = (join.unread_of(session)?, (session, None));
+        self.judge(Key::Join(key), to, unread.bytes(frame_max), unread.moved())
     }
 
     /// The flows that have bytes in hand.
     pub(crate) fn held_up_in_hand(&self) -> Vec<HeldUp> {
-        let mut found = Vec::new();
-        for (key, flow) in self.flows.iter() {
-            let key = Key::Flow(key);
-            let (to_stream, to_socket) = (flow.pending_bytes(), flow.writing_bytes());
-            let (session, socket) = (flow.session, flow.socket);
-            let since = flow.unread.moved();
-            if to_socket > 0 && self.is_since(since, HELD_UP_AFTER) {
-                let bytes = (to_socket + to_stream) as u64;
-                found.push(HeldUp {
-                    key,
-                    session,
-                    socket,
-                    bytes,
-                    since,
-                });
-                continue;
-            }
-            let since = flow.pending_moved();
-            if to_stream > 0 && self.is_since(since, STREAM_HELD_UP_AFTER) {
-                let (socket, bytes) = (None, to_stream as u64);
-                found.push(HeldUp {
-                    key,
-                    session,
-                    socket,
-                    bytes,
-                    since,
-                });
-            }
-        }
-        for (key, join) in self.joins.iter() {
-            let (bytes, since) = (join.in_hand() as u64, join.moved());
-            if bytes > 0 && self.is_since(since, STREAM_HELD_UP_AFTER) {
-                let key = Key::Join(key);
-                let (session, socket) = (join.sender.0, None);
-                found.push(HeldUp {
-                    key,
-                    session,
-                    socket,
-                    bytes,
-                    since,
-                });
-            }
-        }
-        found
+        let flows = self.flows.iter();
+        let flows = flows.filter_map(|(key, flow)| self.in_hand_of_flow(Key::Flow(key), flow));
+        let joins = self.joins.iter().filter_map(|(key, join)| {
+            let (bytes, to) = (join.in_hand() as u64, (join.sender.0, None));
+            self.judge(Key::Join(key), to, bytes, join.moved())
+        });
+        flows.chain(joins).collect()
     }
 
-    fn is_since(&self, since: Instant, length: Duration) -> bool {
-        self.now.saturating_duration_since(since) >= length
+    fn in_hand_of_flow(&self, key: Key, flow: &Flow<D>) -> Option<HeldUp> {
+        let all = flow.in_hand() as u64;
+        let writing = if flow.writing_bytes() > 0 { all } else { 0 };
+        let to_socket = (flow.session, flow.socket);
+        let to_stream = (flow.session, None);
+        let pending = flow.pending_bytes() as u64;
+        self.judge(key, to_socket, writing, flow.unread.moved())
+            .or_else(|| self.judge(key, to_stream, pending, flow.pending_moved()))
+    }
+
+    /// A flow whose bytes, which are a session's credit and wait to go into a socket or a stream,
+    /// have not moved since.
+    fn judge(
+        &self,
+        key: Key,
+        (session, socket): (SessionId, Option<SocketId>),
+        bytes: u64,
+        since: Instant,
+    ) -> Option<HeldUp> {
+        let after = match socket {
+            Some(_) => HELD_UP_AFTER,
+            None => STREAM_HELD_UP_AFTER,
+        };
+        let is_held_up = self.now.saturating_duration_since(since) >= after;
+        (bytes > 0 && is_held_up).then_some(HeldUp {
+            key,
+            session,
+            socket,
+            bytes,
+            since,
+        })
     }
 
     /// Whether a flow that is held up here is so beyond this process, too. One that is not counts as

@@ -1,4 +1,4 @@
-//! What the relay holds stays within `memory_mib_max`, whoever does not read; those who take little
+//! What the relay holds stays within `memory_mib_max`, whatever is not read; those who take little
 //! notice nothing, and once the others are gone all is as before.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]

@@ -162,6 +162,15 @@ mod tests {
             self.dials.record(self.now, local, binding(), hops);
             Ok(local)
         }
+
+        /// How many hybrid connections a flow comes through, its own included.
+        fn count(&self, flow: FlowId, application: SocketAddr) -> Result<usize, FlowCode> {
+            let relay = "relay:1".parse().expect("an endpoint");
+            let hyco = "payroll-sql".parse().expect("a name");
+            let begun_by = Some((flow, application));
+            let hops = self.dials.hops(self.now, &relay, &hyco, begun_by)?;
+            Ok(hops.count)
+        }
     }
 
     fn binding() -> SocketAddr {
@@ -191,12 +200,7 @@ mod tests {
         let local = local.expect("an application's");
         let other = "127.0.0.1:1434".parse().expect("an address");
         let flow = FlowId::of_connection(8, local, Some(other), locality::here());
-        let relay = "relay:1".parse().expect("an endpoint");
-        let hyco = "payroll-sql".parse().expect("a name");
-        let hops = scene
-            .dials
-            .hops(scene.now, &relay, &hyco, Some((flow, local)));
-        assert_eq!(hops.map(|hops| hops.count), Ok(1));
+        assert_eq!(scene.count(flow, local), Ok(1));
     }
 
     #[test]
@@ -207,12 +211,7 @@ mod tests {
         let mut there = locality::here();
         there.kernel ^= 1;
         let flow = FlowId::of_connection(8, local, Some(binding()), there);
-        let relay = "relay:1".parse().expect("an endpoint");
-        let hyco = "payroll-sql".parse().expect("a name");
-        let hops = scene
-            .dials
-            .hops(scene.now, &relay, &hyco, Some((flow, local)));
-        assert_eq!(hops.map(|hops| hops.count), Ok(1));
+        assert_eq!(scene.count(flow, local), Ok(1));
     }
 
     #[test]

@@ -129,7 +129,7 @@ impl Agent {
             }
             Heard::Refused(hyco, code) => {
                 self.refuse_early(core, session, &hyco);
-                self.links.tell_refused(session, hyco, code);
+                self.links.report_refused(session, hyco, code);
             }
             Heard::Ended(hyco) => self.refuse_early(core, session, &hyco),
             Heard::Probe(probe) => self.probe(core, session, probe),

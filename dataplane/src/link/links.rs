@@ -226,7 +226,7 @@ impl Links {
     }
 
     /// Tells the supervisor that a registration was refused.
-    pub(crate) fn tell_refused(&self, session: SessionId, hyco: HycoName, code: RefusedCode) {
+    pub(crate) fn report_refused(&self, session: SessionId, hyco: HycoName, code: RefusedCode) {
         let Some(relay) = self.relay_of(session).cloned() else {
             return;
         };

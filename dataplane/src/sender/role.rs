@@ -139,7 +139,7 @@ impl Sender {
                 let links = &self.links;
                 links.tell_registered(&core.quic, session, hyco, endpoint);
             }
-            Heard::Refused(hyco, code) => self.links.tell_refused(session, hyco, code),
+            Heard::Refused(hyco, code) => self.links.report_refused(session, hyco, code),
             Heard::Ended(_) => {}
             Heard::Probe(_) => debug!("a relay asked a sender for a probe"),
             Heard::Broken(code, why) => {
