@@ -18,10 +18,14 @@ const HELD_UP_AFTER: Duration = Duration::from_millis(100);
 /// reads 256 KiB a second moves on.
 const STREAM_HELD_UP_AFTER: Duration = Duration::from_secs(1);
 
-/// The smallest piece that is moved at a time, however little room there is.
+/// The smallest piece that is moved at a time while there is room.
 const PIECE_MIN: u64 = 8 * 1024;
 
-/// A piece takes at most this share of the room that is left, so that many flows at once find some.
+/// The smallest piece where little room is left: 10,000 flows that do not move on fill no more.
+const PIECE_LEAST: u64 = 2 * 1024;
+
+/// A piece takes at most this share of what is left of half the room, so that many flows at once
+/// find some, and the other half is left to applications.
 const PIECE_SHARE: u64 = 16;
 
 /// Bytes in hand of one worker.
@@ -55,8 +59,13 @@ impl InHand {
 
     /// How many bytes may be read at once, of `most`.
     pub(crate) fn piece(&self, most: usize) -> usize {
-        let room = self.max.saturating_sub(self.bytes) / PIECE_SHARE;
-        usize::try_from(room.max(PIECE_MIN)).map_or(most, |room| room.min(most))
+        let least = if self.bytes < self.max / 4 * 3 {
+            PIECE_MIN
+        } else {
+            PIECE_LEAST
+        };
+        let room = (self.max / 2).saturating_sub(self.bytes) / PIECE_SHARE;
+        usize::try_from(room.max(least)).map_or(most, |room| room.min(most))
     }
 
     /// How many receives may be armed at once.
@@ -283,11 +292,15 @@ mod tests {
         assert_eq!(in_hand.piece(256 << 10), 256 << 10);
         in_hand.set_max(16 << 20);
         assert_eq!(in_hand.piece(256 << 10), 256 << 10);
-        in_hand.add(14 << 20);
+        in_hand.add(6 << 20);
         assert_eq!(in_hand.piece(256 << 10), 128 << 10);
+        in_hand.add(4 << 20);
+        assert_eq!(in_hand.piece(256 << 10), 8 << 10);
+        assert_eq!(in_hand.excess(), None);
+        in_hand.add(4 << 20);
+        assert_eq!(in_hand.piece(256 << 10), 2 << 10);
         assert_eq!(in_hand.excess(), Some(6 << 20));
         in_hand.add(2 << 20);
-        assert_eq!(in_hand.piece(256 << 10), 8 << 10);
         assert!(in_hand.is_full());
         assert_eq!(in_hand.receives(), 0);
         in_hand.remove(9 << 20);

@@ -30,7 +30,7 @@ use underpass_proto::wire::Open;
 use underpass_proto::{Endpoint, FlowCode, FlowId, Frame, HycoName, Instance, SessionCode};
 
 use self::queue::Waiter;
-use self::relief::Relief;
+use self::relief::{Relief, Source};
 use self::sockets::Sockets;
 pub(crate) use self::tally::{Counts, WorkerReport};
 use self::tally::{ending, joined_ending};
@@ -507,6 +507,8 @@ impl Role for Relay {
         end: JoinEnd,
     ) {
         let moved = (join.bytes_to_agent(), join.bytes_to_sender());
+        let source = Source::Sender(join.sender.0);
+        self.relief.note_over(&join.data.hyco, source);
         self.note_end(core, &join.data, joined_ending(end), moved);
         if join.is_unopened() && matches!(end, JoinEnd::Said(Toward::Sender, _)) {
             self.wasted(core, join.sender.0);
@@ -522,6 +524,7 @@ impl Role for Relay {
         let moved = (flow.bytes_from_socket, flow.bytes_to_socket);
         let source = flow.data.application.ip();
         self.sockets.remove(&flow.data.hyco, source);
+        self.relief.note_over(&flow.data.hyco, Source::of(source));
         self.note_end(core, &flow.data, ending(end), moved);
     }
 

@@ -64,7 +64,10 @@ impl Relay {
             return self.turn_away(core, name, socket, application, FlowCode::OverQuota);
         }
         let source = Source::of(application.ip());
-        if !self.has_means(core, name, application.ip()) || self.relief.refuses(name, source) {
+        let credit_max = self.directory.means.budget.credit_max();
+        if !self.has_means(core, name, application.ip())
+            || self.relief.refuses(core.now, name, source, credit_max)
+        {
             self.relief.note_overload(core.now);
             self.pressure.accepts_failed += 1;
             return self.turn_away(core, name, socket, application, FlowCode::Overloaded);
@@ -141,6 +144,7 @@ impl Relay {
             _place: place,
         };
         self.sockets.add(name, application.ip());
+        self.relief.note_begun(name, Source::of(application.ip()));
         self.counts.entry(name.clone()).or_default().total += 1;
         let open = data.open_frame();
         let held = self.opens_alone(core, name, session);

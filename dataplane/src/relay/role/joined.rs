@@ -33,7 +33,11 @@ impl Relay {
         if self.drain.is_some() {
             return refuse(core, FlowCode::Draining);
         }
-        let refused = self.relief.refuses(&hyco.name, Source::Sender(session));
+        let credit_max = self.directory.means.budget.credit_max();
+        let source = Source::Sender(session);
+        let refused = self
+            .relief
+            .refuses(core.now, &hyco.name, source, credit_max);
         if refused || self.directory.means.is_tight() {
             self.relief.note_overload(core.now);
             self.note_refusal(core, &hyco.name, open.application, FlowCode::Overloaded);
@@ -106,6 +110,7 @@ impl Relay {
             _place: place,
         };
         self.counts.entry(hyco.name.clone()).or_default().total += 1;
+        self.relief.note_begun(&hyco.name, Source::Sender(session));
         let frame = data.open_frame();
         let held = self.opens_alone(core, &hyco.name, agent);
         let ends = ((session, stream), (agent, to_agent));

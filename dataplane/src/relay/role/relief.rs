@@ -19,6 +19,7 @@ use crate::join::JoinEnd;
 use crate::log_limit::{LogCause, Permit};
 use crate::network::Network;
 use crate::quic::SessionId;
+use crate::quic::config::STREAM_WINDOW;
 
 /// Flows that are ended in one go: each costs a walk over all sources.
 const ENDED_MAX: usize = 256;
@@ -30,12 +31,15 @@ const ROUNDS_MAX: usize = 4;
 /// Between two looks at the memory of the process: what was freed has gone back by then.
 const PROCESS_EVERY: Duration = Duration::from_secs(2);
 
-/// A source whose flow was ended gets no new ones of that hybrid connection for so long; it would
-/// fill what was freed at once.
-const REFUSED_FOR: Duration = Duration::from_secs(2);
+/// A source whose flow was ended would fill what was freed at once: until none of its flows of that
+/// hybrid connection was ended or refused for so long, it gets new ones only while it has few.
+const WATCHED_FOR: Duration = Duration::from_secs(10);
 
-/// Sources that are remembered so.
-const REFUSED_MAX: usize = 1_024;
+/// Few are as many as can hold this share of all credit.
+const WATCHED_SHARE: u64 = 8;
+
+/// Sources that are watched.
+const WATCHED_MAX: usize = 1_024;
 
 /// For how long a relay that refused or ended something for want of memory says that it is
 /// overloaded.
@@ -60,16 +64,60 @@ impl Source {
 /// Who was found to hold too much, and whether anybody was lately.
 #[derive(Debug, Default)]
 pub(super) struct Relief {
-    refused: HashMap<(HycoName, Source), Instant>,
+    watched: HashMap<(HycoName, Source), Watched>,
     overloaded_until: Option<Instant>,
     /// When memory of the whole process is looked at again.
     next_of_process: Option<Instant>,
 }
 
+/// A source that held too much of a hybrid connection.
+#[derive(Debug)]
+struct Watched {
+    until: Instant,
+    /// Flows that it has.
+    live: usize,
+}
+
 impl Relief {
-    /// Whether a source gets no new flows of this hybrid connection just now.
-    pub(super) fn refuses(&self, hyco: &HycoName, source: Source) -> bool {
-        !self.refused.is_empty() && self.refused.contains_key(&(hyco.clone(), source))
+    /// Whether a source gets no new flow of this hybrid connection just now. `credit_max` is what
+    /// all sessions may have.
+    pub(super) fn refuses(
+        &mut self,
+        now: Instant,
+        hyco: &HycoName,
+        source: Source,
+        credit_max: u64,
+    ) -> bool {
+        let Some(watched) = self.watched(hyco, source) else {
+            return false;
+        };
+        let few = credit_max / WATCHED_SHARE / u64::from(STREAM_WINDOW);
+        if watched.live as u64 <= few {
+            return false;
+        }
+        watched.until = now + WATCHED_FOR;
+        true
+    }
+
+    /// A flow of a source began.
+    pub(super) fn note_begun(&mut self, hyco: &HycoName, source: Source) {
+        if let Some(watched) = self.watched(hyco, source) {
+            watched.live += 1;
+        }
+    }
+
+    /// A flow of a source is over.
+    pub(super) fn note_over(&mut self, hyco: &HycoName, source: Source) {
+        if let Some(watched) = self.watched(hyco, source) {
+            watched.live = watched.live.saturating_sub(1);
+        }
+    }
+
+    fn watched(&mut self, hyco: &HycoName, source: Source) -> Option<&mut Watched> {
+        if self.watched.is_empty() {
+            return None;
+        }
+        self.watched.get_mut(&(hyco.clone(), source))
     }
 
     /// Something was refused or ended for want of memory.
@@ -82,14 +130,20 @@ impl Relief {
         self.overloaded_until.is_some_and(|until| until > now)
     }
 
-    fn refuse(&mut self, now: Instant, hyco: HycoName, source: Source) {
-        if self.refused.len() < REFUSED_MAX {
-            self.refused.insert((hyco, source), now + REFUSED_FOR);
+    /// Watches a source from now on; `live` counts its flows, where it is new.
+    fn watch(&mut self, now: Instant, holder: &Holder, live: impl FnOnce() -> usize) {
+        let until = now + WATCHED_FOR;
+        if let Some(watched) = self.watched(&holder.hyco, holder.source) {
+            watched.until = until;
+        } else if self.watched.len() < WATCHED_MAX {
+            let live = live();
+            let key = (holder.hyco.clone(), holder.source);
+            self.watched.insert(key, Watched { until, live });
         }
     }
 
     fn forget_old(&mut self, now: Instant) {
-        self.refused.retain(|_, until| *until > now);
+        self.watched.retain(|_, watched| watched.until > now);
     }
 }
 
@@ -169,7 +223,7 @@ impl Relay {
         for holder in &stalled {
             self.pressure.flows_ended += 1;
             self.relief
-                .refuse(core.now, holder.hyco.clone(), holder.source);
+                .watch(core.now, holder, || count_of(core, holder));
             match holder.held.key {
                 Key::Flow(key) => core.fail(key, End::Here(FlowCode::Overloaded)),
                 Key::Join(key) => core.fail_join(key, JoinEnd::Here(FlowCode::Overloaded)),
@@ -190,6 +244,21 @@ impl Relay {
         }
         freed
     }
+}
+
+/// How many flows a holder's source has of its hybrid connection.
+fn count_of<I: Io>(core: &Core<I, RelayFlow>, holder: &Holder) -> usize {
+    let (hyco, source) = (&holder.hyco, holder.source);
+    let is_its = |data: &RelayFlow, of: Source| data.hyco == *hyco && of == source;
+    let flows = core.flows.iter().filter(|(_, flow)| {
+        let data = &flow.data;
+        is_its(data, Source::of(data.application.ip()))
+    });
+    let joins = core
+        .joins
+        .iter()
+        .filter(|(_, join)| is_its(&join.data, Source::Sender(join.sender.0)));
+    flows.count() + joins.count()
 }
 
 fn sum(held_up: &[HeldUp]) -> u64 {
@@ -305,6 +374,33 @@ fn grouped(holders: &[Holder]) -> (Vec<u64>, Vec<Group>) {
 mod tests {
     use super::*;
     use crate::flow::FlowKey;
+
+    #[test]
+    fn a_watched_source_gets_new_flows_only_while_it_has_few() {
+        let now = Instant::now();
+        let mut relief = Relief::default();
+        let credit_max = 8 * 3 * u64::from(STREAM_WINDOW);
+        let greedy = holders(&[("payroll-sql", 1, 2_000, 1)]).remove(0);
+        let (hyco, source) = (greedy.hyco.clone(), greedy.source);
+        assert!(!relief.refuses(now, &hyco, source, credit_max));
+        relief.watch(now, &greedy, || 5);
+        assert!(relief.refuses(now, &hyco, source, credit_max));
+        let other = Source::of([10, 0, 0, 2].into());
+        assert!(!relief.refuses(now, &hyco, other, credit_max));
+        relief.note_over(&hyco, source);
+        relief.note_over(&hyco, source);
+        assert!(!relief.refuses(now, &hyco, source, credit_max));
+        relief.note_begun(&hyco, source);
+        assert!(relief.refuses(now, &hyco, source, credit_max));
+        // Who is refused stays watched, who is quiet does not.
+        relief.forget_old(now + WATCHED_FOR / 2);
+        let later = now + WATCHED_FOR / 2;
+        assert!(relief.refuses(later, &hyco, source, credit_max));
+        relief.forget_old(now + WATCHED_FOR);
+        assert!(relief.refuses(now + WATCHED_FOR, &hyco, source, credit_max));
+        relief.forget_old(now + 2 * WATCHED_FOR);
+        assert!(!relief.refuses(now + 2 * WATCHED_FOR, &hyco, source, credit_max));
+    }
 
     fn holders(rows: &[(&str, u8, u64, usize)]) -> Vec<Holder> {
         let since = Instant::now();

@@ -44,6 +44,9 @@ const LEFT_MB: f64 = 32.0;
 /// Longest wait until the crowd has filled all that it may.
 const FILLS_WITHIN: Duration = Duration::from_secs(20);
 
+/// It has when no flow was ended for so long, and what those held has gone back to the system.
+const FILLED_AFTER: Duration = Duration::from_secs(4);
+
 /// Between two looks at the relay's memory.
 const LOOK_EACH: Duration = Duration::from_millis(20);
 
@@ -129,6 +132,22 @@ impl Stage {
         Ok(bind)
     }
 
+    /// Waits until the relay ends no more flows: the crowd has filled what it may. A crowd that
+    /// never has is measured after [`FILLS_WITHIN`] all the same.
+    fn wait_until_filled(&self) -> Result<()> {
+        let began = Instant::now();
+        let mut ended = (u64::MAX, began);
+        while began.elapsed() < FILLS_WITHIN && ended.1.elapsed() < FILLED_AFTER {
+            let relay = self.installation.status()?.relay;
+            let now = relay.map_or(0, |relay| relay.pressure.flows_ended);
+            if now != ended.0 {
+                ended = (now, Instant::now());
+            }
+            pause(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
     fn is_overloaded(&self) -> Result<bool> {
         let relay = self.installation.status()?.relay;
         Ok(relay.is_some_and(|relay| relay.overloaded.is_some()))
@@ -159,14 +178,16 @@ fn beside(
         reported = stage.is_overloaded()?;
         pause(Duration::from_millis(50));
     }
+    stage.wait_until_filled()?;
     let beside = Calls::start(trial, stage.others, HONEST, length)?.end(trial)?;
     crowd.leave();
     let left = Instant::now();
     let peak = peak.stop();
     let mut calm = None;
+    let mut grown = 0.0;
     while left.elapsed() < AFTER && calm.is_none() {
-        let small = usage::memory(stage.relay)? as f64 / 1e6 < before as f64 / 1e6 + LEFT_MB;
-        calm = (small && !stage.is_overloaded()?).then(|| left.elapsed());
+        grown = (usage::memory(stage.relay)? as f64 - before as f64) / 1e6;
+        calm = (grown < LEFT_MB && !stage.is_overloaded()?).then(|| left.elapsed());
         pause(Duration::from_millis(100));
     }
     let again = Calls::start(trial, stage.others, HONEST, length)?.end(trial)?;
@@ -181,6 +202,12 @@ fn beside(
         format!("{what}: status reports it (1)"),
         u64::from(reported),
         Some(Bar::Exactly(1.0)),
+    );
+    trial.figure(
+        format!("{what}: memory of the relay, grown by, after they left"),
+        grown,
+        "MB",
+        Some(Bar::Under(LEFT_MB)),
     );
     trial.figure(
         format!("{what}: memory, state and refusals as before, after they left"),
