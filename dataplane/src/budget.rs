@@ -90,7 +90,8 @@ impl Budget {
         let room = self.share().saturating_sub(has) / (TIMES_FREE + 1);
         // Of a scarce rest half, so that something is left while flows are being ended.
         let (bytes, short) = if room >= has {
-            (wanted, wanted < has)
+            // At the largest window of a session nothing more can be had, whatever is free.
+            (wanted, wanted == 0)
         } else {
             (wanted.min(room / 2), true)
         };
@@ -212,6 +213,9 @@ mod tests {
             }
         );
         assert_eq!(grow(&budget, 2 * first), u64::from(SESSION_WINDOW));
+        // The last step is smaller than the others, and nothing is short for that.
+        let last = budget.more(u64::from(SESSION_WINDOW) / 8 * 7);
+        assert!(last.bytes > 0 && !last.short, "{last:?}");
         assert_eq!(budget.send_window_max(), SEND_WINDOW);
     }
 
