@@ -80,6 +80,13 @@ pub(in crate::faults) fn slow_readers(trial: &mut Trial<'_>) -> Result<()> {
     wait_for_calm(processes[0])?;
     let beside = Calls::start(trial, other_way, others, length)?.end(trial)?;
     let after = processes.map(usage::memory);
+    let relay = scene.installation.status()?.relay;
+    let ended = relay.map_or(u64::MAX, |relay| relay.pressure.flows_ended);
+    trial.count(
+        "slow readers that the relay ended",
+        ended,
+        Some(Bar::Exactly(0.0)),
+    );
     slow.stop(trial)?;
     wait_until_idle(&scene)?;
     // What was freed goes back to the system with the next work.
