@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,9 +42,18 @@ const LEAVING: u64 = 1 << 63;
 /// What the workers of an agent know of endpoints, by host in lower case and port: a service counts
 /// visitors, however its name is spelled.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Visited(Arc<Mutex<HashMap<(String, NonZeroU16), Visits>>>);
+pub(crate) struct Visited(Arc<Endpoints>);
 
-#[derive(Clone, Copy, Debug, Default)]
+type VisitsByEndpoint = HashMap<(String, NonZeroU16), Visits>;
+
+#[derive(Debug, Default)]
+struct Endpoints {
+    visits: Mutex<VisitsByEndpoint>,
+    /// Whether a flow to any of them would set something back.
+    any_awaits_flow: AtomicBool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Visits {
     /// Probes since a flow last reached it, those under way among them.
     probes: u32,
@@ -85,8 +95,18 @@ struct Leaving {
 }
 
 impl Visited {
-    fn open(&self) -> MutexGuard<'_, HashMap<(String, NonZeroU16), Visits>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn open(&self) -> MutexGuard<'_, VisitsByEndpoint> {
+        self.0.visits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Called with the lock held, after each change.
+    fn note_changed(&self, visited: &VisitsByEndpoint) {
+        let any = visited.values().any(Visits::awaits_flow);
+        self.0.any_awaits_flow.store(any, Ordering::Release);
+    }
+
+    fn any_awaits_flow(&self) -> bool {
+        self.0.any_awaits_flow.load(Ordering::Acquire)
     }
 
     /// Counts a probe that is about to be made, or refuses it.
@@ -102,6 +122,7 @@ impl Visited {
         let visits = visited.entry(key).or_default();
         if visits.speaks_first == SpeaksFirst::No || visits.probes < PROBES_MAX {
             visits.probes = visits.probes.saturating_add(1);
+            self.note_changed(&visited);
             return Ok(());
         }
         let warn = visits.speaks_first == SpeaksFirst::Yes && !visits.is_warned;
@@ -112,8 +133,14 @@ impl Visited {
     /// Changes what is known of an endpoint that is remembered.
     fn update(&self, endpoint: &Endpoint, change: impl FnOnce(&mut Visits)) {
         let key = key(endpoint);
-        if let Some(visits) = self.open().get_mut(&key) {
-            change(visits);
+        let mut visited = self.open();
+        let Some(visits) = visited.get_mut(&key) else {
+            return;
+        };
+        let before = *visits;
+        change(visits);
+        if *visits != before {
+            self.note_changed(&visited);
         }
     }
 
@@ -131,6 +158,11 @@ impl Visited {
 }
 
 impl Visits {
+    /// Whether a flow would set something back that bounds its probes.
+    fn awaits_flow(&self) -> bool {
+        self.speaks_first != SpeaksFirst::No && (self.probes > 0 || self.is_warned)
+    }
+
     /// Whether its count bounds the probes to come, so that it must not be forgotten.
     fn is_counted(&self) -> bool {
         match self.speaks_first {
@@ -167,7 +199,7 @@ impl Manners {
     pub(crate) fn begin_probe(&self, endpoint: &Endpoint) -> bool {
         let begun = self.visited.begin_probe(endpoint);
         if let Err(ProbeRefused { warn: true }) = begun {
-            warn!(%endpoint, probes = PROBES_MAX, "not probed: the endpoint speaks first, and may lock this host out after so many visits without a real one");
+            warn!(%endpoint, probes = PROBES_MAX, "probe skipped: the endpoint speaks first and may block this host after so many connections without a login");
         }
         begun.is_ok()
     }
@@ -181,6 +213,10 @@ impl Manners {
 
     /// A flow reached the endpoint.
     pub(crate) fn flow_reached(&self, endpoint: &Endpoint) {
+        // Every new flow comes here, and most services do not speak first.
+        if !self.visited.any_awaits_flow() {
+            return;
+        }
         self.visited.update(endpoint, |visits| {
             visits.probes = 0;
             visits.is_warned = false;
@@ -309,7 +345,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_protocol_has_its_goodbye_and_who_is_not_known_is_left_in_silence() {
+    fn each_protocol_has_its_goodbye_and_an_unknown_one_is_closed_without_a_reply() {
         for (greeting, words) in [
             ("220 mail.corp ESMTP\r\n", Some("QUIT\r\n")),
             ("220-welcome\r\n220 ftp\r\n", Some("QUIT\r\n")),
@@ -354,7 +390,7 @@ mod tests {
         // A greeting that is late once makes it no quiet one.
         manners.visited.learn(&first, false);
         assert!(!manners.begin_probe(&first));
-        // What was quiet and speaks now has had its probes.
+        // No flow sets a quiet one back: what was quiet and speaks now has had its probes.
         manners.visited.learn(&quiet, true);
         assert!(!manners.begin_probe(&quiet));
     }
