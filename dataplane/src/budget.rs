@@ -13,7 +13,7 @@ const BASE: u64 = 24 << 20;
 /// six of which the allocator has in 512 KiB.
 const TAKES: (u64, u64) = (4, 3);
 
-/// The smallest budget, whatever the limit: a relay that serves nobody would be no better.
+/// The smallest budget, whatever the limit: below this a relay could not serve anybody.
 const LEAST: u64 = 8 << 20;
 
 /// Of the budget, in eighths: what peers may send before it is read.
@@ -90,8 +90,8 @@ impl Budget {
         let room = self.share().saturating_sub(has) / (TIMES_FREE + 1);
         // Of a scarce rest half, so that something is left while flows are being ended.
         let (bytes, short) = if room >= has {
-            // At the largest window of a session nothing more can be had, whatever is free.
-            (wanted, wanted == 0)
+            // At the largest window of a session next to nothing more can be had, whatever is free.
+            (wanted, wanted < has / 16)
         } else {
             (wanted.min(room / 2), true)
         };
