@@ -556,6 +556,14 @@ impl Role for Relay {
         self.drain_on(core);
     }
 
+    fn next_look(&self) -> Option<Instant> {
+        self.relief.next_look()
+    }
+
+    fn look<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
+        self.relieve(core);
+    }
+
     fn misdirected(&mut self, worker: u8, datagrams: Datagrams) {
         if let Some(other) = self.others.get(usize::from(worker)) {
             // A full inbox drops them, as a full socket would.

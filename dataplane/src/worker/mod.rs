@@ -145,8 +145,9 @@ impl<I: Io, R: Role> Worker<I, R> {
         if self.unsent || self.core.hurried || quic.reads_later() || !self.messages.is_empty() {
             return self.core.now;
         }
-        let quic = self.core.quic.next_deadline();
-        quic.map_or(self.next_tick, |deadline| deadline.min(self.next_tick))
+        let deadlines = [self.core.quic.next_deadline(), self.role.next_look()];
+        let first = deadlines.into_iter().flatten().min();
+        first.map_or(self.next_tick, |deadline| deadline.min(self.next_tick))
     }
 
     /// A defect that a completion lays bare ends the flow that it is about.
@@ -223,6 +224,8 @@ impl<I: Io, R: Role> Worker<I, R> {
             self.core.watch_paused();
             self.core.log.report(self.core.now);
             self.role.tick(&mut self.core);
+        } else if self.role.next_look().is_some_and(|at| at <= self.core.now) {
+            self.role.look(&mut self.core);
         }
     }
 

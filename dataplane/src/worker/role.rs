@@ -1,6 +1,7 @@
 //! What a process is for: relay, agent and sender are each a role of a worker, which tells them what it does not decide itself.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use quinn_proto::{ConnectionError, StreamId};
 
@@ -120,6 +121,14 @@ pub(crate) trait Role: Sized {
 
     /// Time for deadlines: each [`TICK`].
     fn tick<I: Io>(&mut self, core: &mut Core<I, Self::Flow>);
+
+    /// When [`look`](Self::look) is due before the next tick.
+    fn next_look(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Time for what cannot wait for the next tick.
+    fn look<I: Io>(&mut self, _core: &mut Core<I, Self::Flow>) {}
 
     /// Datagrams of another worker's session, where the kernel does not steer.
     fn misdirected(&mut self, worker: u8, datagrams: crate::io::Datagrams);

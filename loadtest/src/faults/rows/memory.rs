@@ -50,8 +50,15 @@ const FILLED_AFTER: Duration = Duration::from_secs(4);
 /// Between two looks at the relay's memory.
 const LOOK_EACH: Duration = Duration::from_millis(20);
 
-/// Each of the crowd connects again this long after it was cut.
-const AGAIN: Duration = Duration::from_millis(500);
+/// What the kernel may keep for a connection of the attackers. They would be on machines of their
+/// own; with buffers as large as they come, 2,000 of them use up what this machine's TCP may have
+/// (`net.ipv4.tcp_mem`), and the kernel then drops segments of all connections, with a relay
+/// between or without.
+const SOCKET_BUFFER: usize = 64 * 1024;
+
+/// Each of the crowd connects again about this long after it was cut: from half of it to half more,
+/// so that they do not come in waves, in which this machine would be busy with its 1,000 threads.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Both halves of the row.
 pub(in crate::faults) fn no_reader(trial: &mut Trial<'_>) -> Result<()> {
@@ -286,13 +293,14 @@ struct Crowd(Arc<AtomicBool>);
 impl Crowd {
     fn start(count: u64, to: SocketAddr, writes: bool) -> Self {
         let left = Arc::<AtomicBool>::default();
-        for _ in 0..count {
+        for nth in 0..count {
             let left = Arc::clone(&left);
+            let again = AGAIN.mul_f64(0.5 + nth as f64 / count as f64);
             thread::spawn(move || {
                 while !left.load(Ordering::Relaxed) {
                     // Whatever ended it: it connects again.
-                    let _ = live(to, writes, &left);
-                    pause(AGAIN);
+                    let _ = live(to, writes, again, &left);
+                    pause(again);
                 }
             });
         }
@@ -305,9 +313,10 @@ impl Crowd {
 }
 
 /// One connection, until it is cut or the crowd leaves.
-fn live(to: SocketAddr, writes: bool, left: &AtomicBool) -> io::Result<()> {
+fn live(to: SocketAddr, writes: bool, look_each: Duration, left: &AtomicBool) -> io::Result<()> {
     let mut socket = TcpStream::connect_timeout(&to, MOMENT)?;
-    socket.set_write_timeout(Some(AGAIN))?;
+    keep_buffers_small(SockRef::from(&socket))?;
+    socket.set_write_timeout(Some(look_each))?;
     // It leaves by a reset: what is only closed would still have to reach its endpoint.
     SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
     while !left.load(Ordering::Relaxed) {
@@ -315,13 +324,18 @@ fn live(to: SocketAddr, writes: bool, left: &AtomicBool) -> io::Result<()> {
             return Err(error);
         }
         match writes.then(|| socket.write(&[0; 64 * 1024])) {
-            None => pause(AGAIN),
+            None => pause(look_each),
             Some(Ok(_)) => {}
             Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
             Some(Err(error)) => return Err(error),
         }
     }
     Ok(())
+}
+
+fn keep_buffers_small(socket: SockRef<'_>) -> io::Result<()> {
+    socket.set_send_buffer_size(SOCKET_BUFFER)?;
+    socket.set_recv_buffer_size(SOCKET_BUFFER)
 }
 
 /// An endpoint that pours without end, or reads nothing.
@@ -332,6 +346,8 @@ struct Hostile {
 impl Hostile {
     fn start(pours: bool) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
+        // What it accepts has the same.
+        keep_buffers_small(SockRef::from(&listener))?;
         let address = listener.local_addr()?;
         thread::spawn(move || {
             let mut silent = Vec::new();
