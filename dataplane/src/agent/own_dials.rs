@@ -8,13 +8,12 @@
 //! A chain of hybrid connections is allowed as long as none comes twice. A loop through a NAT, or
 //! through a private address of another machine, is not recognised.
 
-use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustc_hash::FxHashMap;
 use underpass_proto::{Endpoint, FlowCode, FlowId, HycoName};
 
 use crate::locality;
@@ -24,39 +23,33 @@ use crate::locality;
 /// gets no flows.
 const KEPT_FOR: Duration = Duration::from_secs(3);
 
-/// Connections that are remembered: the newest, some 2 MB. A loop that is missed is detected when
-/// its next connection arrives.
-const KEPT_MAX: usize = 16_384;
+/// Connections that are remembered, in a place that their check gives: one that falls on the place
+/// of another takes it. A loop that is missed for that is detected when its next connection
+/// arrives.
+const PLACES: usize = 16_384;
 
 /// The longest chain of hybrid connections through one agent.
 pub(crate) const HOPS_MAX: usize = 8;
 
 /// The hybrid connections that a connection came through, the last one at the end.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub(crate) struct Hops {
-    ids: [u64; HOPS_MAX],
-    count: usize,
-}
+pub(crate) struct Hops([Option<NonZeroU32>; HOPS_MAX]);
 
 /// Recent connections of this agent, by the check of their addresses.
 #[derive(Debug, Default)]
 pub(crate) struct OwnDials {
-    recent: Mutex<Recent>,
+    /// Empty, or [`PLACES`]. Each flow writes one: they are as small as may be, for few of them are
+    /// in the processor's caches.
+    recent: Mutex<Vec<Option<OwnDial>>>,
     /// Relay and name as one number. Keyed by chance, so that no relay can choose a name that
     /// equals another.
     hasher: RandomState,
 }
 
-#[derive(Debug, Default)]
-struct Recent {
-    by_check: FxHashMap<u32, OwnDial>,
-    /// In the order of their times.
-    order: VecDeque<(Instant, u32)>,
-}
-
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct OwnDial {
     at: Instant,
+    check: u32,
     from: SocketAddr,
     hops: Hops,
 }
@@ -75,49 +68,54 @@ impl OwnDials {
         hyco: &HycoName,
         begun_by: Option<(FlowId, SocketAddr)>,
     ) -> Result<Hops, FlowCode> {
-        let id = self.hasher.hash_one((relay, hyco));
+        let id = hop(self.hasher.hash_one((relay, hyco)));
         let before = begun_by.and_then(|(flow, application)| self.chain_of(now, flow, application));
         before.unwrap_or_default().and(id).ok_or(FlowCode::Loop)
     }
 
     /// A connection was made from one address to another.
     pub(crate) fn record(&self, now: Instant, from: SocketAddr, to: SocketAddr, hops: Hops) {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let Recent { by_check, order } = &mut *recent;
-        while let Some(&(at, check)) = order.front()
-            && (order.len() >= KEPT_MAX || now.saturating_duration_since(at) > KEPT_FOR)
-        {
-            order.pop_front();
-            // The same addresses may have come again since.
-            if by_check.get(&check).is_some_and(|dial| dial.at == at) {
-                by_check.remove(&check);
-            }
-        }
         let (from, to) = (canonical(from), canonical(to));
-        let (at, check) = (now, FlowId::check_of(from, to, locality::here()));
-        by_check.insert(check, OwnDial { at, from, hops });
-        order.push_back((at, check));
+        let check = FlowId::check_of(from, to, locality::here());
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.is_empty() {
+            recent.resize(PLACES, None);
+        }
+        recent[place(check)] = Some(OwnDial {
+            at: now,
+            check,
+            from,
+            hops,
+        });
     }
 
     fn chain_of(&self, now: Instant, flow: FlowId, application: SocketAddr) -> Option<Hops> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let dial = recent.by_check.get(&flow.check())?;
-        // Older ones may still be here: they are removed when the next one is recorded.
+        let dial = recent.get(place(flow.check()))?.as_ref()?;
+        let is_it = dial.check == flow.check() && dial.from == canonical(application);
         let is_recent = now.saturating_duration_since(dial.at) <= KEPT_FOR;
-        (is_recent && dial.from == canonical(application)).then_some(dial.hops)
+        (is_it && is_recent).then_some(dial.hops)
     }
 }
 
 impl Hops {
     /// With one more; `None`: it is there already, or there is no room.
-    fn and(mut self, id: u64) -> Option<Self> {
-        if self.ids[..self.count].contains(&id) {
+    fn and(mut self, id: NonZeroU32) -> Option<Self> {
+        if self.0.contains(&Some(id)) {
             return None;
         }
-        *self.ids.get_mut(self.count)? = id;
-        self.count += 1;
+        *self.0.iter_mut().find(|hop| hop.is_none())? = Some(id);
         Some(self)
     }
+}
+
+/// A hybrid connection of a relay as a number.
+fn hop(hash: u64) -> NonZeroU32 {
+    NonZeroU32::new((hash >> 32) as u32).unwrap_or(NonZeroU32::MIN)
+}
+
+fn place(check: u32) -> usize {
+    check as usize % PLACES
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
@@ -169,7 +167,7 @@ mod tests {
             let hyco = "payroll-sql".parse().expect("a name");
             let begun_by = Some((flow, application));
             let hops = self.dials.hops(self.now, &relay, &hyco, begun_by)?;
-            Ok(hops.count)
+            Ok(hops.0.iter().flatten().count())
         }
     }
 
@@ -250,9 +248,8 @@ mod tests {
                 .record(scene.now, address, binding(), Hops::default());
         }
         let recent = scene.dials.recent.lock().expect("no panic");
-        assert_eq!(
-            (recent.by_check.len(), recent.order.len()),
-            (KEPT_MAX, KEPT_MAX)
-        );
+        let used = recent.iter().flatten().count();
+        assert_eq!(recent.len(), PLACES);
+        assert!(used > PLACES / 10 * 9, "{used} of {PLACES}");
     }
 }

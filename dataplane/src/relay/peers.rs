@@ -10,7 +10,7 @@ mod tests;
 #[cfg(test)]
 mod watched;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -51,7 +51,7 @@ pub(crate) struct Peers {
     /// Those without a proof yet, the oldest first; some may have proven a key, or be gone,
     /// meanwhile.
     unproven: VecDeque<SessionId>,
-    rosters: HashMap<HycoName, Roster>,
+    rosters: FxHashMap<HycoName, Roster>,
     directory: Arc<Directory>,
     probes: Probes,
     /// Which lines about registrations are written.
@@ -122,7 +122,7 @@ impl Peers {
             workers,
             sessions: FxHashMap::default(),
             unproven: VecDeque::new(),
-            rosters: HashMap::new(),
+            rosters: FxHashMap::default(),
             directory,
             probes: Probes::default(),
             log: LogLimit::default(),

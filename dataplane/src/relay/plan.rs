@@ -1,10 +1,10 @@
 //! A snapshot made ready for the workers, and what they share about it. Changes with each snapshot, never per byte.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use rustc_hash::FxHashMap;
 use underpass_proto::{HybridConnection, HycoName, Snapshot};
 
 use super::keys::KeyBook;
@@ -17,7 +17,7 @@ use super::pulses::Pulses;
 pub(crate) struct Plan {
     /// What control said.
     pub(crate) snapshot: Snapshot,
-    by_name: HashMap<HycoName, usize>,
+    by_name: FxHashMap<HycoName, usize>,
 }
 
 impl Plan {
@@ -90,7 +90,7 @@ pub(crate) struct Directory {
     pub(crate) pulses: Pulses,
     /// What the machine gives.
     pub(crate) means: Means,
-    flows: Mutex<HashMap<HycoName, Arc<AtomicU32>>>,
+    flows: Mutex<FxHashMap<HycoName, Arc<AtomicU32>>>,
     flows_all: AtomicU32,
 }
 

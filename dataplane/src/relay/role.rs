@@ -11,7 +11,7 @@ mod tally;
 #[cfg(test)]
 mod watched;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -121,7 +121,7 @@ pub(crate) struct Relay {
     openings: Openings,
     listening: Listening,
     others: Vec<Handle<Message>>,
-    counts: HashMap<HycoName, Counts>,
+    counts: FxHashMap<HycoName, Counts>,
     /// Flows without Opened yet, by their deadline.
     opening: VecDeque<(Instant, Key)>,
     /// Flows whose Open went alone, by the session that is to give a sign of life first.
@@ -158,7 +158,7 @@ impl Relay {
             openings: Openings::new(PARTIAL_MAX, HELLO_DEADLINE),
             listening: Listening::default(),
             others: Vec::new(),
-            counts: HashMap::new(),
+            counts: FxHashMap::default(),
             opening: VecDeque::new(),
             held_back: FxHashMap::default(),
             waiting: Waiting::default(),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use rustc_hash::FxHashMap;
 use tracing::info;
 use underpass_proto::limits::REGISTRATIONS_MAX;
 use underpass_proto::proof::{CheckedKey, check_register, relay_proof};
@@ -359,7 +360,11 @@ fn judge(registration: &mut Registration, old: &Plan, new: &Plan, name: &HycoNam
         .is_some_and(|was| was.endpoint != definition.endpoint);
     if moved { Judged::Moved } else { Judged::Stands }
 }
-pub(super) fn leave(rosters: &mut HashMap<HycoName, Roster>, name: &HycoName, session: SessionId) {
+pub(super) fn leave(
+    rosters: &mut FxHashMap<HycoName, Roster>,
+    name: &HycoName,
+    session: SessionId,
+) {
     if let Some(roster) = rosters.get_mut(name) {
         roster.remove(session);
         if roster.is_empty() {

@@ -3,9 +3,10 @@
 //! no more.
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash};
 use std::net::IpAddr;
 
+use rustc_hash::FxHashMap;
 use underpass_proto::HycoName;
 
 use crate::network::Network;
@@ -17,7 +18,7 @@ const TIMES_FREE: usize = 4;
 /// The sockets of applications on one worker, by whose they are.
 #[derive(Debug, Default)]
 pub(super) struct Sockets {
-    by_hyco: HashMap<HycoName, usize>,
+    by_hyco: FxHashMap<HycoName, usize>,
     by_source: HashMap<Network, usize>,
 }
 
@@ -29,7 +30,10 @@ impl Sockets {
     }
 
     pub(super) fn add(&mut self, hyco: &HycoName, source: IpAddr) {
-        *self.by_hyco.entry(hyco.clone()).or_default() += 1;
+        match self.by_hyco.get_mut(hyco) {
+            Some(count) => *count += 1,
+            None => drop(self.by_hyco.insert(hyco.clone(), 1)),
+        }
         *self.by_source.entry(Network::of(source)).or_default() += 1;
     }
 
@@ -44,11 +48,11 @@ impl Sockets {
     }
 }
 
-fn count<K: Hash + Eq>(counts: &HashMap<K, usize>, key: &K) -> usize {
+fn count<K: Hash + Eq>(counts: &HashMap<K, usize, impl BuildHasher>, key: &K) -> usize {
     counts.get(key).copied().unwrap_or_default()
 }
 
-fn take_one<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+fn take_one<K: Hash + Eq>(counts: &mut HashMap<K, usize, impl BuildHasher>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count = count.saturating_sub(1);
         if *count == 0 {

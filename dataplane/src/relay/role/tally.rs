@@ -1,8 +1,8 @@
 //! What flows did, for the log and the report: each flow that ends is counted once, and one that failed says why and whose fault it was.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 
+use rustc_hash::FxHashMap;
 use tracing::{debug, info};
 use underpass_proto::snapshot::{Pressure, SessionReport};
 use underpass_proto::{Cause, Ending, FlowCode, HycoName, Side};
@@ -20,7 +20,7 @@ pub(crate) struct WorkerReport {
     /// Its sessions.
     pub(crate) sessions: Vec<SessionReport>,
     /// What its flows moved, by hybrid connection.
-    pub(crate) counts: HashMap<HycoName, Counts>,
+    pub(crate) counts: FxHashMap<HycoName, Counts>,
     /// What it turned away.
     pub(crate) pressure: Pressure,
     /// Whether somebody was refused or ended for want of memory lately.
