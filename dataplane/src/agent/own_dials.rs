@@ -8,12 +8,13 @@
 //! A chain of hybrid connections is allowed as long as none comes twice. A loop through a NAT, or
 //! through a private address of another machine, is not recognised.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher as _;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustc_hash::FxBuildHasher;
 use underpass_proto::{Endpoint, FlowCode, FlowId, HycoName};
 
 use crate::locality;
@@ -41,9 +42,6 @@ pub(crate) struct OwnDials {
     /// Empty, or [`PLACES`]. Each flow writes one: they are as small as may be, for few of them are
     /// in the processor's caches.
     recent: Mutex<Vec<Option<OwnDial>>>,
-    /// Relay and name as one number. Keyed by chance, so that no relay can choose a name that
-    /// equals another.
-    hasher: RandomState,
 }
 
 #[derive(Clone, Debug)]
@@ -68,7 +66,7 @@ impl OwnDials {
         hyco: &HycoName,
         begun_by: Option<(FlowId, SocketAddr)>,
     ) -> Result<Hops, FlowCode> {
-        let id = hop(self.hasher.hash_one((relay, hyco)));
+        let id = hop(relay, hyco);
         let before = begun_by.and_then(|(flow, application)| self.chain_of(now, flow, application));
         before.unwrap_or_default().and(id).ok_or(FlowCode::Loop)
     }
@@ -109,8 +107,10 @@ impl Hops {
     }
 }
 
-/// A hybrid connection of a relay as a number.
-fn hop(hash: u64) -> NonZeroU32 {
+/// A hybrid connection of a relay as a number. A relay that chooses a name with the number of
+/// another one can refuse its own flows, which it may do anyway.
+fn hop(relay: &Endpoint, hyco: &HycoName) -> NonZeroU32 {
+    let hash = FxBuildHasher.hash_one((relay, hyco));
     NonZeroU32::new((hash >> 32) as u32).unwrap_or(NonZeroU32::MIN)
 }
 

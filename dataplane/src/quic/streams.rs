@@ -64,6 +64,9 @@ impl Driver {
 
     /// What was put off to this turn.
     pub(crate) fn take_later(&mut self, events: &mut VecDeque<(SessionId, Event)>) {
+        if self.later.is_empty() {
+            return; // As in nearly each turn.
+        }
         let later = std::mem::take(&mut self.later);
         events.extend(
             later
