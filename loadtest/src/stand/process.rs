@@ -3,11 +3,12 @@
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::io;
 use std::net::{self, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,12 @@ use super::usage;
 
 /// How much of a log's end is printed when a test fails, bytes.
 const LOG_SHOWN: usize = 16 * 1024;
+
+/// Held to read while a process is started, and to write while a port is tried.
+///
+/// A process holds copies of all sockets from its fork until it has become its program. With a copy of the socket that tried a port, the port
+/// stays taken after the socket was closed.
+static FORKS: RwLock<()> = RwLock::new(());
 
 /// A process that runs beside the test. Dropped, it is killed and reaped; when the test is failing, the end of its log is printed.
 #[derive(Debug)]
@@ -46,12 +53,11 @@ impl Process {
         let log = Log {
             folder: TempDir::with_prefix("underpass-log-")?,
         };
-        let child = command
+        command
             .stdin(Stdio::null())
             .stdout(File::create(log.stdout_path())?)
-            .stderr(File::create(log.stderr_path())?)
-            .spawn()
-            .with_context(|| format!("cannot start {name}: {command:?}"))?;
+            .stderr(File::create(log.stderr_path())?);
+        let child = spawn(command).with_context(|| format!("cannot start {name}: {command:?}"))?;
         Ok(Self {
             name: name.to_owned(),
             child,
@@ -291,9 +297,14 @@ pub fn shell<S: AsRef<OsStr>>(script: &str, arguments: &[S], within: Duration) -
 /// # Errors
 /// When it cannot be started or fails.
 pub fn quick(program: &str, arguments: &[&str]) -> Result<String> {
-    let Output { status, stdout, .. } = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
-        .output()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let Output { status, stdout, .. } = spawn(&mut command)
+        .and_then(Child::wait_with_output)
         .with_context(|| format!("cannot run {program}"))?;
     if !status.success() {
         bail!("{program} {arguments:?} ended with {status}");
@@ -322,6 +333,12 @@ pub fn free_udp_port() -> u16 {
     free_port(|port| net::UdpSocket::bind(("127.0.0.1", port)).is_ok())
 }
 
+/// Starts a command while no port is being tried.
+fn spawn(command: &mut Command) -> io::Result<Child> {
+    let _forks = FORKS.read().unwrap_or_else(PoisonError::into_inner);
+    command.spawn()
+}
+
 /// Ports handed out: above what services use, below 32768, where Linux begins to give ports to clients.
 const PORTS: std::ops::Range<u32> = 15_000..32_000;
 
@@ -330,6 +347,7 @@ fn free_port(free: impl Fn(u16) -> bool) -> u16 {
     let span = PORTS.end - PORTS.start;
     // A prime step spreads processes with neighbouring ids over the range.
     let base = std::process::id().wrapping_mul(997) % span;
+    let _no_forks = FORKS.write().unwrap_or_else(PoisonError::into_inner);
     (0..span)
         .map(|_| PORTS.start + (base + NEXT.fetch_add(1, Ordering::Relaxed)) % span)
         .filter_map(|port| u16::try_from(port).ok())
@@ -340,4 +358,29 @@ fn free_port(free: impl Fn(u16) -> bool) -> u16 {
 /// What other threads of a test share. A test that failed with the lock must not hide its own message behind another.
 pub fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_free_port_can_be_bound_while_other_threads_start_processes() {
+        let (ends, ended) = std::sync::mpsc::channel::<()>();
+        let starter = thread::spawn(move || {
+            // At most as many as a slow machine starts in the time that the ports take.
+            for _ in 0..10_000 {
+                if ended.try_recv() != Err(std::sync::mpsc::TryRecvError::Empty) {
+                    return;
+                }
+                quick("true", &[]).unwrap();
+            }
+        });
+        for _ in 0..300 {
+            net::TcpListener::bind(free_tcp_address()).expect("a TCP port");
+            net::UdpSocket::bind(("127.0.0.1", free_udp_port())).expect("a UDP port");
+        }
+        drop(ends);
+        starter.join().unwrap();
+    }
 }
