@@ -24,10 +24,9 @@ use crate::locality;
 /// gets no flows.
 const KEPT_FOR: Duration = Duration::from_secs(3);
 
-/// Connections that are remembered, in a place that their check gives: one that falls on the place
-/// of another takes it. A loop that is missed for that is detected when its next connection
-/// arrives.
-const PLACES: usize = 16_384;
+/// Connections that are remembered. The check selects the slot; a newer connection overwrites an
+/// older one. A loop that goes unnoticed because of that is noticed at its next connection.
+const SLOTS: usize = 16_384;
 
 /// The longest chain of hybrid connections through one agent.
 pub(crate) const HOPS_MAX: usize = 8;
@@ -39,8 +38,8 @@ pub(crate) struct Hops([Option<NonZeroU32>; HOPS_MAX]);
 /// Recent connections of this agent, by the check of their addresses.
 #[derive(Debug, Default)]
 pub(crate) struct OwnDials {
-    /// Empty, or [`PLACES`]. Each flow writes one: they are as small as may be, for few of them are
-    /// in the processor's caches.
+    /// Empty, or [`SLOTS`]. Each new flow writes a slot that is rarely in the processor's cache, so
+    /// slots are small.
     recent: Mutex<Vec<Option<OwnDial>>>,
 }
 
@@ -77,9 +76,9 @@ impl OwnDials {
         let check = FlowId::check_of(from, to, locality::here());
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.is_empty() {
-            recent.resize(PLACES, None);
+            recent.resize(SLOTS, None);
         }
-        recent[place(check)] = Some(OwnDial {
+        recent[slot(check)] = Some(OwnDial {
             at: now,
             check,
             from,
@@ -89,7 +88,7 @@ impl OwnDials {
 
     fn chain_of(&self, now: Instant, flow: FlowId, application: SocketAddr) -> Option<Hops> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let dial = recent.get(place(flow.check()))?.as_ref()?;
+        let dial = recent.get(slot(flow.check()))?.as_ref()?;
         let is_it = dial.check == flow.check() && dial.from == canonical(application);
         let is_recent = now.saturating_duration_since(dial.at) <= KEPT_FOR;
         (is_it && is_recent).then_some(dial.hops)
@@ -114,8 +113,8 @@ fn hop(relay: &Endpoint, hyco: &HycoName) -> NonZeroU32 {
     NonZeroU32::new((hash >> 32) as u32).unwrap_or(NonZeroU32::MIN)
 }
 
-fn place(check: u32) -> usize {
-    check as usize % PLACES
+fn slot(check: u32) -> usize {
+    check as usize % SLOTS
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
@@ -249,7 +248,7 @@ mod tests {
         }
         let recent = scene.dials.recent.lock().expect("no panic");
         let used = recent.iter().flatten().count();
-        assert_eq!(recent.len(), PLACES);
-        assert!(used > PLACES / 10 * 9, "{used} of {PLACES}");
+        assert_eq!(recent.len(), SLOTS);
+        assert!(used > SLOTS / 10 * 9, "{used} of {SLOTS}");
     }
 }

@@ -556,11 +556,11 @@ impl Role for Relay {
         self.drain_on(core);
     }
 
-    fn next_look(&self) -> Option<Instant> {
-        self.relief.next_look()
+    fn next_recheck(&self) -> Option<Instant> {
+        self.relief.next_recheck()
     }
 
-    fn look<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
+    fn recheck<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
         self.relieve(core);
     }
 

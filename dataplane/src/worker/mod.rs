@@ -145,7 +145,7 @@ impl<I: Io, R: Role> Worker<I, R> {
         if self.unsent || self.core.hurried || quic.reads_later() || !self.messages.is_empty() {
             return self.core.now;
         }
-        let deadlines = [self.core.quic.next_deadline(), self.role.next_look()];
+        let deadlines = [self.core.quic.next_deadline(), self.role.next_recheck()];
         let first = deadlines.into_iter().flatten().min();
         first.map_or(self.next_tick, |deadline| deadline.min(self.next_tick))
     }
@@ -224,8 +224,12 @@ impl<I: Io, R: Role> Worker<I, R> {
             self.core.watch_paused();
             self.core.log.report(self.core.now);
             self.role.tick(&mut self.core);
-        } else if self.role.next_look().is_some_and(|at| at <= self.core.now) {
-            self.role.look(&mut self.core);
+        } else if self
+            .role
+            .next_recheck()
+            .is_some_and(|at| at <= self.core.now)
+        {
+            self.role.recheck(&mut self.core);
         }
     }
 

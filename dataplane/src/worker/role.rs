@@ -122,13 +122,13 @@ pub(crate) trait Role: Sized {
     /// Time for deadlines: each [`TICK`].
     fn tick<I: Io>(&mut self, core: &mut Core<I, Self::Flow>);
 
-    /// When [`look`](Self::look) is due before the next tick.
-    fn next_look(&self) -> Option<Instant> {
+    /// When [`recheck`](Self::recheck) is due before the next tick.
+    fn next_recheck(&self) -> Option<Instant> {
         None
     }
 
-    /// Time for what cannot wait for the next tick.
-    fn look<I: Io>(&mut self, _core: &mut Core<I, Self::Flow>) {}
+    /// What cannot wait for the next tick.
+    fn recheck<I: Io>(&mut self, _core: &mut Core<I, Self::Flow>) {}
 
     /// Datagrams of another worker's session, where the kernel does not steer.
     fn misdirected(&mut self, worker: u8, datagrams: crate::io::Datagrams);

@@ -127,8 +127,8 @@ impl Relay {
         let name = &hyco.name;
         self.next_flow = self.next_flow.wrapping_add(1);
         // Asking the kernel costs a system call: only a binding to all addresses needs it.
-        let is_whole = |bind: &SocketAddr| !bind.ip().is_unspecified() && bind.port() != 0;
-        let bound = hyco.bind.filter(is_whole);
+        let is_exact = |bind: &SocketAddr| !bind.ip().is_unspecified() && bind.port() != 0;
+        let bound = hyco.bind.filter(is_exact);
         let bound = bound.or_else(|| core.io.local_address(socket));
         let id = FlowId::of_connection(self.next_flow, application, bound, locality::here());
         let opening = Opening {

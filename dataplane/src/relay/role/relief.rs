@@ -28,9 +28,9 @@ const ENDED_MAX: usize = 256;
 /// [`ENDED_MAX`] system calls.
 const ROUNDS_MAX: usize = 4;
 
-/// Between two looks as long as each frees credit that a session is short of: all its flows wait
-/// for the next one.
-const FREES_EACH: Duration = Duration::from_millis(20);
+/// After a session that is short of credit was freed some, it is checked again this soon rather
+/// than at the next tick: all its flows wait for credit.
+const RECHECK_AFTER: Duration = Duration::from_millis(20);
 
 /// Between two looks at the memory of the process: what was freed has gone back by then.
 const PROCESS_EVERY: Duration = Duration::from_secs(2);
@@ -70,8 +70,8 @@ impl Source {
 pub(super) struct Relief {
     watched: HashMap<(HycoName, Source), Watched>,
     overloaded_until: Option<Instant>,
-    /// When sessions are looked at again, if the last look has freed something.
-    next_of_sessions: Option<Instant>,
+    /// When sessions are checked again, if the last check has freed something.
+    next_recheck: Option<Instant>,
     /// When memory of the whole process is looked at again.
     next_of_process: Option<Instant>,
 }
@@ -131,9 +131,9 @@ impl Relief {
         self.overloaded_until = Some(now + OVERLOADED_FOR);
     }
 
-    /// When to look again before the next tick.
-    pub(super) fn next_look(&self) -> Option<Instant> {
-        self.next_of_sessions
+    /// When [`Relay::relieve`] is due before the next tick.
+    pub(super) fn next_recheck(&self) -> Option<Instant> {
+        self.next_recheck
     }
 
     /// Whether that was lately.
@@ -176,14 +176,14 @@ impl Relay {
 
     fn relieve_sessions<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
         let mut blocked_by_others = 0;
-        self.relief.next_of_sessions = None;
+        self.relief.next_recheck = None;
         for (session, need) in core.quic.short_of_credit() {
             let held_up = core.held_up_in(session);
             // Else it is what is on its way that uses the credit up, and comes back as it is read.
             if sum(&held_up) >= need / 2 {
                 let freed = self.end_largest(core, held_up, need);
                 if !freed.is_empty() {
-                    self.relief.next_of_sessions = Some(core.now + FREES_EACH);
+                    self.relief.next_recheck = Some(core.now + RECHECK_AFTER);
                 }
                 note_freed(core, freed);
             } else {

@@ -30,10 +30,7 @@ impl Sockets {
     }
 
     pub(super) fn add(&mut self, hyco: &HycoName, source: IpAddr) {
-        match self.by_hyco.get_mut(hyco) {
-            Some(count) => *count += 1,
-            None => drop(self.by_hyco.insert(hyco.clone(), 1)),
-        }
+        *self.by_hyco.entry(hyco.clone()).or_default() += 1;
         *self.by_source.entry(Network::of(source)).or_default() += 1;
     }
 
