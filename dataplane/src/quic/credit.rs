@@ -26,17 +26,19 @@ pub(super) struct Credit {
     first: u64,
     window: u64,
     debt: u64,
-    /// Bytes read, ever.
+    /// Bytes read or discarded, ever: no more than the protocol core knows of.
     read: u64,
-    /// Of those, how many had paid debt when it was last looked at.
+    /// `read` when debt was last paid.
     read_settled: u64,
+    /// Bytes read that did not pay debt, ever: what the peer got as new credit.
+    returned: u64,
     /// The peer may send up to so many bytes in all: unless it has sent about as many, it cannot be
     /// blocked.
     limit: u64,
     /// DATA_BLOCKED frames that were answered.
     blocked_frames: u64,
     blocked_at: Instant,
-    /// Value of `read` when a request for credit was last cut short.
+    /// Value of `returned` when a request for credit was last cut short.
     short_since: Option<u64>,
 }
 
@@ -59,6 +61,7 @@ impl Credit {
             debt: 0,
             read: 0,
             read_settled: 0,
+            returned: 0,
             limit: UNPROVEN,
             blocked_frames: 0,
             blocked_at: now,
@@ -80,7 +83,7 @@ impl Credit {
         self.first > 0
     }
 
-    /// So many bytes were read.
+    /// So many bytes were read or discarded.
     pub(super) fn note_read(&mut self, bytes: usize) {
         self.read += bytes as u64;
     }
@@ -100,17 +103,18 @@ impl Credit {
         if received.blocked_frames == self.blocked_frames {
             return;
         }
-        self.blocked_frames = received.blocked_frames;
         // A peer is believed only as far as it has sent what it had credit for; some of that may
-        // be lost or still on its way.
+        // be lost or still on its way. It asks once for each limit, so the request stands until
+        // that has come.
         let may_be_blocked = received.bytes + self.window / 2 >= self.limit;
         if !self.is_proven() || !may_be_blocked {
             return;
         }
+        self.blocked_frames = received.blocked_frames;
         self.blocked_at = now;
         self.settle();
         let granted = self.grow(connection);
-        self.short_since = granted.short.then_some(self.read);
+        self.short_since = granted.short.then_some(self.returned);
     }
 
     /// Asks the budget for more.
@@ -156,16 +160,8 @@ impl Credit {
         self.short_since.is_some()
     }
 
-    /// About so many bytes that nobody read were thrown away, which is credit again. The peer
-    /// learns of it at once, however little it is.
-    pub(super) fn note_freed(
-        &mut self,
-        bytes: u64,
-        received: Received,
-        connection: &mut impl Window,
-    ) {
-        // `bytes` is estimated from above: no more than what came can have been there.
-        self.read += bytes.min(received.bytes.saturating_sub(self.read));
+    /// Tells the peer at once of what was read, however little it is.
+    pub(super) fn announce(&mut self, connection: &mut impl Window) {
         self.settle();
         // The core announces a limit that a larger window moves, and no other before it has moved
         // by an eighth of the window.
@@ -182,18 +178,20 @@ impl Credit {
             self.short_since = None;
             return None;
         }
-        let need = self.window / 4 + self.debt;
-        // What was read meanwhile is credit again, of which the peer knows; if that does not do, it
-        // asks again.
-        if self.read - since > need {
+        // A quarter of the window is more than the protocol core keeps to itself: the peer knows of
+        // it, and asks again if it does not suffice.
+        let enough = self.window / 4;
+        if self.returned - since > enough {
             self.short_since = None;
         }
-        self.short_since.map(|_| need)
+        self.short_since.map(|_| enough + self.debt)
     }
 
     fn settle(&mut self) {
-        let paid = (self.read - self.read_settled).min(self.debt);
+        let read = self.read - self.read_settled;
+        let paid = read.min(self.debt);
         self.read_settled = self.read;
+        self.returned += read - paid;
         self.debt -= paid;
         if paid > 0 {
             self.budget.give_back(paid);
@@ -310,21 +308,58 @@ mod tests {
     }
 
     #[test]
-    fn what_an_estimate_says_was_freed_pays_no_more_debt_than_came() {
+    fn a_request_that_comes_before_the_bytes_it_is_about_stands_until_they_came() {
+        let scene = Scene::new(256);
+        let mut credit = scene.peer();
+        let first = credit.window;
+        assert_eq!(ask(&scene, &mut credit, 1_000), first);
+        let came = Received {
+            bytes: first,
+            blocked_frames: credit.blocked_frames + 1,
+        };
+        let mut last = Last(first);
+        credit.extend(scene.now, came, &mut last);
+        assert_eq!(last.0, 2 * first);
+        // It is answered now.
+        let more = Received {
+            bytes: 2 * first,
+            ..came
+        };
+        credit.extend(scene.now, more, &mut last);
+        assert_eq!(last.0, 2 * first);
+    }
+
+    #[test]
+    fn who_is_short_stays_so_until_a_quarter_of_its_window_was_read() {
         let scene = Scene::new(256);
         let mut credit = scene.peer();
         fill(&scene, &mut credit);
-        let had = credit.window;
-        scene.budget.set(64 * MIB, 1);
+        let window = credit.window;
+        let need = credit.shortage(&mut Last::default());
+        assert_eq!(need, Some(window / 4));
+        credit.note_read(usize::try_from(window / 4).unwrap());
+        credit.announce(&mut Last::default());
+        assert_eq!(credit.shortage(&mut Last::default()), need);
+        credit.note_read(1);
+        assert_eq!(credit.shortage(&mut Last::default()), None);
+    }
+
+    #[test]
+    fn what_pays_debt_leaves_a_session_as_short_as_it_was() {
+        let scene = Scene::new(256);
+        let mut credit = scene.peer();
+        fill(&scene, &mut credit);
+        // So many that nothing is left, whatever is paid back.
+        let _others: Vec<Credit> = (0..4_096).map(|_| scene.peer()).collect();
+        scene.budget.set(MIB, 1);
         credit.shrink(scene.now, &mut Last::default());
-        let debt = credit.debt;
-        assert!(debt > 16 * MIB, "{debt} of {had}");
-        let received = Received {
-            bytes: credit.read + MIB,
-            blocked_frames: 0,
-        };
-        credit.note_freed(100 * MIB, received, &mut Last::default());
-        assert_eq!(credit.debt, debt - MIB);
+        let (window, debt) = (credit.window, credit.debt);
+        assert!(debt > window, "{debt} {window}");
+        credit.note_read(usize::try_from(debt).unwrap());
+        let need = credit.shortage(&mut Last::default());
+        assert_eq!(need, Some(window / 4), "the peer got nothing");
+        credit.note_read(usize::try_from(window / 4 + 1).unwrap());
+        assert_eq!(credit.shortage(&mut Last::default()), None);
     }
 
     #[test]

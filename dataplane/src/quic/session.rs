@@ -205,6 +205,24 @@ impl Session {
         }
     }
 
+    /// Reads what came of a stream, for nobody. The protocol core would give its credit back too,
+    /// and not say how much that was.
+    pub(super) fn discard(&mut self, stream: StreamId) {
+        let mut receiving = self.connection.recv_stream(stream);
+        let Ok(mut chunks) = receiving.read(true) else {
+            return;
+        };
+        let mut bytes = 0;
+        while let Ok(Some(chunk)) = chunks.next(usize::MAX) {
+            bytes += chunk.bytes.len();
+        }
+        // Who discards has the session flushed in any case.
+        let _ = chunks.finalize();
+        if let Some(credit) = &mut self.credit {
+            credit.note_read(bytes);
+        }
+    }
+
     /// As [`Driver::say_last`](super::Driver::say_last).
     pub(super) fn say_last(&mut self, stream: StreamId, words: Bytes) {
         let mut chunks = [words];
@@ -225,7 +243,7 @@ impl Session {
 }
 
 /// As the session's credit needs it.
-pub(super) fn received(stats: &ConnectionStats) -> Received {
+fn received(stats: &ConnectionStats) -> Received {
     Received {
         bytes: stats.udp_rx.bytes,
         blocked_frames: stats.frame_rx.data_blocked,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use quinn_proto::{Dir, RecvStream, SendStream, StreamId, VarInt};
 use underpass_proto::FlowCode;
 
-use super::session::{Session, received};
+use super::session::Session;
 use super::{Driver, Event, SessionId, lookup};
 
 /// How a read ended.
@@ -179,9 +179,9 @@ impl Driver {
         found
     }
 
-    /// About so many bytes that a session held unread were thrown away with their streams. They are
-    /// the peer's credit again as far as it does not have more than its share.
-    pub(crate) fn note_freed(&mut self, now: Instant, id: SessionId, bytes: u64) {
+    /// Tells the peer at once of what was read or discarded. It is credit again as far as the
+    /// session has no more than its share.
+    pub(crate) fn announce_credit(&mut self, now: Instant, id: SessionId) {
         self.mark(id);
         if let Some(Session {
             credit: Some(credit),
@@ -189,9 +189,8 @@ impl Driver {
             ..
         }) = self.session(id)
         {
-            let received = received(&connection.stats());
             credit.shrink(now, connection);
-            credit.note_freed(bytes, received, connection);
+            credit.announce(connection);
         }
     }
 
@@ -226,19 +225,18 @@ impl Driver {
 
     /// Ends both directions with a code: what is not delivered yet is discarded.
     pub fn abort(&mut self, id: SessionId, stream: StreamId, code: FlowCode) {
-        self.mark(id);
-        let code = VarInt::from_u32(code.to_u32());
         if let Some(mut sending) = self.send_stream(id, stream) {
-            let _ = sending.reset(code);
+            let _ = sending.reset(VarInt::from_u32(code.to_u32()));
         }
-        if let Some(mut receiving) = self.recv_stream(id, stream) {
-            let _ = receiving.stop(code);
-        }
+        self.stop(id, stream, code);
     }
 
     /// Wants no more of a stream.
     pub fn stop(&mut self, id: SessionId, stream: StreamId, code: FlowCode) {
         self.mark(id);
+        if let Some(session) = self.session(id) {
+            session.discard(stream);
+        }
         if let Some(mut receiving) = self.recv_stream(id, stream) {
             let _ = receiving.stop(VarInt::from_u32(code.to_u32()));
         }

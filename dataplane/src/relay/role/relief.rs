@@ -3,7 +3,7 @@
 //! credit nobody who holds less than an equal share is touched, whatever others hold.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -185,7 +185,7 @@ impl Relay {
                 if !freed.is_empty() {
                     self.relief.next_recheck = Some(core.now + RECHECK_AFTER);
                 }
-                note_freed(core, freed);
+                announce_credit(core, &freed);
             } else {
                 blocked_by_others = need.max(blocked_by_others);
             }
@@ -194,7 +194,7 @@ impl Relay {
             let held_up = core.held_up_anywhere();
             if sum(&held_up) >= self.directory.means.budget.credit_max() / 2 {
                 let freed = self.end_largest(core, held_up, blocked_by_others);
-                note_freed(core, freed);
+                announce_credit(core, &freed);
             }
         }
     }
@@ -211,7 +211,7 @@ impl Relay {
         held_up.extend(core.held_up_in_hand());
         let need = sum(&held_up) / 4;
         let freed = self.end_largest(core, held_up, need);
-        note_freed(core, freed);
+        announce_credit(core, &freed);
     }
 
     /// Ends flows until `need` bytes are free: what was freed.
@@ -280,14 +280,11 @@ fn sum(held_up: &[HeldUp]) -> u64 {
     held_up.iter().map(|held| held.bytes).sum()
 }
 
-/// What was thrown away of each session is its peer's credit again.
-fn note_freed<I: Io>(core: &mut Core<I, RelayFlow>, freed: Vec<HeldUp>) {
-    let mut by_session: HashMap<SessionId, u64> = HashMap::new();
-    for held in freed {
-        *by_session.entry(held.session).or_default() += held.bytes;
-    }
-    for (session, bytes) in by_session {
-        core.quic.note_freed(core.now, session, bytes);
+/// The sessions whose flows were ended may go on with what these held.
+fn announce_credit<I: Io>(core: &mut Core<I, RelayFlow>, freed: &[HeldUp]) {
+    let sessions: HashSet<SessionId> = freed.iter().map(|held| held.session).collect();
+    for session in sessions {
+        core.quic.announce_credit(core.now, session);
     }
 }
 
