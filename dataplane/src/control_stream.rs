@@ -6,7 +6,7 @@ use bytes::Bytes;
 use quinn_proto::StreamId;
 use underpass_proto::{Frame, FrameError, FrameReader};
 
-use crate::quic::{Driver, Read, SessionId};
+use crate::quic::{Amount, Driver, Read, SessionId};
 
 /// Frames that may wait for credit: a peer that reads none of so many is not worth more memory.
 const OUTBOX_MAX: usize = 10_000;
@@ -73,7 +73,12 @@ impl ControlStream {
     /// Sends what waits, as far as there is credit.
     pub(crate) fn write(&mut self, quic: &mut Driver, session: SessionId) {
         while !self.outbox.is_empty() {
-            match quic.write(session, self.stream, self.outbox.make_contiguous()) {
+            match quic.write(
+                session,
+                self.stream,
+                self.outbox.make_contiguous(),
+                Amount::Little,
+            ) {
                 Ok(_) => self.outbox.retain(|frame| !frame.is_empty()),
                 Err(_) => return,
             }

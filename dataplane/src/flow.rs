@@ -16,7 +16,7 @@ use crate::core::{Core, Owner};
 use crate::held::Unread;
 use crate::io::{Close, GATHER_MAX, Io, SocketId};
 use crate::opening::{Head, read_head};
-use crate::quic::{Read, SessionId, WriteError};
+use crate::quic::{Amount, Read, SessionId, WriteError};
 
 /// Bytes that one flow moves towards its socket at a time, so that many flows share a turn fairly.
 const WRITE_MAX: usize = 256 * 1024;
@@ -47,6 +47,8 @@ pub(crate) struct Flow<D> {
     /// Read from the socket, not yet taken by the stream.
     pending: VecDeque<Bytes>,
     pending_moved: Instant,
+    /// How much the socket had to say when it was read last.
+    amount: Amount,
     to_socket: ToSocket,
     /// What was read before the far end said Opened, and its answer; `None` once it said so. Boxed, for most of a flow's life is without.
     replay: Option<Box<Replay>>,
@@ -335,6 +337,7 @@ impl<I: Io, D> Core<I, D> {
             from_socket: FromSocket::Open,
             pending: VecDeque::new(),
             pending_moved: self.now,
+            amount: Amount::default(),
             to_socket,
             replay,
             socket_closed_first: None,
@@ -369,6 +372,7 @@ impl<I: Io, D> Core<I, D> {
             Ok(chunk) => {
                 flow.bytes_from_socket += chunk.len() as u64;
                 self.in_hand.add(chunk.len());
+                flow.amount = Amount::of(chunk.len(), false);
                 flow.keep(chunk);
                 self.write_stream(key);
             }
@@ -397,10 +401,12 @@ impl<I: Io, D> Core<I, D> {
             return;
         };
         while !flow.pending.is_empty() {
-            match self
-                .quic
-                .write(flow.session, flow.stream, flow.pending.make_contiguous())
-            {
+            match self.quic.write(
+                flow.session,
+                flow.stream,
+                flow.pending.make_contiguous(),
+                flow.amount,
+            ) {
                 Ok(bytes) => {
                     flow.pending.retain(|chunk| !chunk.is_empty());
                     flow.pending_moved = self.now;

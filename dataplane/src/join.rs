@@ -17,7 +17,7 @@ use crate::core::Core;
 use crate::held::Unread;
 use crate::io::{GATHER_MAX, Io};
 use crate::opening::{Head, read_head};
-use crate::quic::{Read, SessionId, WriteError};
+use crate::quic::{Amount, Read, SessionId, WriteError};
 
 /// Bytes that one direction takes from its stream at a time: what a stream without credit leaves waiting here.
 const READ_MAX: usize = 64 * 1024;
@@ -71,6 +71,8 @@ struct Way {
     /// Of the conversation, frames not counted.
     bytes: u64,
     stage: Stage,
+    /// How much its stream had to say when it was read last.
+    amount: Amount,
     /// What waits in the stream that it reads from.
     unread: Unread,
 }
@@ -127,6 +129,7 @@ impl Way {
             pending: VecDeque::new(),
             bytes: 0,
             stage: Stage::Open,
+            amount: Amount::default(),
             unread: Unread::new(now),
         }
     }
@@ -424,7 +427,10 @@ impl<I: Io, D> Core<I, D> {
             let kept = join.is_unopened() && toward == Toward::Agent;
             let way = join.way(toward);
             while !way.pending.is_empty() {
-                match self.quic.write(to.0, to.1, way.pending.make_contiguous()) {
+                match self
+                    .quic
+                    .write(to.0, to.1, way.pending.make_contiguous(), way.amount)
+                {
                     Ok(bytes) => {
                         way.pending.retain(|chunk| !chunk.is_empty());
                         way.unread.note_moved(self.now);
@@ -463,8 +469,10 @@ impl<I: Io, D> Core<I, D> {
             };
             let nothing = chunks.is_empty();
             let way = join.way(toward);
-            way.unread.note_read(chunks.len(), read == Ok(Read::More));
-            self.in_hand.add(chunks.iter().map(Bytes::len).sum());
+            let (bytes, more) = (chunks.iter().map(Bytes::len).sum(), read == Ok(Read::More));
+            way.amount = Amount::of(bytes, more);
+            way.unread.note_read(chunks.len(), more);
+            self.in_hand.add(bytes);
             join.take(toward, chunks);
             match read {
                 Err(code) => return self.fail_join(key, JoinEnd::Said(toward.other(), code)),

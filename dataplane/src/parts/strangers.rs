@@ -17,7 +17,7 @@ use underpass_proto::{
 
 use crate::io::pipe::Pipe;
 use crate::quic::config::{self, EndpointKeys, Server, Trust};
-use crate::quic::{Driver, Event, SessionId, cid};
+use crate::quic::{Amount, Driver, Event, SessionId, cid};
 use crate::relay::plan::{Directory, Plan};
 use crate::relay::role::Relay;
 use crate::worker::{Start, Worker};
@@ -136,7 +136,7 @@ impl Strangers {
     pub fn say(&mut self, nth: usize, bytes: &[u8]) {
         if let Some((session, stream)) = self.stream(nth) {
             let mut chunks = [Bytes::copy_from_slice(bytes)];
-            let _ = self.peer.write(session, stream, &mut chunks);
+            let _ = self.peer.write(session, stream, &mut chunks, Amount::Much);
             self.exchange();
         }
     }

@@ -49,6 +49,7 @@ pub use self::pulse::Pulse;
 pub(crate) use self::reason::{kind, reason};
 use self::session::{Flushed, Session};
 pub use self::streams::{Read, WriteError};
+pub use self::turns::Amount;
 use crate::budget::Budget;
 use crate::guard::guarded;
 use crate::io::{self, DATAGRAMS_SIZE, Io};

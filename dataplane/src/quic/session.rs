@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use super::credit::{Credit, Received};
 use super::event::Event;
 use super::health::Vitals;
-use super::turns::{self, Turns};
+use super::turns::{self, Amount, Turns};
 use super::{SessionId, WriteError, config, narrowing, outgoing};
 use crate::io::{DATAGRAMS_SIZE, Io};
 use crate::network::Network;
@@ -160,11 +160,11 @@ impl Session {
         &mut self,
         stream: StreamId,
         chunks: &mut [Bytes],
+        amount: Amount,
     ) -> Result<usize, WriteError> {
         let is_control = stream == turns::control();
-        let bytes = |chunks: &[Bytes]| chunks.iter().map(Bytes::len).sum();
         if !is_control && !self.turns.may_write(stream) {
-            self.turns.wait(stream, bytes(chunks));
+            self.turns.wait(stream, amount);
             return Err(WriteError::Blocked);
         }
         match self.connection.send_stream(stream).write_chunks(chunks) {
@@ -174,7 +174,7 @@ impl Session {
             }
             Err(quinn_proto::WriteError::Blocked) => {
                 if !is_control && self.is_full() {
-                    self.turns.found_no_room(stream, bytes(chunks));
+                    self.turns.found_no_room(stream, amount);
                 }
                 Err(WriteError::Blocked)
             }
@@ -227,7 +227,7 @@ impl Session {
     pub(super) fn say_last(&mut self, stream: StreamId, words: Bytes) {
         let mut chunks = [words];
         while !chunks[0].is_empty() {
-            match self.write(stream, &mut chunks) {
+            match self.write(stream, &mut chunks, Amount::Little) {
                 Ok(_) => {}
                 Err(WriteError::Blocked) => {
                     let [rest] = chunks;

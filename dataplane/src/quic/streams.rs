@@ -8,6 +8,7 @@ use quinn_proto::{Dir, RecvStream, SendStream, StreamId, VarInt};
 use underpass_proto::FlowCode;
 
 use super::session::Session;
+use super::turns::Amount;
 use super::{Driver, Event, SessionId, lookup};
 
 /// How a read ended.
@@ -77,6 +78,7 @@ impl Driver {
 
     /// Writes chunks without a copy; returns the bytes that were taken. What was not taken stays in `chunks`, advanced.
     /// Taken in part means: call again; only `Blocked` is followed by [`Event::Writable`].
+    /// `amount` is how much the stream has to say, and decides in which line it waits for its turn.
     ///
     /// # Errors
     /// [`WriteError`]
@@ -85,10 +87,11 @@ impl Driver {
         id: SessionId,
         stream: StreamId,
         chunks: &mut [Bytes],
+        amount: Amount,
     ) -> Result<usize, WriteError> {
         self.mark(id);
         let session = self.session(id).ok_or(WriteError::Closed)?;
-        session.write(stream, chunks)
+        session.write(stream, chunks, amount)
     }
 
     /// Says the last of a stream that nobody else knows any more, and ends this direction. Where there is no room yet it is kept until there is.

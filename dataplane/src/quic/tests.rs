@@ -60,7 +60,11 @@ impl Pair {
 
     fn write(&mut self, stream: StreamId, bytes: usize) -> usize {
         let mut chunks = [Bytes::from(vec![7; bytes])];
-        let written = self.here.quic.write(self.session, stream, &mut chunks);
+        let amount = Amount::of(bytes, false);
+        let written = self
+            .here
+            .quic
+            .write(self.session, stream, &mut chunks, amount);
         written.unwrap_or(0)
     }
 }

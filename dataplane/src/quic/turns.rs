@@ -26,10 +26,25 @@ const MUCH_EACH: usize = 4;
 const CROWD_FOR: Duration = Duration::from_millis(100);
 
 /// How much a stream has to say, and so which line is its own.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Has {
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub enum Amount {
+    /// A message.
+    #[default]
     Little,
+    /// A part of what is there, or of what comes as fast as it is taken.
     Much,
+}
+
+impl Amount {
+    /// Of so many bytes that were read at once, with more behind them or not. Where memory is short
+    /// pieces are small, however much there is.
+    pub(crate) fn of(bytes: usize, more: bool) -> Self {
+        if more || bytes > LITTLE_MAX {
+            Self::Much
+        } else {
+            Self::Little
+        }
+    }
 }
 
 /// The lines of one session.
@@ -42,7 +57,7 @@ pub(super) struct Turns {
     /// All who are in one of the two.
     waiting: FxHashSet<StreamId>,
     /// Who was called last and has not written since.
-    called: Vec<(StreamId, Has)>,
+    called: Vec<(StreamId, Amount)>,
     /// How many with little to say have written since the last one with much. What counts is who wrote, not who was called: there may be room for
     /// one at a time.
     little_written: usize,
@@ -89,27 +104,26 @@ impl Turns {
             return;
         };
         self.little_written = match self.called.remove(nth).1 {
-            Has::Little => self.little_written + 1,
-            Has::Much => 0,
+            Amount::Little => self.little_written + 1,
+            Amount::Much => 0,
         };
     }
 
     /// A stream that wanted to write this many bytes found no room.
-    pub(super) fn found_no_room(&mut self, stream: StreamId, bytes: usize) {
+    pub(super) fn found_no_room(&mut self, stream: StreamId, amount: Amount) {
         self.full = true;
-        self.wait(stream, bytes);
+        self.wait(stream, amount);
     }
 
-    /// A stream waits for its turn, with this many bytes to write.
-    pub(super) fn wait(&mut self, stream: StreamId, bytes: usize) {
+    /// A stream waits for its turn, with this much to write.
+    pub(super) fn wait(&mut self, stream: StreamId, amount: Amount) {
         if !self.waiting.insert(stream) {
             return;
         }
         let was_called = self.was_called(stream);
-        let line = if bytes <= LITTLE_MAX {
-            &mut self.little
-        } else {
-            &mut self.much
+        let line = match amount {
+            Amount::Little => &mut self.little,
+            Amount::Much => &mut self.much,
         };
         line.wait(stream, was_called);
         self.crowd.now = self.crowd.now.max(self.much.streams.len());
@@ -154,8 +168,8 @@ impl Turns {
             && let Some((next, has)) = self.next(little_written + 1 >= MUCH_EACH)
         {
             little_written = match has {
-                Has::Little => little_written + 1,
-                Has::Much => 0,
+                Amount::Little => little_written + 1,
+                Amount::Much => 0,
             };
             self.waiting.remove(&next);
             self.called.push((next, has));
@@ -163,10 +177,10 @@ impl Turns {
         self.called.iter().map(|(stream, _)| *stream).collect()
     }
 
-    fn next(&mut self, much_first: bool) -> Option<(StreamId, Has)> {
+    fn next(&mut self, much_first: bool) -> Option<(StreamId, Amount)> {
         let (little, much) = (&mut self.little.streams, &mut self.much.streams);
-        let mut of_little = || Some((little.pop_front()?, Has::Little));
-        let mut of_much = || Some((much.pop_front()?, Has::Much));
+        let mut of_little = || Some((little.pop_front()?, Amount::Little));
+        let mut of_much = || Some((much.pop_front()?, Amount::Much));
         if much_first {
             of_much().or_else(of_little)
         } else {
@@ -184,24 +198,31 @@ pub(super) fn control() -> StreamId {
 mod tests {
     use super::*;
 
-    const LITTLE: usize = 100;
-    const MUCH: usize = 64 * 1024;
+    const LITTLE: Amount = Amount::Little;
+    const MUCH: Amount = Amount::Much;
 
     fn stream(n: u64) -> StreamId {
         StreamId::new(Side::Server, Dir::Bi, n)
     }
 
     /// Wants to write, and has to wait.
-    fn waits(turns: &mut Turns, stream: StreamId, bytes: usize) -> bool {
+    fn waits(turns: &mut Turns, stream: StreamId, amount: Amount) -> bool {
         let waits = !turns.may_write(stream);
         if waits {
-            turns.wait(stream, bytes);
+            turns.wait(stream, amount);
         }
         waits
     }
 
     fn numbers(streams: &[StreamId]) -> Vec<u64> {
         streams.iter().map(|stream| stream.index()).collect()
+    }
+
+    #[test]
+    fn a_small_piece_of_much_is_much() {
+        assert_eq!(Amount::of(LITTLE_MAX, false), Amount::Little);
+        assert_eq!(Amount::of(2 * 1024, true), Amount::Much);
+        assert_eq!(Amount::of(LITTLE_MAX + 1, false), Amount::Much);
     }
 
     #[test]
@@ -320,7 +341,7 @@ mod tests {
         for _ in 0..12 {
             assert!(turns.take_notice(full));
             let called = turns.call();
-            let bytes = |stream: StreamId| match stream.index() {
+            let amount = |stream: StreamId| match stream.index() {
                 100.. => LITTLE,
                 _ => MUCH,
             };
@@ -328,9 +349,9 @@ mod tests {
             turns.has_written(called[0]);
             wrote.push(called[0].index());
             full = called[1];
-            turns.found_no_room(full, bytes(full));
+            turns.found_no_room(full, amount(full));
             for &stream in &called[2..] {
-                assert!(waits(&mut turns, stream, bytes(stream)));
+                assert!(waits(&mut turns, stream, amount(stream)));
             }
         }
         assert_eq!(

@@ -9,6 +9,7 @@ use quinn_proto::{StreamId, VarInt};
 use super::*;
 use crate::flow::FlowKey;
 use crate::io::{Kind, Poll, udp};
+use crate::quic::Amount;
 use crate::quic::config::{self, EndpointKeys, Server, Trust};
 
 /// How long anything may take.
@@ -141,7 +142,7 @@ impl Peer {
         let stream = self.quic.open(session).expect("a stream");
         let mut chunks = [Bytes::from_static(what.as_bytes())];
         self.quic
-            .write(session, stream, &mut chunks)
+            .write(session, stream, &mut chunks, Amount::Little)
             .expect("written");
     }
 }
