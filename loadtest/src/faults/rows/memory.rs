@@ -2,7 +2,7 @@
 //! not read, beside a relay that may take 256 MiB.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,6 +47,10 @@ const FILLS_WITHIN: Duration = Duration::from_secs(20);
 /// It has when no flow was ended for so long, and what those held has gone back to the system.
 const FILLED_AFTER: Duration = Duration::from_secs(4);
 
+/// Applications that connect beside the crowd, and how long each waits for a byte or an end.
+const NEWCOMERS: u64 = 10;
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+
 /// Between two looks at the relay's memory.
 const LOOK_EACH: Duration = Duration::from_millis(20);
 
@@ -58,7 +62,7 @@ const SOCKET_BUFFER: usize = 64 * 1024;
 
 /// Each of the crowd connects again about this long after it was cut: from half of it to half more,
 /// so that they do not come in waves, in which this machine would be busy with its 1,000 threads.
-const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Both halves of the row.
 pub(in crate::faults) fn no_reader(trial: &mut Trial<'_>) -> Result<()> {
@@ -169,16 +173,21 @@ fn beside(
     writes: bool,
 ) -> Result<()> {
     let stage = Stage::open(trial, hostile)?;
+    let untouched = Stage::open(trial, hostile)?;
     let entry = enter(&stage)?;
-    let length = Duration::from_secs(trial.pick(1, 10, 60));
-    let alone = Calls::start(trial, stage.others, HONEST, length)?.end(trial)?;
+    let others = Others {
+        here: stage.others,
+        elsewhere: untouched.others,
+        length: Duration::from_secs(trial.pick(1, 10, 60)),
+    };
+    let alone = others.call(trial)?;
     let before = usage::memory(stage.relay)?;
     let flows = trial.pick(300, 1_000, 1_000);
     trial.fault(format!("{flows} flows: {what}"));
     let peak = Peak::start(stage.relay);
     let began = Instant::now();
     let crowd = Crowd::start(flows, entry, writes);
-    let filling = Calls::start(trial, stage.others, HONEST, length)?.end(trial)?;
+    let filling = others.call(trial)?;
     // What flows hold on their way to the endpoint fills first, which nobody has to be refused for.
     let mut reported = false;
     while began.elapsed() < FILLS_WITHIN && !reported {
@@ -186,7 +195,9 @@ fn beside(
         pause(Duration::from_millis(50));
     }
     stage.wait_until_filled()?;
-    let beside = Calls::start(trial, stage.others, HONEST, length)?.end(trial)?;
+    let beside = others.call(trial)?;
+    let answered = newcomers_answered(entry);
+    let still_reported = stage.is_overloaded()?;
     crowd.leave();
     let left = Instant::now();
     let peak = peak.stop();
@@ -197,8 +208,13 @@ fn beside(
         calm = (grown < LEFT_MB && !stage.is_overloaded()?).then(|| left.elapsed());
         pause(Duration::from_millis(100));
     }
-    let again = Calls::start(trial, stage.others, HONEST, length)?.end(trial)?;
+    let again = others.call(trial)?;
     report(trial, what, [&alone, &filling, &beside, &again])?;
+    trial.count(
+        format!("{what}: of {NEWCOMERS} newcomers of theirs, answered or refused in time"),
+        answered,
+        Some(Bar::AtLeast(1.0)),
+    );
     trial.figure(
         format!("{what}: memory of the relay at most"),
         peak as f64 / 1e6,
@@ -209,6 +225,13 @@ fn beside(
         format!("{what}: status reports it (1)"),
         u64::from(reported),
         Some(Bar::Exactly(1.0)),
+    );
+    // The crowd of a short run takes no more than it may have.
+    let bar = Some(Bar::Exactly(1.0));
+    trial.count(
+        format!("{what}: status reports it as long as some are refused (1)"),
+        u64::from(still_reported),
+        trial.pick(None, bar, bar),
     );
     trial.figure(
         format!("{what}: memory of the relay, grown by, after they left"),
@@ -225,35 +248,100 @@ fn beside(
     Ok(())
 }
 
+/// Honest applications: of the relay that is attacked, and at the same time of another one on this
+/// machine, which tells what the machine's own load costs them.
+struct Others {
+    here: SocketAddr,
+    elsewhere: SocketAddr,
+    length: Duration,
+}
+
+/// What they had.
+struct Had {
+    here: Outcome,
+    elsewhere: Outcome,
+}
+
+impl Others {
+    fn call(&self, trial: &mut Trial<'_>) -> Result<Had> {
+        let here = Calls::start(trial, self.here, HONEST, self.length)?;
+        let elsewhere = Calls::start(trial, self.elsewhere, HONEST, self.length)?;
+        Ok(Had {
+            here: here.end(trial)?,
+            elsewhere: elsewhere.end(trial)?,
+        })
+    }
+}
+
+fn p99_ms(outcome: &Outcome) -> Result<f64> {
+    let group = outcome.group("honest").context("the group was run")?;
+    let latency = group.latency.at(0.99).context("nothing was measured")?;
+    Ok(latency.as_secs_f64() * 1e3)
+}
+
 /// What honest applications noticed: alone, while the crowd fills what it may, beside it,
 /// afterwards.
-fn report(trial: &mut Trial<'_>, what: &str, outcomes: [&Outcome; 4]) -> Result<()> {
-    let mut p99 = [0.0; 4];
-    for (name, (outcome, p99)) in ["alone", "in the first seconds", "beside", "afterwards"]
+fn report(trial: &mut Trial<'_>, what: &str, had: [&Had; 4]) -> Result<()> {
+    let mut here = [0.0; 4];
+    let mut elsewhere = [0.0; 4];
+    for (nth, name) in ["alone", "in the first seconds", "beside", "afterwards"]
         .into_iter()
-        .zip(outcomes.into_iter().zip(&mut p99))
+        .enumerate()
     {
-        let group = outcome.group("honest").context("the group was run")?;
-        let latency = group.latency.at(0.99).context("nothing was measured")?;
-        *p99 = latency.as_secs_f64() * 1e3;
-        trial.figure(format!("{what}: others' p99 {name}"), *p99, "ms", None);
-        let failed = group.counts.failed + group.counts.cut;
+        here[nth] = p99_ms(&had[nth].here)?;
+        elsewhere[nth] = p99_ms(&had[nth].elsewhere)?;
+        trial.figure(format!("{what}: others' p99 {name}"), here[nth], "ms", None);
+        trial.figure(
+            format!("{what}: p99 {name}, of another relay"),
+            elsewhere[nth],
+            "ms",
+            None,
+        );
+        let group = had[nth].here.group("honest").context("the group was run")?;
         trial.count(
             format!("{what}: others' calls failed {name}"),
-            failed,
+            group.counts.failed + group.counts.cut,
             Some(Bar::Exactly(0.0)),
         );
     }
     // A second of each says nothing about a hundredth of the calls.
     let twice = Some(Bar::Under(2.0));
     let bar = trial.pick(None, twice, twice);
+    // The crowd is on this machine, too: what it costs an untouched relay's applications is not
+    // this relay's doing.
     trial.figure(
-        format!("{what}: p99 beside, times p99 alone"),
-        p99[2] / p99[0],
+        format!("{what}: p99 beside, times p99 alone or of another relay, whichever is more"),
+        here[2] / here[0].max(elsewhere[2]),
         "×",
         bar,
     );
     Ok(())
+}
+
+/// How many applications that connect beside the crowd learn what becomes of them. A few may find a
+/// place, where nothing is ever said.
+fn newcomers_answered(to: SocketAddr) -> u64 {
+    let threads: Vec<_> = (0..NEWCOMERS)
+        .map(|_| thread::spawn(move || is_answered(to)))
+        .collect();
+    let answers = threads.into_iter().map(thread::JoinHandle::join);
+    answers.filter(|answer| matches!(answer, Ok(true))).count() as u64
+}
+
+fn is_answered(to: SocketAddr) -> bool {
+    let ask = || {
+        let mut socket = TcpStream::connect_timeout(&to, ANSWER_WITHIN)?;
+        socket.set_read_timeout(Some(ANSWER_WITHIN))?;
+        socket.write_all(b"?")?;
+        socket.read(&mut [0])
+    };
+    match ask() {
+        Ok(_) => true,
+        Err(error) => !matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+        ),
+    }
 }
 
 /// The most memory that a process has until it is no longer looked at.
