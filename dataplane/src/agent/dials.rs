@@ -171,15 +171,15 @@ impl Dials {
             last: None,
             race: Race::default(),
         };
-        let endpoint = dial.endpoint().clone();
-        let asker = Asker {
-            relay: relay.clone(),
-            hyco: Some(dial.hyco().clone()),
-        };
+        let asked = resolve::name_or_literal(dial.endpoint()).map(|name| {
+            let hyco = Some(dial.hyco().clone());
+            let relay = relay.clone();
+            (name.clone(), Asker { relay, hyco })
+        });
         self.by_number.insert(number, dial);
         self.deadlines.push_back((core.now + DIAL_DEADLINE, number));
-        let name = match resolve::name_or_literal(&endpoint) {
-            Ok(name) => name,
+        let (name, asker) = match asked {
+            Ok(asked) => asked,
             Err(literal) => return self.candidates(core, allow, number, &[literal]),
         };
         let handle = self.handle.clone();
@@ -187,7 +187,7 @@ impl Dials {
             let _ = handle.send(Message::Own(EndpointFound(number, answer)));
         };
         let give_up = core.now + ANSWER_DEADLINE;
-        let asked = self.resolver.ask(core.now, name, &asker, give_up, later);
+        let asked = self.resolver.ask(core.now, &name, &asker, give_up, later);
         match asked {
             Ok(Asked::Known(answer)) => self.found(core, allow, number, &answer),
             Ok(Asked::Later) => None,
