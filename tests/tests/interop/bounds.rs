@@ -224,8 +224,7 @@ on_every_backend! {
                     let _ = to_relay.reset(VarInt::from_u32(1));
                 }
             };
-            let (code, ()) = tokio::join!(session.close_code(), flood);
-            assert_eq!(code, OVERLOADED);
+            tokio::join!(session.assert_flood_closed(OVERLOADED), flood);
             assert_eq!(relay.flow(&agent.connection).await.name, NAME);
             let pressure = relay.pressure(|pressure| pressure.sessions_sent_away > 0);
             assert_eq!(pressure.sessions_sent_away, 1);
@@ -251,7 +250,7 @@ impl Relay {
     }
 
     /// What the relay turned away, once this holds of it.
-    fn pressure(&self, holds: impl Fn(&Pressure) -> bool) -> Pressure {
+    pub(super) fn pressure(&self, holds: impl Fn(&Pressure) -> bool) -> Pressure {
         let found = || {
             let report = self.installation.status().unwrap().relay?;
             Some(report.pressure).filter(&holds)

@@ -152,6 +152,19 @@ impl Session {
             other => panic!("the session ended otherwise: {other}"),
         }
     }
+
+    /// Waits until the relay closes a session that goes on sending, with this code. A peer that had
+    /// no time to look between the close and the stateless reset that answers what it sent later
+    /// knows only of the reset.
+    pub(crate) async fn assert_flood_closed(&self, code: u64) {
+        match soon("the relay to close the session", self.connection.closed()).await {
+            ConnectionError::ApplicationClosed(close) => {
+                assert_eq!(close.error_code.into_inner(), code);
+            }
+            ConnectionError::Reset => {}
+            other => panic!("the session ended otherwise: {other}"),
+        }
+    }
 }
 
 /// Reads one frame of this type, header and body.
