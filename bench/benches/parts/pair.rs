@@ -9,7 +9,7 @@ use bytes::Bytes;
 use quinn_proto::StreamId;
 use underpass_dataplane::io::{Completion, Io, Poll, udp};
 use underpass_dataplane::quic::config::{self, EndpointKeys, Server, Trust};
-use underpass_dataplane::quic::{Driver, Event, SessionId, cid};
+use underpass_dataplane::quic::{Amount, Driver, Event, SessionId, cid};
 use underpass_proto::Pin;
 
 /// How long anything may take.
@@ -90,7 +90,10 @@ impl Pair {
         let mut left: usize = chunks.iter().map(Bytes::len).sum();
         self.received += left;
         while left > 0 {
-            let written = self.near.driver.write(self.session, self.stream, chunks);
+            let written = self
+                .near
+                .driver
+                .write(self.session, self.stream, chunks, Amount::Much);
             left -= written.expect("the window holds one round");
             let done = chunks.iter().take_while(|chunk| chunk.is_empty()).count();
             chunks = &mut chunks[done..];
