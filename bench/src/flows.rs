@@ -9,13 +9,15 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use underpass_tests::deadline::MOMENT;
 
-/// Flows that are being opened at once: a tunnel's queue of accepted connections is not what is measured.
+/// Flows that are being opened at once: a tunnel's queue of accepted connections is not what is
+/// measured.
 const OPENING: usize = 64;
 
 /// Source addresses, each of which has some 28,000 ports.
 pub(crate) const SOURCES: u8 = 8;
 
-/// Opens flows, some at a time; with `spoken` each has had one byte returned. Those that fail are not among what it gives.
+/// Opens flows, some at a time; with `spoken` each has had one byte returned. Those that fail are
+/// not among what it gives.
 pub(crate) async fn open(to: SocketAddr, flows: usize, spoken: bool) -> Result<Vec<TcpStream>> {
     let mut opening = JoinSet::new();
     let mut all = Vec::with_capacity(flows);

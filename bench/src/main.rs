@@ -29,11 +29,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure Underpass beside its baseline, other tunnels and no tunnel, in turns. Needs a quiet machine; what is not installed is named and left out.
+    /// Measure Underpass beside its baseline, other tunnels and no tunnel, in turns. Needs a quiet
+    /// machine; what is not installed is named and left out.
     Peers(PeersArgs),
-    /// Measure what Underpass costs as flows, hybrid connections and agents grow, and judge whether growth is straight. Needs a quiet machine.
+    /// Measure what Underpass costs as flows, hybrid connections and agents grow, and judge whether
+    /// growth is straight. Needs a quiet machine.
     Growth(GrowthArgs),
-    /// Measure goodput over a path that loses packets, beside other tunnels and no tunnel. Needs root, nftables and a quiet machine.
+    /// Measure goodput over a path that loses packets, beside other tunnels and no tunnel. Needs
+    /// root, nftables and a quiet machine.
     Loss(LossArgs),
     /// Be many agents in one process.
     #[command(hide = true)]
@@ -53,7 +56,8 @@ enum Command {
         /// UDP address for the agent; port 0 picks a free one.
         #[arg(long, default_value = "127.0.0.1:0")]
         listen: SocketAddr,
-        /// TCP address for applications; port 0 picks a free one. Both are printed on stdout as one line of JSON.
+        /// TCP address for applications; port 0 picks a free one. Both are printed on stdout as one
+        /// line of JSON.
         #[arg(long, default_value = "127.0.0.1:0")]
         bind: SocketAddr,
         #[command(flatten)]
@@ -108,7 +112,8 @@ struct PeersArgs {
     /// A choice of all the above that ends within two minutes; what is given beside it holds.
     #[arg(long)]
     short: bool,
-    /// Workers of relay and agent, threads of the baseline's [default: what each takes by itself: one for every two cores, one for each core].
+    /// Workers of relay and agent, threads of the baseline's
+    /// [default: what each takes by itself: one for every two cores, one for each core].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
     workers: Option<u8>,
     /// The product's binary [default: the one beside this].
@@ -120,13 +125,16 @@ struct PeersArgs {
     /// Draw the rates to a file, as SVG.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Draw the times of a SQL-like flow beside more and more flows in bulk (rows sql-beside-…) to a file, as SVG.
+    /// Draw the times of a SQL-like flow beside more and more flows in bulk (rows sql-beside-…) to
+    /// a file, as SVG.
     #[arg(long, value_name = "FILE")]
     curve: Option<PathBuf>,
-    /// Measure nothing: make one report of these, which earlier runs of other works wrote by --json.
+    /// Measure nothing: make one report of these, which earlier runs of other works wrote by
+    /// --json.
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["rounds", "seconds", "rows", "ways", "short", "workers", "underpass"])]
     join: Vec<PathBuf>,
-    /// Exit with 1 for a floor that is missed too, not only for measurements that failed and for wrong bytes.
+    /// Exit with 1 for a floor that is missed too, not only for measurements that failed and for
+    /// wrong bytes.
     #[arg(long)]
     judge: bool,
     /// Build the peers that are missing, and measure nothing.
@@ -145,7 +153,8 @@ struct GrowthArgs {
     /// Length of each load, and of each look at processes that rest.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     seconds: u16,
-    /// Load at this share of the usual rates (2,000 requests a second, 1 Gbit/s): for a machine that cannot keep up with them.
+    /// Load at this share of the usual rates (2,000 requests a second, 1 Gbit/s): for a machine
+    /// that cannot keep up with them.
     #[arg(long, default_value_t = 1.0, value_parser = share)]
     share: f64,
     /// Leave out counts below this one.
@@ -467,7 +476,8 @@ fn print(data: &impl fmt::Display) -> anyhow::Result<()> {
     }
 }
 
-/// Many flows need more files than the usual soft limit of 1,024. What cannot be raised shows as refused flows.
+/// Many flows need more files than the usual soft limit of 1,024. What cannot be raised shows as
+/// refused flows.
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

@@ -2,7 +2,8 @@
 
 pub(crate) use underpass_loadtest::results::escape as escaped;
 
-/// Breaks a text between words into lines of at most `columns` characters; a longer word has a line of its own.
+/// Breaks a text between words into lines of at most `columns` characters; a longer word has a line
+/// of its own.
 pub(crate) fn wrapped(text: &str, columns: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {

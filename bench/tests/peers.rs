@@ -95,7 +95,8 @@ fn a_way_that_does_not_open_is_a_failure_with_its_log() {
 
 #[test]
 fn a_peer_that_is_missing_is_left_out_by_name() {
-    // Nowhere to be found: not in the path, not among Cargo's programs, and not in the target folder, which is another for a copy.
+    // Nowhere to be found: not in the path, not among Cargo's programs, and not in the target
+    // folder, which is another for a copy.
     let folder = TempDir::new().expect("made");
     let profile = folder.path().join("debug");
     fs::create_dir(&profile).expect("made");

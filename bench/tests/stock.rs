@@ -1,4 +1,5 @@
-//! The baseline is worth being measured against: it carries bytes right, and ends flows as TCP does.
+//! The baseline is worth being measured against: it carries bytes right, and ends flows as TCP
+//! does.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -94,7 +95,8 @@ fn a_half_closed_flow_still_delivers_the_reply() {
     assert_eq!((question.as_str(), answer.as_str()), ("question", "answer"));
 }
 
-/// Starts relay and agent on threads of their own, which end with the test's process; gives where applications connect.
+/// Starts relay and agent on threads of their own, which end with the test's process; gives where
+/// applications connect.
 fn start(endpoint: SocketAddr, settings: Settings) -> SocketAddr {
     let (sender, events) = mpsc::channel();
     std::thread::spawn(move || {

@@ -1,8 +1,11 @@
-//! Where copying memory is slow without need: starts this program again, once, with the setting that mends it.
+//! Where copying memory is slow without need: starts this program again, once, with the setting
+//! that mends it.
 //!
-//! glibc before 2.39 copies with `rep movsb` on AMD processors that announce it as fast, and on Zen 3 and later it is not (glibc bug 30994): the one copy
-//! of each byte that a relay makes took a third of its time. The setting, a tunable, is what later versions do by themselves. It is read when a
-//! process begins, so there is no way but to begin again; process id, arguments and open files stay as they are.
+//! glibc before 2.39 copies with `rep movsb` on AMD processors that announce it as fast, and on Zen
+//! 3 and later it is not (glibc bug 30994): the one copy of each byte that a relay makes took a
+//! third of its time. The setting, a tunable, is what later versions do by themselves. It is read
+//! when a process begins, so there is no way but to begin again; process id, arguments and open
+//! files stay as they are.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;

@@ -1,7 +1,8 @@
 //! The control process and the command line of Underpass.
 //!
-//! [`files`] knows the directory on disk: definitions, keys, the relay's certificate. [`store`] changes it. [`publish`] turns it into
-//! numbered snapshots and hands them to relays. [`cli`] is what a person types. Bytes of conversations never pass through here.
+//! [`files`] knows the directory on disk: definitions, keys, the relay's certificate. [`store`]
+//! changes it. [`publish`] turns it into numbered snapshots and hands them to relays. [`cli`] is
+//! what a person types. Bytes of conversations never pass through here.
 
 pub mod cli;
 pub mod clock;

@@ -1,6 +1,8 @@
-//! Children that cannot outlive their parent: each holds the read end of a pipe whose other end the parent alone has.
+//! Children that cannot outlive their parent: each holds the read end of a pipe whose other end the
+//! parent alone has.
 //!
-//! The kernel closes that end however the parent dies, `kill -9` included, and the child ends at once. Knows nothing of what the processes do.
+//! The kernel closes that end however the parent dies, `kill -9` included, and the child ends at
+//! once. Knows nothing of what the processes do.
 
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind, PipeWriter, Read, Stdin};
@@ -29,7 +31,8 @@ pub fn hold(command: &mut Command) -> io::Result<Lifeline> {
     Ok(Lifeline { _writer: writer })
 }
 
-/// In a child that was started so, ends the process as soon as the parent is gone. Elsewhere does nothing. Called first in `main`.
+/// In a child that was started so, ends the process as soon as the parent is gone. Elsewhere does
+/// nothing. Called first in `main`.
 pub fn watch() {
     if !is_tied() {
         return;

@@ -1,4 +1,5 @@
-//! The binary `underpass`. Everything it does is in the library; this file only picks the allocator.
+//! The binary `underpass`. Everything it does is in the library; this file only picks the
+//! allocator.
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

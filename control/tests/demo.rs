@@ -1,4 +1,5 @@
-//! The demo as a user sees it: it works, it checks itself, and whatever ends it leaves nothing behind.
+//! The demo as a user sees it: it works, it checks itself, and whatever ends it leaves nothing
+//! behind.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,4 +1,5 @@
-//! Editions: what is written beyond a limit, and data that is counted, kept and enforced, with a relay on control's socket.
+//! Editions: what is written beyond a limit, and data that is counted, kept and enforced, with a
+//! relay on control's socket.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -1,6 +1,8 @@
-//! Damaged files: whatever stands there, no reader panics, no key is repeated, and every fault names the file and a line of it.
+//! Damaged files: whatever stands there, no reader panics, no key is repeated, and every fault
+//! names the file and a line of it.
 //!
-//! `UNDERPASS_MUTATIONS` sets how many are tried; the seed is printed, and `UNDERPASS_SEED` repeats a run.
+//! `UNDERPASS_MUTATIONS` sets how many are tried; the seed is printed, and `UNDERPASS_SEED` repeats
+//! a run.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -1,5 +1,6 @@
-//! Schemathesis makes requests of the served OpenAPI document, right ones and wrong ones, and finds nothing; the document itself is valid.
-//! Both tools come by pip, as tests/run.sh installs them below the target directory; where they are not, the test says so and is skipped.
+//! Schemathesis makes requests of the served OpenAPI document, right ones and wrong ones, and finds
+//! nothing; the document itself is valid. Both tools come by pip, as tests/run.sh installs them
+//! below the target directory; where they are not, the test says so and is skipped.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -1,7 +1,10 @@
-//! Compares the backends of the io seam on one machine: what a worker moves, and what processor time it takes for it.
+//! Compares the backends of the io seam on one machine: what a worker moves, and what processor
+//! time it takes for it.
 //!
-//! `cargo run --release -p underpass-dataplane --example io -- [rounds] [row …]`. A round runs every row on every backend in turn, so that what else the machine
-//! does hits both; medians are printed. The other side of each row is the same for both backends. Processor time and system calls are the worker's own.
+//! `cargo run --release -p underpass-dataplane --example io -- [rounds] [row …]`. A round runs
+//! every row on every backend in turn, so that what else the machine does hits both; medians are
+//! printed. The other side of each row is the same for both backends. Processor time and system
+//! calls are the worker's own.
 
 #![expect(
     clippy::print_stdout,

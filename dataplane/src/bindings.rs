@@ -1,4 +1,5 @@
-//! Which addresses applications connect to, and whether they could be opened. Opens them; the workers accept.
+//! Which addresses applications connect to, and whether they could be opened. Opens them; the
+//! workers accept.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
@@ -76,7 +77,8 @@ pub(crate) fn tell<M>(
 }
 
 impl Bindings {
-    /// Compares what is open with what is wanted; what could not be opened is a fault, and tried again at the next call.
+    /// Compares what is open with what is wanted; what could not be opened is a fault, and tried
+    /// again at the next call.
     pub(crate) fn apply<'a>(
         &mut self,
         wanted: impl Iterator<Item = (&'a HycoName, SocketAddr)>,

@@ -1,4 +1,5 @@
-//! A session's control stream: frames in, frames out, each bounded. Both relay and agent speak over it; what they say is theirs.
+//! A session's control stream: frames in, frames out, each bounded. Both relay and agent speak over
+//! it; what they say is theirs.
 
 use std::collections::VecDeque;
 

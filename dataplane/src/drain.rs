@@ -1,4 +1,5 @@
-//! How a process is asked to end: first to drain, then at once. Knows no signals: the binary turns SIGTERM into these calls.
+//! How a process is asked to end: first to drain, then at once. Knows no signals: the binary turns
+//! SIGTERM into these calls.
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 

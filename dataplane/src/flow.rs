@@ -1,8 +1,10 @@
 //! One relayed TCP conversation: a socket, a stream, and what is under way between them.
 //!
-//! Each direction is a small state machine: bytes that came from the socket wait for the stream's credit before more are read; what came in the
-//! stream is gathered into one write at a time. FIN becomes finish and finish FIN, one direction at a time; RST becomes reset and reset RST; a lost session is an RST.
-//! Knows nothing of hybrid connections: what a process keeps with a flow is its own (`D`).
+//! Each direction is a small state machine: bytes that came from the socket wait for the stream's
+//! credit before more are read; what came in the stream is gathered into one write at a time. FIN
+//! becomes finish and finish FIN, one direction at a time; RST becomes reset and reset RST; a lost
+//! session is an RST. Knows nothing of hybrid connections: what a process keeps with a flow is its
+//! own (`D`).
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -50,7 +52,8 @@ pub(crate) struct Flow<D> {
     /// How much the socket had to say when it was read last.
     amount: Amount,
     to_socket: ToSocket,
-    /// What was read before the far end said Opened, and its answer; `None` once it said so. Boxed, for most of a flow's life is without.
+    /// What was read before the far end said Opened, and its answer; `None` once it said so. Boxed,
+    /// for most of a flow's life is without.
     replay: Option<Box<Replay>>,
     socket_closed_first: Option<bool>,
     /// Bytes of the write to the socket that is under way.
@@ -184,8 +187,9 @@ impl<D> Flow<D> {
 }
 
 impl<I: Io, D> Core<I, D> {
-    /// Joins a connected endpoint and the stream that asked for it. `opened` is the frame that says so, and leaves before anything is written
-    /// to the socket; `first` came in the stream ahead of everything else.
+    /// Joins a connected endpoint and the stream that asked for it. `opened` is the frame that says
+    /// so, and leaves before anything is written to the socket; `first` came in the stream ahead of
+    /// everything else.
     pub(crate) fn start_opened(
         &mut self,
         data: D,
@@ -277,7 +281,8 @@ impl<I: Io, D> Core<I, D> {
         self.deliver_first(key, first);
     }
 
-    /// Takes an unopened flow from its stream, which is of no more use. What the socket says is kept until [`Self::reroute`], within the bound of a replay.
+    /// Takes an unopened flow from its stream, which is of no more use. What the socket says is
+    /// kept until [`Self::reroute`], within the bound of a replay.
     pub(crate) fn detach(&mut self, key: FlowKey) {
         let Some(flow) = self.flows.get(key) else {
             return;
@@ -616,7 +621,8 @@ impl<I: Io, D> Core<I, D> {
         }
     }
 
-    /// Gives the sockets of flows that lived until this call what they need from now on; of a bounded number of flows, the others have their turn next.
+    /// Gives the sockets of flows that lived until this call what they need from now on; of a
+    /// bounded number of flows, the others have their turn next.
     pub(crate) fn settle_young(&mut self) {
         let mut settled = 0;
         while settled < SETTLE_MAX
@@ -648,7 +654,8 @@ impl<I: Io, D> Core<I, D> {
 }
 
 impl<D> Flow<D> {
-    /// Queues a chunk for the stream; while the far end may still refuse, keeps a share of it to send again.
+    /// Queues a chunk for the stream; while the far end may still refuse, keeps a share of it to
+    /// send again.
     fn keep(&mut self, mut chunk: Bytes) {
         if let Some(replay) = &mut self.replay {
             let head = chunk.split_to(chunk.len().min(REPLAY_MAX - replay.bytes));

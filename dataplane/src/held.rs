@@ -255,8 +255,8 @@ impl<I: Io, D> Core<I, D> {
         })
     }
 
-    /// Whether a flow that is held up here is so beyond this process, too. One that is not counts as
-    /// one that moved.
+    /// Whether a flow that is held up here is so beyond this process, too. One that is not counts
+    /// as one that moved.
     pub(crate) fn has_stalled(&mut self, held: &HeldUp) -> bool {
         let Some(socket) = held.socket else {
             return true;

@@ -1,8 +1,9 @@
-//! A flow without a socket here: the stream of a sender's session joined to the stream of an agent's. Bytes pass as they came, in slices of the
-//! datagrams that brought them, and are copied only into the next datagram.
+//! A flow without a socket here: the stream of a sender's session joined to the stream of an
+//! agent's. Bytes pass as they came, in slices of the datagrams that brought them, and are copied
+//! only into the next datagram.
 //!
-//! Each direction reads only what the other stream takes, so back-pressure passes through. Finish becomes finish and reset becomes reset; a lost
-//! session resets the other side, never finishes it.
+//! Each direction reads only what the other stream takes, so back-pressure passes through. Finish
+//! becomes finish and reset becomes reset; a lost session resets the other side, never finishes it.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -19,7 +20,8 @@ use crate::io::{GATHER_MAX, Io};
 use crate::opening::{Head, read_head};
 use crate::quic::{Amount, Read, SessionId, WriteError};
 
-/// Bytes that one direction takes from its stream at a time: what a stream without credit leaves waiting here.
+/// Bytes that one direction takes from its stream at a time: what a stream without credit leaves
+/// waiting here.
 const READ_MAX: usize = 64 * 1024;
 
 /// A join of this worker. Never reused for another one.
@@ -537,7 +539,8 @@ impl<I: Io, D> Core<I, D> {
 }
 
 impl<D> Join<D> {
-    /// Bytes that may be read now. Before Opened the agent's stream holds its answer, and what the sender says must be kept for another agent.
+    /// Bytes that may be read now. Before Opened the agent's stream holds its answer, and what the
+    /// sender says must be kept for another agent.
     fn room(&self, toward: Toward) -> usize {
         match (&self.unopened, toward) {
             (None, _) => READ_MAX,

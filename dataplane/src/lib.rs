@@ -1,7 +1,8 @@
 //! The data plane of Underpass: how bytes travel between an application and an endpoint.
 //!
-//! [`relay`] and [`agent`] are the two processes' brains; neither knows the other. Both are roles of a `worker`, a loop over `io`,
-//! the only part that talks to the operating system, and `quic`, the sessions.
+//! [`relay`] and [`agent`] are the two processes' brains; neither knows the other. Both are roles
+//! of a `worker`, a loop over `io`, the only part that talks to the operating system, and `quic`,
+//! the sessions.
 
 mod addresses;
 pub mod agent;
@@ -38,9 +39,11 @@ mod worker;
 pub struct Settings {
     /// Which backend to take.
     pub io: io::Choice,
-    /// Number of workers; `None` leaves it to the process (relay: the snapshot's figure, else one for every two cores; agent: as many as the relay has, at most as many).
+    /// Number of workers; `None` leaves it to the process (relay: the snapshot's figure, else one
+    /// for every two cores; agent: as many as the relay has, at most as many).
     pub workers: Option<u16>,
-    /// The most that one UDP datagram may carry, bytes; `None` climbs to what the path's interface allows.
+    /// The most that one UDP datagram may carry, bytes; `None` climbs to what the path's interface
+    /// allows.
     pub mtu_max: Option<u16>,
     /// How long live flows may go on after the first request to drain.
     pub grace: std::time::Duration,

@@ -1,12 +1,17 @@
-//! When a worker stays awake, and when it gives way: to wake a thread on a core that sleeps costs more than most of what a worker does.
+//! When a worker stays awake, and when it gives way: to wake a thread on a core that sleeps costs
+//! more than most of what a worker does.
 //!
-//! After something happened it stays awake for a moment, for the answer to what it just sent is often on its way. Only while much happens and nobody
-//! else wants the core: signs of life of a thousand idle sessions are not worth a core that never sleeps. And not for one flow that asks and waits for
-//! its answer: there who stays awake has the core that the next of the way would run on, on one that need not be woken.
+//! After something happened it stays awake for a moment, for the answer to what it just sent is
+//! often on its way. Only while much happens and nobody else wants the core: signs of life of a
+//! thousand idle sessions are not worth a core that never sleeps. And not for one flow that asks
+//! and waits for its answer: there who stays awake has the core that the next of the way would run
+//! on, on one that need not be woken.
 //!
-//! Otherwise it lets whoever woke it finish first. That is mostly a thread of the same core that sends and then has next to nothing to do
-//! before it sleeps; cut short there, it still wants the core when the worker wakes the next thread of the way, which the kernel then puts on a
-//! core that sleeps. Only as long as it costs little: to whoever goes on computing, a core is not given for nothing.
+//! Otherwise it lets whoever woke it finish first. That is mostly a thread of the same core that
+//! sends and then has next to nothing to do before it sleeps; cut short there, it still wants the
+//! core when the worker wakes the next thread of the way, which the kernel then puts on a core that
+//! sleeps. Only as long as it costs little: to whoever goes on computing, a core is not given for
+//! nothing.
 
 use std::time::{Duration, Instant};
 
@@ -27,19 +32,22 @@ const SILENCE: Duration = Duration::from_millis(1);
 /// Weight of the past in the mean against what just happened.
 const MEMORY: u32 = 32;
 
-/// Several flows talk when the socket that something came of is another one than before this often, of [`ALWAYS`], in the mean.
+/// Several flows talk when the socket that something came of is another one than before this often,
+/// of [`ALWAYS`], in the mean.
 const SEVERAL: u32 = ALWAYS / 4;
 
 /// Each time.
 const ALWAYS: u32 = 1 << 16;
 
-/// Bytes of a turn, in the mean, from which on even one flow is one that sends and not one that asks.
+/// Bytes of a turn, in the mean, from which on even one flow is one that sends and not one that
+/// asks.
 const BULK: usize = 4 * 1024;
 
 /// A turn with more says no more than one with so many.
 const BULK_MAX: usize = 64 * 1024;
 
-/// The most that it may cost to let others finish, in the mean: less than half of what a wake across cores costs.
+/// The most that it may cost to let others finish, in the mean: less than half of what a wake
+/// across cores costs.
 const REST: Duration = Duration::from_micros(20);
 
 /// One that takes longer says no more than this.
@@ -120,7 +128,8 @@ impl Linger {
         self.apart < BUSY && (self.others > SEVERAL || self.weight > BULK)
     }
 
-    /// Nothing happened: lets others have the core. Ends where somebody took it, for then there is better use for it than waiting.
+    /// Nothing happened: lets others have the core. Ends where somebody took it, for then there is
+    /// better use for it than waiting.
     pub(crate) fn give_way(&mut self, clock: impl Fn() -> Instant) {
         self.wanted = yield_core(clock) > WANTED;
     }

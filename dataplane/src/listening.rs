@@ -1,4 +1,5 @@
-//! The bindings of one worker: addresses where it takes applications in, and how they close when the process drains.
+//! The bindings of one worker: addresses where it takes applications in, and how they close when
+//! the process drains.
 
 use std::time::Instant;
 
@@ -88,7 +89,8 @@ impl Drain {
         }
     }
 
-    /// One tick: closes the bindings once the backlog was accepted. `Some`: they are closed, and whether the time is over.
+    /// One tick: closes the bindings once the backlog was accepted. `Some`: they are closed, and
+    /// whether the time is over.
     pub(crate) fn tick<I: Io, D>(
         &mut self,
         core: &mut Core<I, D>,

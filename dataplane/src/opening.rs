@@ -1,5 +1,5 @@
-//! The frame at the head of a flow's stream: Open from the side that opened it, the answer from the other. Read chunk by chunk, so that what follows
-//! stays whole for whom it belongs to.
+//! The frame at the head of a flow's stream: Open from the side that opened it, the answer from the
+//! other. Read chunk by chunk, so that what follows stays whole for whom it belongs to.
 
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,8 @@ pub(crate) struct Openings {
 }
 
 impl Openings {
-    /// At most so many, each for so long. An Open fits one datagram, so only what was lost or reordered is ever here.
+    /// At most so many, each for so long. An Open fits one datagram, so only what was lost or
+    /// reordered is ever here.
     #[must_use]
     pub(crate) fn new(most: usize, within: Duration) -> Self {
         Self {

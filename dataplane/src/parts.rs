@@ -1,4 +1,5 @@
-//! Parts of the inside that benchmarks and fuzzing take by themselves. No promise: what is here changes with the inside.
+//! Parts of the inside that benchmarks and fuzzing take by themselves. No promise: what is here
+//! changes with the inside.
 
 mod strangers;
 
@@ -9,7 +10,8 @@ pub use self::strangers::Strangers;
 use crate::quic::SessionId;
 use crate::relay::roster::{Entry, Health, Roster};
 
-/// The listeners of one hybrid connection, each a process with one session, all of them well and without flows.
+/// The listeners of one hybrid connection, each a process with one session, all of them well and
+/// without flows.
 #[derive(Debug)]
 pub struct Listeners(Roster);
 

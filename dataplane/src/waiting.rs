@@ -1,6 +1,7 @@
-//! Applications that cannot be carried yet: there is no session, or none with room for one more flow. A relay that restarts is back within a second
-//! or two, and room comes as flows end: a connection that waits so long is worth more than one that fails at once. Bounded in number and time; touches
-//! no byte.
+//! Applications that cannot be carried yet: there is no session, or none with room for one more
+//! flow. A relay that restarts is back within a second or two, and room comes as flows end: a
+//! connection that waits so long is worth more than one that fails at once. Bounded in number and
+//! time; touches no byte.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -1,17 +1,20 @@
-//! What the two ends say around each call of a flow of calls (`wire`, modes 2 and 3). Knows no socket.
+//! What the two ends say around each call of a flow of calls (`wire`, modes 2 and 3). Knows no
+//! socket.
 //!
-//! The client sends a call of 24 bytes and its request; the endpoint reads both, then sends an answer of 8 bytes and its response.
-//! One call at a time; FIN from the client between two calls ends the flow, with the trailer of `wire`.
+//! The client sends a call of 24 bytes and its request; the endpoint reads both, then sends an
+//! answer of 8 bytes and its response. One call at a time; FIN from the client between two calls
+//! ends the flow, with the trailer of `wire`.
 //!
 //! | call | what | answer | what |
 //! |---|---|---|---|
 //! | 0..4 | `CALL` | 0..4 | check, of seed, number and verdict |
-//! | 4..8 | check, of seed, number and both lengths | 4 | verdict on the request: 0 right, 1 corrupt |
+//! | 4..8 | check, of seed, number and lengths | 4 | verdict on the request: 0 right, 1 corrupt |
 //! | 8..16 | length of the request that follows | 5..8 | zero |
 //! | 16..24 | length of the response wanted | | |
 //!
-//! Requests are the flow's pattern upwards, one behind the other; responses the one downwards. As the number of the call is in both
-//! checks, a call that was lost, repeated or moved shows even where request and response are empty.
+//! Requests are the flow's pattern upwards, one behind the other; responses the one downwards. As
+//! the number of the call is in both checks, a call that was lost, repeated or moved shows even
+//! where request and response are empty.
 
 use crate::pattern::derive;
 

@@ -183,7 +183,8 @@ async fn both_ways<S: Socket>(socket: &S, task: &Task, pulse: &Pulse<'_>) -> Res
         )
         .await;
         if result.is_err() {
-            // Frees a sender that waits for a peer that reads no more. Not by a reset: the sender shall see one that comes from outside.
+            // Frees a sender that waits for a peer that reads no more. Not by a reset: the sender
+            // shall see one that comes from outside.
             let _ = socket.finish();
         }
         ended.notify_one();
@@ -191,8 +192,9 @@ async fn both_ways<S: Socket>(socket: &S, task: &Task, pulse: &Pulse<'_>) -> Res
     };
     let (sent, received) = tokio::join!(up, down);
     let sent = match sent {
-        // Linux tells a reset once: the sender got the error, so the receiver got an end that looks clean but is none.
-        // (After a true end from the peer, a reset is a broken pipe to the sender.)
+        // Linux tells a reset once: the sender got the error, so the receiver got an end that looks
+        // clean but is none. (After a true end from the peer, a reset is a broken pipe to the
+        // sender.)
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !is_corrupt(&received) => {
             return Err(Fault::Failed(format!("send: {error}")));
         }
@@ -292,7 +294,8 @@ async fn ping_pong<S: Socket>(
     judge(&task.header, moved, received, trailer)
 }
 
-/// An answer to the message at `moved` that is wrong or ended: perhaps it is the endpoint's verdict that came early.
+/// An answer to the message at `moved` that is wrong or ended: perhaps it is the endpoint's verdict
+/// that came early.
 async fn broken_off<S: Socket>(
     socket: &S,
     task: &Task,
@@ -307,7 +310,8 @@ async fn broken_off<S: Socket>(
     {
         return Err(corrupt(mismatch).into());
     }
-    let _ = socket.finish(); // The endpoint reads to our end; if the socket is gone, receiving tells why.
+    // The endpoint reads to our end; if the socket is gone, receiving tells why.
+    let _ = socket.finish();
     let (received, trailer) = receive(
         socket,
         Incoming::new(pattern, moved),
@@ -331,7 +335,8 @@ async fn send_header<S: Socket>(socket: &S, header: &Header) -> io::Result<()> {
     socket.write_all(bytes, 0..len, &|_| ()).await.0
 }
 
-/// Checks what has come and all that comes, to the end. Gives the number of bytes before the trailer, and the trailer.
+/// Checks what has come and all that comes, to the end. Gives the number of bytes before the
+/// trailer, and the trailer.
 async fn receive<S: Socket>(
     socket: &S,
     mut incoming: Incoming,

@@ -1,5 +1,5 @@
-//! The receiving side of a direction that ends with a trailer: checks each byte as it comes and tells the ways to end apart.
-//! Knows no socket.
+//! The receiving side of a direction that ends with a trailer: checks each byte as it comes and
+//! tells the ways to end apart. Knows no socket.
 
 use std::fmt;
 
@@ -15,7 +15,8 @@ pub(crate) enum Wrong {
     Truncated(String),
 }
 
-/// The bytes of a direction so far. The last [`TRAILER`] of them are held back, for they may be the trailer.
+/// The bytes of a direction so far. The last [`TRAILER`] of them are held back, for they may be the
+/// trailer.
 pub(crate) struct Incoming {
     pattern: Pattern,
     checked: u64,
@@ -70,12 +71,14 @@ impl Incoming {
     }
 }
 
-/// Whether these bytes from position `checked` on may be the pattern's last ones and the beginning of a trailer.
+/// Whether these bytes from position `checked` on may be the pattern's last ones and the beginning
+/// of a trailer.
 pub(crate) fn may_end_here(pattern: Pattern, checked: u64, bytes: &[u8]) -> bool {
     cut(pattern, checked, bytes).is_some()
 }
 
-/// Where the pattern's bytes end and a trailer begins, whole or not: what came is right as far as it goes.
+/// Where the pattern's bytes end and a trailer begins, whole or not: what came is right as far as
+/// it goes.
 fn cut(pattern: Pattern, checked: u64, bytes: &[u8]) -> Option<u64> {
     let first = bytes.len().saturating_sub(TRAILER);
     pattern.check(checked, &bytes[..first]).ok()?;

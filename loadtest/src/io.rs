@@ -1,7 +1,9 @@
-//! How the load generator talks to sockets: by io_uring (tokio-uring) or by readiness (tokio), behind one small trait.
+//! How the load generator talks to sockets: by io_uring (tokio-uring) or by readiness (tokio),
+//! behind one small trait.
 //!
-//! Connections are opened and accepted by tokio in both: an attempt can then be given up, which tokio-uring cannot do.
-//! All bytes travel by the chosen way. One thread is one runtime; nothing is shared between threads but counters.
+//! Connections are opened and accepted by tokio in both: an attempt can then be given up, which
+//! tokio-uring cannot do. All bytes travel by the chosen way. One thread is one runtime; nothing is
+//! shared between threads but counters.
 
 use std::io;
 use std::net::Shutdown;
@@ -15,10 +17,12 @@ use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 use tokio_uring::buf::BoundedBuf;
 
-/// Submission entries of a ring: one turn of the loop seldom starts more operations, and a full queue only costs a system call.
+/// Submission entries of a ring: one turn of the loop seldom starts more operations, and a full
+/// queue only costs a system call.
 const RING_ENTRIES: u32 = 1024;
 
-/// Completion entries of a ring: two operations for each of 8,000 flows, so that the kernel need not keep an overflow list.
+/// Completion entries of a ring: two operations for each of 8,000 flows, so that the kernel need
+/// not keep an overflow list.
 const RING_COMPLETIONS: u32 = 16 * 1024;
 
 /// Which way to take.
@@ -76,7 +80,8 @@ impl Kind {
     }
 }
 
-/// A connected TCP socket. Reading and writing may go on at the same time; neither is ever cancelled: [`Socket::abort`] ends both.
+/// A connected TCP socket. Reading and writing may go on at the same time; neither is ever
+/// cancelled: [`Socket::abort`] ends both.
 pub(crate) trait Socket: Sized + 'static {
     /// Takes over a connection.
     fn adopt(stream: TcpStream) -> io::Result<Self>;
@@ -93,7 +98,8 @@ pub(crate) trait Socket: Sized + 'static {
     /// Ends both directions now, with a reset.
     fn abort(&self);
 
-    /// Writes all of `buffer[range]`, and calls `progress` with the length of each part that the kernel took.
+    /// Writes all of `buffer[range]`, and calls `progress` with the length of each part that the
+    /// kernel took.
     async fn write_all(
         &self,
         mut buffer: Vec<u8>,
@@ -138,8 +144,9 @@ pub(crate) fn drive<J: Job>(kind: Kind, job: J) -> io::Result<J::Output> {
     }
 }
 
-/// Runs a conversation on a socket to its end. If `trigger` comes first, the socket is aborted and the conversation ends by that:
-/// no operation is dropped midway. Gives what the conversation gave, and whether the trigger came.
+/// Runs a conversation on a socket to its end. If `trigger` comes first, the socket is aborted and
+/// the conversation ends by that: no operation is dropped midway. Gives what the conversation gave,
+/// and whether the trigger came.
 pub(crate) async fn or_abort<S: Socket, T>(
     socket: &S,
     conversation: impl Future<Output = T>,
@@ -252,7 +259,8 @@ impl Socket for TokioSocket {
     }
 }
 
-/// Sends RST now and wakes whoever reads or writes. Not shutdown: that would send FIN first, which looks like a clean end.
+/// Sends RST now and wakes whoever reads or writes. Not shutdown: that would send FIN first, which
+/// looks like a clean end.
 fn reset(socket: impl AsFd) {
     let _ = rustix::net::connect_unspec(&socket); // Fails only on a socket that is gone already.
 }

@@ -1,10 +1,12 @@
 //! A load generator that checks every byte, and the parts of it that tests use by themselves.
 //!
-//! [`pattern`] is the oracle: a stream of bytes that depends on a seed and on the position, so that a lost, repeated, moved or
-//! changed byte shows. [`endpoint`] is the far end of verified flows, [`run`](run::run) the near end of many of them; whatever lies
-//! between, both directions are checked at both ends, and a flow that is corrupt, silently truncated or hung is counted as what it is.
-//! [`impair`] is a bad network for UDP, and [`faults`] a program that does all kinds of harm to Underpass while such flows live.
-//! [`scenario`] is for latency and load: groups of flows with sizes and a pace, the calls of which are as verified.
+//! [`pattern`] is the oracle: a stream of bytes that depends on a seed and on the position, so that
+//! a lost, repeated, moved or changed byte shows. [`endpoint`] is the far end of verified flows,
+//! [`run`](run::run) the near end of many of them; whatever lies between, both directions are
+//! checked at both ends, and a flow that is corrupt, silently truncated or hung is counted as what
+//! it is. [`impair`] is a bad network for UDP, and [`faults`] a program that does all kinds of harm
+//! to Underpass while such flows live. [`scenario`] is for latency and load: groups of flows with
+//! sizes and a pace, the calls of which are as verified.
 //!
 //! ```
 //! use underpass_loadtest::{Endpoint, Mode, Plan, endpoint, run};

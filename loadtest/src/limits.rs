@@ -7,8 +7,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Files of a process that are no flows: its runtimes, rings, timers, what it was started with.
 const FILES_BESIDE: u64 = 64;
 
-/// Raises the soft limit of open files to the hard one: the usual soft limit of 1,024 is less than the flows of many runs.
-/// Gives the limit, `None` where there is none.
+/// Raises the soft limit of open files to the hard one: the usual soft limit of 1,024 is less than
+/// the flows of many runs. Gives the limit, `None` where there is none.
 pub fn raise_file_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {

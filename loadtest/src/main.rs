@@ -9,7 +9,8 @@ use clap::{Parser, Subcommand};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Load for TCP services and for whatever lies on the way to them: every byte checked, latency without coordinated omission.
+/// Load for TCP services and for whatever lies on the way to them: every byte checked, latency
+/// without coordinated omission.
 ///
 /// Exit codes: 0 all was right, 1 a call or a flow was not, 2 it could not be run.
 #[derive(Parser)]

@@ -1,18 +1,24 @@
-//! The oracle of every test flow: an endless stream of bytes made from a seed and the position alone.
+//! The oracle of every test flow: an endless stream of bytes made from a seed and the position
+//! alone.
 //!
-//! Any part can be made or checked at any offset, so both ends need no more than the seed. Knows no socket and no clock.
+//! Any part can be made or checked at any offset, so both ends need no more than the seed. Knows no
+//! socket and no clock.
 //!
-//! Byte `p` is byte `p % 8` (little endian) of word `p / 8`, and word `i` is a bijection of `i` for a given seed: no word comes
-//! twice in a stream, so a block that was dropped, repeated or moved by any multiple of eight bytes cannot look right in even
-//! one of its words; moved by another distance, it looks right by chance alone.
+//! Byte `p` is byte `p % 8` (little endian) of word `p / 8`, and word `i` is a bijection of `i` for
+//! a given seed: no word comes twice in a stream, so a block that was dropped, repeated or moved by
+//! any multiple of eight bytes cannot look right in even one of its words; moved by another
+//! distance, it looks right by chance alone.
 
-/// Steps of the counter: 2^64 divided by the golden ratio, odd (as in SplitMix64), so that neighbours differ in about half of their bits.
+/// Steps of the counter: 2^64 divided by the golden ratio, odd (as in SplitMix64), so that
+/// neighbours differ in about half of their bits.
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Multiplier of the one mixing round: odd, so that the round stays a bijection (from SplitMix64's second round).
+/// Multiplier of the one mixing round: odd, so that the round stays a bijection (from SplitMix64's
+/// second round).
 const MIX: u64 = 0xBF58_476D_1CE4_E5B9;
 
-/// Words that are compared before the check looks at the verdict: enough to hide the branch, few enough to find the byte quickly afterwards.
+/// Words that are compared before the check looks at the verdict: enough to hide the branch, few
+/// enough to find the byte quickly afterwards.
 const BLOCK_WORDS: usize = 64;
 
 const WORD: usize = size_of::<u64>();
@@ -85,7 +91,8 @@ impl Pattern {
         self.check_bytes(position.wrapping_add(whole as u64), &last[whole..])
     }
 
-    /// Whether any of these whole words, the first of which has this index, is wrong. No branch per word, so that it runs at memory speed.
+    /// Whether any of these whole words, the first of which has this index, is wrong. No branch per
+    /// word, so that it runs at memory speed.
     fn differs(&self, first: u64, words: &[u8]) -> bool {
         let mut index = first;
         let mut difference = 0;

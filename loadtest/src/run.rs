@@ -18,7 +18,8 @@ use crate::pattern::derive;
 use crate::scenario::Stop;
 use crate::wire::{Header, Style};
 
-/// Longest message of ping-pong, bytes: both socket buffers hold it, so that writing it whole before reading cannot block for ever.
+/// Longest message of ping-pong, bytes: both socket buffers hold it, so that writing it whole
+/// before reading cannot block for ever.
 pub const MESSAGE_MAX: usize = 64 * 1024;
 
 /// Faults that are told in words; the others are counted only.
@@ -54,7 +55,8 @@ pub struct Plan {
     pub mode: Mode,
     /// Flows at once.
     pub flows: u64,
-    /// Flows in all; `None`: as many as at once, or, where there are `bytes` and a `duration`, as many as fit.
+    /// Flows in all; `None`: as many as at once, or, where there are `bytes` and a `duration`, as
+    /// many as fit.
     pub total: Option<u64>,
     /// Bytes each way in one flow; `None`: as many as fit into `duration`.
     pub bytes: Option<u64>,
@@ -129,7 +131,8 @@ pub struct Tally {
 /// Runs it. `tick` is called about ten times a second.
 ///
 /// # Errors
-/// The plan makes no sense, or the io is not permitted here. What happens to flows is in the outcome.
+/// The plan makes no sense, or the io is not permitted here. What happens to flows is in the
+/// outcome.
 pub fn run(plan: &Plan, mut tick: impl FnMut(&Counters)) -> io::Result<Outcome> {
     plan.check()?;
     let kind = plan.io.resolve()?;
@@ -154,7 +157,8 @@ pub fn run(plan: &Plan, mut tick: impl FnMut(&Counters)) -> io::Result<Outcome> 
         std::thread::Builder::new()
             .name("load".into())
             .spawn(move || {
-                let _ = sender.send(way::drive(kind, worker)); // Fails only when the run was given up.
+                // Fails only when the run was given up.
+                let _ = sender.send(way::drive(kind, worker));
             })?;
     }
     drop(sender);
@@ -401,7 +405,8 @@ impl Job for Worker {
 
     async fn run<S: Socket>(self) -> Tally {
         let worker = Rc::new(self);
-        let tally = Rc::new(RefCell::new(Tally::new())); // One for all slots: its histograms weigh more than a flow.
+        // One for all slots: its histograms weigh more than a flow.
+        let tally = Rc::new(RefCell::new(Tally::new()));
         let mut slots = JoinSet::new();
         for _ in 0..worker.slots {
             slots.spawn_local(slot::<S>(Rc::clone(&worker), Rc::clone(&tally)));

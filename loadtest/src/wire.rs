@@ -10,10 +10,12 @@
 //! | 12..16 | check: see `check` |
 //! | 16..24 | seed |
 //! | 24..32 | number of bytes that the client will send after the header; all ones: until FIN |
-//! | 32..40 | number of bytes that the endpoint shall send; in echo mode zero; all ones: until it has seen FIN |
+//! | 32..40 | bytes that the endpoint shall send; in echo mode 0; all ones: until it has seen FIN |
 //!
-//! Upwards go the bytes of `Pattern::new(seed)`. In echo mode the endpoint returns what it gets, as it gets it. In exchange mode
-//! it sends `Pattern::new(derive(seed, 1))`. Calls have a shape of their own inside ([`calls`](crate::calls)). When both directions are through, it sends a trailer of 40 bytes, then FIN:
+//! Upwards go the bytes of `Pattern::new(seed)`. In echo mode the endpoint returns what it gets, as
+//! it gets it. In exchange mode it sends `Pattern::new(derive(seed, 1))`. Calls have a shape of
+//! their own inside ([`calls`](crate::calls)). When both directions are through, it sends a trailer
+//! of 40 bytes, then FIN:
 //!
 //! | bytes | what |
 //! |---|---|
@@ -25,7 +27,8 @@
 //! | 24..32 | number of bytes sent before the trailer |
 //! | 32..40 | position of the first wrong byte, where corrupt |
 //!
-//! Integers are unsigned and little-endian. So both ends verify both directions, and neither trusts a clean end alone.
+//! Integers are unsigned and little-endian. So both ends verify both directions, and neither trusts
+//! a clean end alone.
 
 use crate::pattern::{Pattern, derive};
 

@@ -1,4 +1,5 @@
-//! The fault table's quick rows against the product's program, and the bad network and the ill endpoints as programs of their own.
+//! The fault table's quick rows against the product's program, and the bad network and the ill
+//! endpoints as programs of their own.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, UdpSocket};

@@ -1,4 +1,5 @@
-//! Scenarios against real endpoints: every call is answered and counted, and what a way does to calls shows where it should.
+//! Scenarios against real endpoints: every call is answered and counted, and what a way does to
+//! calls shows where it should.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -117,7 +118,8 @@ fn a_closed_loop_thinks_and_keeps_to_its_concurrency() {
         panic!("two groups");
     };
     assert!((4..=16).contains(&thinks.counts.right), "{thinks:?}");
-    // Latency is service time: the wait for a turn is no part of it, so calls one after another fill the time at most once.
+    // Latency is service time: the wait for a turn is no part of it, so calls one after another
+    // fill the time at most once.
     let busy = one.latency.mean().expect("there were calls").as_secs_f64();
     let busy = busy * one.counts.right as f64;
     assert!(busy < 0.4 + 0.1, "{busy} s under way in 0.4 s, one at once");
@@ -321,7 +323,8 @@ enum Harm {
     Cut(usize),
 }
 
-/// A way that does harm to one direction of each connection. Its threads end with the connections, the listener's with the test.
+/// A way that does harm to one direction of each connection. Its threads end with the connections,
+/// the listener's with the test.
 fn harming(endpoint: SocketAddr, way: Way, harm: Harm) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound");

@@ -1,4 +1,5 @@
-//! The check can fail: behind a proxy that does one kind of harm, every flow is counted as exactly that kind, by every io and mode.
+//! The check can fail: behind a proxy that does one kind of harm, every flow is counted as exactly
+//! that kind, by every io and mode.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -321,7 +322,8 @@ fn run_behind(io: Choice, mode: Mode, way: Way, harm: Harm) -> Tally {
     run::run(&plan, |_| ()).expect("runs").tally
 }
 
-/// Forwards to `endpoint` and does harm to one direction of each flow. Its threads end with the flows, the listener's with the test.
+/// Forwards to `endpoint` and does harm to one direction of each flow. Its threads end with the
+/// flows, the listener's with the test.
 fn proxy(endpoint: SocketAddr, way: Way, harm: Harm) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound");
@@ -342,11 +344,13 @@ fn proxy(endpoint: SocketAddr, way: Way, harm: Harm) -> SocketAddr {
     address
 }
 
-/// One direction, byte positions counted from the start of the stream. An error ends both directions with a reset.
+/// One direction, byte positions counted from the start of the stream. An error ends both
+/// directions with a reset.
 fn pump(from: &TcpStream, to: &TcpStream, harm: Harm) {
     let reset = || {
         for socket in [from, to] {
-            let _ = rustix::net::connect_unspec(socket); // Fails where the other direction did it already.
+            // Fails where the other direction did it already.
+            let _ = rustix::net::connect_unspec(socket);
         }
     };
     let mut position = 0;
@@ -418,7 +422,8 @@ fn pump(from: &TcpStream, to: &TcpStream, harm: Harm) {
                 // Else the last handle would end the direction when all others are through.
                 _ => std::mem::forget(to.try_clone()),
             }
-            // The other direction goes on; what still comes is swallowed, so that its sender notices nothing.
+            // The other direction goes on; what still comes is swallowed, so that its sender
+            // notices nothing.
             while { from }.read(&mut buffer).is_ok_and(|len| len > 0) {}
             return;
         }

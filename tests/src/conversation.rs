@@ -1,6 +1,7 @@
 //! One end of a TCP conversation, held to a deadline and checked byte by byte.
 //!
-//! Tells a clean end (FIN) from a reset (RST), and can cause either. Everything a tunnel may do wrong comes out as a [`Fault`].
+//! Tells a clean end (FIN) from a reset (RST), and can cause either. Everything a tunnel may do
+//! wrong comes out as a [`Fault`].
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -16,7 +17,8 @@ use underpass_loadtest::pattern::Pattern;
 /// Bytes moved by one call.
 const CHUNK: usize = 64 * 1024;
 
-/// What went wrong with a conversation, in the words of the oracle: each is counted apart. The gravest is the least.
+/// What went wrong with a conversation, in the words of the oracle: each is counted apart. The
+/// gravest is the least.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Fault {
     /// A byte is not what was sent.
@@ -44,7 +46,8 @@ pub enum Fault {
     Hung(String),
 }
 
-/// Of the faults at several ends of what was tried at once the gravest: the others are often only its consequence.
+/// Of the faults at several ends of what was tried at once the gravest: the others are often only
+/// its consequence.
 ///
 /// # Errors
 /// That fault, if any.
@@ -232,7 +235,8 @@ impl Conversation {
         }
     }
 
-    /// Reads until a reset, checking each byte on the way against `pattern` from `position` on. Returns how many came.
+    /// Reads until a reset, checking each byte on the way against `pattern` from `position` on.
+    /// Returns how many came.
     ///
     /// # Errors
     /// [`Fault::CleanEnd`] when it ended cleanly instead, and any other [`Fault`].
@@ -304,7 +308,8 @@ impl Conversation {
         }
     }
 
-    /// Waits until the kernel says that the connection is gone, without reading or writing: what an application that waits for events would notice.
+    /// Waits until the kernel says that the connection is gone, without reading or writing: what an
+    /// application that waits for events would notice.
     ///
     /// # Errors
     /// [`Fault::Hung`] when nothing is noticed by the deadline.
@@ -320,7 +325,8 @@ impl Conversation {
         )))
     }
 
-    /// Whether the connection is gone in both directions by now or becomes so `within`. Takes no error away from a later read.
+    /// Whether the connection is gone in both directions by now or becomes so `within`. Takes no
+    /// error away from a later read.
     ///
     /// # Errors
     /// When the descriptor cannot be polled.
@@ -347,7 +353,8 @@ impl Conversation {
     #[must_use]
     pub fn waiting_bytes<const N: usize>(&self) -> Vec<u8> {
         let mut bytes = vec![0; N];
-        // Asked for first: looking at a socket that was reset would take the error away, and the next look would see a clean end.
+        // Asked for first: looking at a socket that was reset would take the error away, and the
+        // next look would see a clean end.
         let waiting = ioctl_fionread(&self.stream).unwrap_or(0);
         let len = if waiting > 0 {
             self.stream.peek(&mut bytes).unwrap_or(0)
@@ -418,7 +425,8 @@ impl Conversation {
         let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }
 
-    /// Closes as an application does that cares no more: FIN, or RST by the kernel when bytes lie unread.
+    /// Closes as an application does that cares no more: FIN, or RST by the kernel when bytes lie
+    /// unread.
     pub fn close(self) {
         drop(self);
     }
@@ -441,7 +449,8 @@ impl Conversation {
 
     /// Gives the next call on the socket what is left until the deadline.
     fn arm(&self) -> Result<(), Fault> {
-        // A call after the deadline still gets a moment, so that what has already happened is seen as what it is.
+        // A call after the deadline still gets a moment, so that what has already happened is seen
+        // as what it is.
         let left = self
             .until
             .saturating_duration_since(Instant::now())

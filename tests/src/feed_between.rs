@@ -1,5 +1,6 @@
-//! Stands between control and the relay: passes on what both say, changes snapshots on the way, and asks questions of its own. For what a relay does with
-//! messages that control has a reason for only seldom.
+//! Stands between control and the relay: passes on what both say, changes snapshots on the way, and
+//! asks questions of its own. For what a relay does with messages that control has a reason for
+//! only seldom.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

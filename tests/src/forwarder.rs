@@ -1,6 +1,7 @@
 //! A plain TCP forwarder in this process, honest or with one fault on purpose.
 //!
-//! The honest one proves that the fidelity suite can pass without a tunnel; each faulty one proves that the suite sees that fault.
+//! The honest one proves that the fidelity suite can pass without a tunnel; each faulty one proves
+//! that the suite sees that fault.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -23,7 +24,8 @@ const READS_EACH_TURN: usize = 64;
 /// How long a loop waits before it looks whether it should end.
 const LOOK_EACH: Duration = Duration::from_millis(20);
 
-/// How long [`Manner::DropsTheTail`] holds bytes back to see whether the end follows: longer than loopback takes, short beside a test.
+/// How long [`Manner::DropsTheTail`] holds bytes back to see whether the end follows: longer than
+/// loopback takes, short beside a test.
 const HOLD: Duration = Duration::from_millis(5);
 
 /// Where [`Manner::FlipsABit`] does so, byte of each direction.
@@ -101,7 +103,8 @@ impl Forwarder {
         self.address
     }
 
-    /// Cuts all live flows off, as the death of the process would: by a reset, or cleanly where the manner hides resets.
+    /// Cuts all live flows off, as the death of the process would: by a reset, or cleanly where the
+    /// manner hides resets.
     pub fn cut(&self) {
         self.shared.cuts.fetch_add(1, Ordering::Relaxed);
     }
@@ -123,8 +126,8 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         if shared.ending.load(Ordering::Relaxed) {
             return;
         }
-        // Dialled before the next is accepted, so that the endpoint gets its flows in the order in which they came: a test that opens a second one knows that the
-        // first is there.
+        // Dialled before the next is accepted, so that the endpoint gets its flows in the order in
+        // which they came: a test that opens a second one knows that the first is there.
         match TcpStream::connect(shared.endpoint) {
             Ok(endpoint) => {
                 let shared = Arc::clone(shared);
@@ -143,7 +146,8 @@ fn abort(socket: &TcpStream) -> io::Result<()> {
     SockRef::from(socket).set_linger(Some(Duration::ZERO))
 }
 
-/// Two sockets and the two ways between them: `ways[0]` from the application to the endpoint, `ways[1]` back.
+/// Two sockets and the two ways between them: `ways[0]` from the application to the endpoint,
+/// `ways[1]` back.
 struct Flow {
     sockets: [TcpStream; 2],
     ways: [Way; 2],

@@ -1,6 +1,8 @@
-//! What the end-to-end tests share: real processes, real sockets and real servers, each with a deadline and an end.
+//! What the end-to-end tests share: real processes, real sockets and real servers, each with a
+//! deadline and an end.
 //!
-//! The tests themselves are in `tests/`. Nothing here sleeps: whatever must come about is waited for with [`deadline::wait_for`].
+//! The tests themselves are in `tests/`. Nothing here sleeps: whatever must come about is waited
+//! for with [`deadline::wait_for`].
 
 pub mod conversation;
 pub mod feed_between;

@@ -1,4 +1,5 @@
-//! Verified load for tests of what changes under it: flows that live as long as the test wants, and others that come and go, every byte checked by its position.
+//! Verified load for tests of what changes under it: flows that live as long as the test wants, and
+//! others that come and go, every byte checked by its position.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use underpass_loadtest::pattern::{Pattern, derive};
 use crate::conversation::{Conversation, Fault, gravest};
 use crate::deadline::{LOOK_EACH, MOMENT, pause};
 
-/// Bytes said at a time and heard again before the next: more than one packet, less than any buffer on the way.
+/// Bytes said at a time and heard again before the next: more than one packet, less than any buffer
+/// on the way.
 const TURN: u64 = 16 * 1024;
 
 /// Turns of a flow that comes and goes.
@@ -39,7 +41,8 @@ pub struct Carried {
 }
 
 impl Load {
-    /// Opens `lasting` flows that live until [`Self::stop`], and keeps opening short ones beside them.
+    /// Opens `lasting` flows that live until [`Self::stop`], and keeps opening short ones beside
+    /// them.
     ///
     /// # Errors
     /// When one of the lasting flows cannot be opened.

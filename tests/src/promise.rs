@@ -1,4 +1,5 @@
-//! What is promised of time, for tests that hold it against a clock: each with what the test itself adds on two cores that it shares with what it looks at.
+//! What is promised of time, for tests that hold it against a clock: each with what the test itself
+//! adds on two cores that it shares with what it looks at.
 
 use std::time::{Duration, Instant};
 

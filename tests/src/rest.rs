@@ -1,4 +1,5 @@
-//! Control's REST API, asked by curl: a client of the system, with a token of the manage key as any other would make it.
+//! Control's REST API, asked by curl: a client of the system, with a token of the manage key as any
+//! other would make it.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -66,7 +67,8 @@ impl Rest {
         self.ask_with(&self.token(TOKEN_SECS.cast_signed())?, method, path, body)
     }
 
-    /// A token of the manage key that is over in so many seconds; or was so many ago, where negative.
+    /// A token of the manage key that is over in so many seconds; or was so many ago, where
+    /// negative.
     ///
     /// # Errors
     /// When the clock stands before 1970.

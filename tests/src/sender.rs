@@ -1,4 +1,5 @@
-//! A sender beside an [`Installation`]: its folder of files, its process, and the addresses that it gives to applications.
+//! A sender beside an [`Installation`]: its folder of files, its process, and the addresses that it
+//! gives to applications.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -23,7 +24,8 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Starts a sender for some hybrid connections, and waits until the relay has registered it for each.
+    /// Starts a sender for some hybrid connections, and waits until the relay has registered it for
+    /// each.
     ///
     /// # Errors
     /// When that does not come about.
@@ -81,7 +83,8 @@ impl Sender {
         Ok(())
     }
 
-    /// Waits until the relay says that a sender is registered for this hybrid connection, and its address is open.
+    /// Waits until the relay says that a sender is registered for this hybrid connection, and its
+    /// address is open.
     ///
     /// # Errors
     /// When that does not come about; the sender's log is in the message.

@@ -1,4 +1,5 @@
-//! A small TCP service that says who it is and echoes, and talks with it: for tests of what changes around flows, where the bytes themselves are not in question.
+//! A small TCP service that says who it is and echoes, and talks with it: for tests of what changes
+//! around flows, where the bytes themselves are not in question.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -62,8 +63,9 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // To close would not do: a process that a test starts just now holds a copy until it has become its program,
-        // and the kernel would go on accepting. This also wakes the thread; those of live conversations end with these.
+        // To close would not do: a process that a test starts just now holds a copy until it has
+        // become its program, and the kernel would go on accepting. This also wakes the thread;
+        // those of live conversations end with these.
         let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -96,7 +98,8 @@ impl Talk {
     /// Connects and hears who is there.
     ///
     /// # Errors
-    /// When refused or reset; [`io::ErrorKind::UnexpectedEof`] on a clean end; [`io::ErrorKind::WouldBlock`] on silence.
+    /// When refused or reset; [`io::ErrorKind::UnexpectedEof`] on a clean end;
+    /// [`io::ErrorKind::WouldBlock`] on silence.
     pub fn start(address: SocketAddr) -> io::Result<Self> {
         let mut stream = TcpStream::connect_timeout(&address, MOMENT)?;
         stream.set_nodelay(true)?;

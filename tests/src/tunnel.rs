@@ -1,4 +1,5 @@
-//! Whole tunnels for what only wants to talk through one: beside the relay, and through a sender. Their processes can be killed and restored.
+//! Whole tunnels for what only wants to talk through one: beside the relay, and through a sender.
+//! Their processes can be killed and restored.
 
 use std::net::SocketAddr;
 use std::sync::MutexGuard;
@@ -29,7 +30,8 @@ pub const NAME: &str = "through-here";
 pub const UNKNOWN: &str = "to-nowhere";
 
 impl Tunnel {
-    /// Starts all processes and waits until a flow would get through. Every connection that the endpoint gets is a flow.
+    /// Starts all processes and waits until a flow would get through. Every connection that the
+    /// endpoint gets is a flow.
     ///
     /// # Errors
     /// When that does not come about.

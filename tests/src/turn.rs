@@ -1,4 +1,5 @@
-//! Taking turns: a test that fills both cores or measures time runs alone, all others side by side. Holds across processes, so that any test runner will do.
+//! Taking turns: a test that fills both cores or measures time runs alone, all others side by side.
+//! Holds across processes, so that any test runner will do.
 
 use std::fs::File;
 use std::io;

@@ -1,5 +1,6 @@
-//! What is wrong outside: endpoints that fail, files that are damaged, ports that are taken, keys and certificates that do not fit.
-//! Each is told with its place and the next step, in words that are compared whole; nothing is lost and nothing panics.
+//! What is wrong outside: endpoints that fail, files that are damaged, ports that are taken, keys
+//! and certificates that do not fit. Each is told with its place and the next step, in words that
+//! are compared whole; nothing is lost and nothing panics.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 

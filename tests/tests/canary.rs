@@ -1,6 +1,8 @@
-//! Known keys in a whole installation that does all it can: they are looked for in everything that its processes say, and found nowhere.
+//! Known keys in a whole installation that does all it can: they are looked for in everything that
+//! its processes say, and found nowhere.
 //!
-//! The doors by which a key comes in, and core files, are in control's own tests of the command line.
+//! The doors by which a key comes in, and core files, are in control's own tests of the command
+//! line.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 

@@ -1,6 +1,8 @@
-//! How often a byte is copied in user space on its way: once where it goes into a datagram, to be encrypted there, and nowhere else.
+//! How often a byte is copied in user space on its way: once where it goes into a datagram, to be
+//! encrypted there, and nowhere else.
 //!
-//! Counted from outside: a library that stands before libc's memcpy and memmove is loaded into the release code of relay and agent.
+//! Counted from outside: a library that stands before libc's memcpy and memmove is loaded into the
+//! release code of relay and agent.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
@@ -24,7 +26,8 @@ const BULK: u64 = 256 << 20;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Copies of a byte in the process that sends it through QUIC: into the datagram. Some bytes more, for small chunks are copied out of large buffers.
+/// Copies of a byte in the process that sends it through QUIC: into the datagram. Some bytes more,
+/// for small chunks are copied out of large buffers.
 const SENDER_MOST: f64 = 1.05;
 
 /// Copies of a byte in the process that receives it: none but of small chunks.
@@ -55,7 +58,8 @@ on_every_backend! {
     }
 }
 
-/// Sends the bulk from an application to an endpoint, ends relay and agent, and returns their process ids.
+/// Sends the bulk from an application to an endpoint, ends relay and agent, and returns their
+/// process ids.
 fn carry(setup: Setup) -> (u32, u32) {
     let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = endpoint.local_addr().unwrap().to_string();

@@ -1,4 +1,5 @@
-//! Definitions that are added, changed, removed and spoilt while flows are live, on the processes as they are.
+//! Definitions that are added, changed, removed and spoilt while flows are live, on the processes
+//! as they are.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -19,7 +20,8 @@ const TOUCHED: &str = "payroll-sql";
 /// Its definition is left alone.
 const ALONE: &str = "left-alone";
 
-/// The longest that a conversation on another hybrid connection may wait for one answer: usually well under 1 ms, more where the machine has something else to do.
+/// The longest that a conversation on another hybrid connection may wait for one answer: usually
+/// well under 1 ms, more where the machine has something else to do.
 const NOT_NOTICED: Duration = Duration::from_millis(500);
 
 on_every_backend! {
@@ -202,7 +204,8 @@ on_every_backend! {
     }
 }
 
-/// Two hybrid connections with one agent, a second service to change to, and a conversation that must not notice anything.
+/// Two hybrid connections with one agent, a second service to change to, and a conversation that
+/// must not notice anything.
 struct Scene {
     a: Service,
     b: Service,

@@ -1,4 +1,5 @@
-//! SIGTERM to the processes: live flows end in peace or when the grace time is over, new ones go elsewhere or are refused.
+//! SIGTERM to the processes: live flows end in peace or when the grace time is over, new ones go
+//! elsewhere or are refused.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 

@@ -1,4 +1,5 @@
-//! Flows that one listener refuses and another takes: all that the application said goes to the second one, its end included.
+//! Flows that one listener refuses and another takes: all that the application said goes to the
+//! second one, its end included.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -36,7 +37,8 @@ on_every_backend! {
             fs::write(&path, format!("{address} db01.test\n")).unwrap();
             Setup { hosts: Some(path), probe: false, ..Setup::new(io) }
         };
-        // Nobody listens there, so this one's dials are refused; they take as long as the name takes to be found.
+        // Nobody listens there, so this one's dials are refused; they take as long as the name
+        // takes to be found.
         let (refuses, serves) = (hosts("127.0.0.2"), hosts("127.0.0.1"));
         let endpoint = format!("db01.test:{}", service.address.port());
         let installation = Installation::start(serves.clone(), &[(NAME, &*endpoint)]).unwrap();

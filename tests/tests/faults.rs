@@ -1,4 +1,5 @@
-//! Rows of the fault plan that are about control and definitions, in short: control dies again and again, and definitions come, change and go, while flows of others live.
+//! Rows of the fault plan that are about control and definitions, in short: control dies again and
+//! again, and definitions come, change and go, while flows of others live.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -26,7 +27,8 @@ const FLOWS: u64 = 4;
 /// Deaths of control for each backend: 20 in all.
 const ROUNDS: u64 = 10;
 
-/// Definitions that come, change and go for each backend, 100 in all, and the time for each; half by files, half by REST.
+/// Definitions that come, change and go for each backend, 100 in all, and the time for each; half
+/// by files, half by REST.
 const DEFINITIONS: usize = 50;
 const EACH: Duration = Duration::from_millis(100);
 

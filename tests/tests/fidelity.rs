@@ -1,4 +1,5 @@
-//! The fidelity suite through relay and agent: every row on every backend, and again where several workers share the flows.
+//! The fidelity suite through relay and agent: every row on every backend, and again where several
+//! workers share the flows.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 

@@ -1,4 +1,5 @@
-//! The test of the test: the fidelity suite passes where TCP is kept, and fails, by exactly the rows concerned, where it is not.
+//! The test of the test: the fidelity suite passes where TCP is kept, and fails, by exactly the
+//! rows concerned, where it is not.
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! Whether the status tells the truth: endpoints that stop and come back, agents that die, several of them, and nobody at all.
+//! Whether the status tells the truth: endpoints that stop and come back, agents that die, several
+//! of them, and nobody at all.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -20,7 +21,8 @@ use underpass_tests::{on_every_backend, turn};
 const NAME: &str = "payroll-sql";
 const OTHER: &str = "other-thing";
 
-/// From a failed flow, or a probe, until the status says so: the relay reports each second. The test looks by starting a process, on two shared cores.
+/// From a failed flow, or a probe, until the status says so: the relay reports each second. The
+/// test looks by starting a process, on two shared cores.
 const TOLD: Duration = Duration::from_secs(2 + MARGIN);
 const MARGIN: u64 = 1;
 
@@ -232,7 +234,8 @@ on_every_backend! {
         let log = scene.installation.relay().as_ref().unwrap().stderr();
         assert!(!log.contains("tried elsewhere"), "the failing one was asked: {log}");
 
-        // Health orders the choice, and does not empty it: the endpoint that the first may dial is back.
+        // Health orders the choice, and does not empty it: the endpoint that the first may dial is
+        // back.
         second.process().as_mut().unwrap().kill().unwrap();
         scene.installation.define(NAME, &scene.service().address.to_string()).unwrap();
         wait_for("flows by the first agent", MOMENT, || Talk::start(scene.binding).ok().filter(|talk| talk.letter == b'a')).unwrap();

@@ -1,4 +1,5 @@
-//! Everything over IPv6: an agent and a sender dial the relay there, an application comes to its binding there, and the endpoint is there.
+//! Everything over IPv6: an agent and a sender dial the relay there, an application comes to its
+//! binding there, and the endpoint is there.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 

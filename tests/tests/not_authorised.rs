@@ -1,4 +1,5 @@
-//! Who may not: every way to be no agent, no sender, no relay and no manager of an installation. All are refused, nothing is served, and only the relay's log tells some of them apart.
+//! Who may not: every way to be no agent, no sender, no relay and no manager of an installation.
+//! All are refused, nothing is served, and only the relay's log tells some of them apart.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -33,8 +34,9 @@ const TIMES: usize = 300;
 /// Rounds of one session: the log tells of the first hundred refusals of each.
 const ROUNDS: usize = 33;
 
-/// How far medians of the kinds may lie apart: a reply takes some 100 µs, and other tests may have built up the machine's load. Work that one kind alone is spared, such as
-/// a hash of the key, is less; what would be seen is a name looked up elsewhere, or a pause.
+/// How far medians of the kinds may lie apart: a reply takes some 100 µs, and other tests may have
+/// built up the machine's load. Work that one kind alone is spared, such as a hash of the key, is
+/// less; what would be seen is a name looked up elsewhere, or a pause.
 const APART: Duration = Duration::from_micros(150);
 
 on_every_backend! {
@@ -117,7 +119,8 @@ on_every_backend! {
 
     fn a_sender_says_nothing_to_a_relay_that_does_not_prove_the_key(io) {
         let _turn = turn::shared();
-        // Nothing runs in this directory: its relay's place is taken, by one that has even its certificate.
+        // Nothing runs in this directory: its relay's place is taken, by one that has even its
+        // certificate.
         let installation = Installation::new(Setup::new(io)).unwrap();
         installation.define(NAME, "127.0.0.1:1433").unwrap();
         installation.string_of(NAME, Rule::Send, &[]).unwrap();

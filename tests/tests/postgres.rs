@@ -41,7 +41,8 @@ on_every_backend! {
     }
 }
 
-/// Out through the tunnel to a file, in through the tunnel to a second table: the file and both tables hold the same.
+/// Out through the tunnel to a file, in through the tunnel to a second table: the file and both
+/// tables hold the same.
 fn copy_out_and_in(server: SocketAddr, through: SocketAddr) {
     const SUM: &str = "count(*) || ' ' || sum(hashtextextended(id || name || at, 0))";
     psql(server, &format!("CREATE TABLE original AS SELECT id, md5(id::text) AS name, timestamptz 'epoch' + id * interval '1 second' AS at FROM generate_series(1, {ROWS}) AS id")).unwrap();

@@ -34,7 +34,8 @@ on_every_backend! {
     }
 }
 
-/// Every key gets a value of its own, and every seventh is counted, so what the server holds at the end is known.
+/// Every key gets a value of its own, and every seventh is counted, so what the server holds at the
+/// end is known.
 fn pipe(server: SocketAddr, through: SocketAddr) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("commands");

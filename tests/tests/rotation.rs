@@ -1,4 +1,5 @@
-//! Keys that are rotated and made anew under load: by the secondary key no flow is cut and no byte is wrong; a dead key's own flows end within a second, and nobody else's.
+//! Keys that are rotated and made anew under load: by the secondary key no flow is cut and no byte
+//! is wrong; a dead key's own flows end within a second, and nobody else's.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -164,7 +165,8 @@ impl Scene {
         self.installation.string_of(TOUCHED, rule, options).unwrap()
     }
 
-    /// One round: the key that nobody stands on dies and nobody notices; the other one dies, and with it what stands on it; a new string brings all back.
+    /// One round: the key that nobody stands on dies and nobody notices; the other one dies, and
+    /// with it what stands on it; a new string brings all back.
     fn kill_the_key(&self, rule: Rule, round: u64) {
         let what = format!("round {round}, {} key", rule.right());
         let address = match rule {

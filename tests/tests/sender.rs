@@ -1,4 +1,5 @@
-//! Application → sender → relay → agent → endpoint: the exact meaning of TCP over all of it, who may send and who may listen, and a relay that restarts under a sender.
+//! Application → sender → relay → agent → endpoint: the exact meaning of TCP over all of it, who
+//! may send and who may listen, and a relay that restarts under a sender.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -75,7 +76,8 @@ on_every_backend! {
         ] {
             let [mine, foreign] = [own, other].map(|rule| installation.string_of(NAME, rule, &[]).unwrap());
             let (exit, told) = check(own, &foreign);
-            // The string itself says what it is for: a mistake of configuration, told before anything is dialled.
+            // The string itself says what it is for: a mistake of configuration, told before
+            // anything is dialled.
             assert_eq!(exit, Some(3), "{told}");
             assert!(told.contains(&format!("--role {role}")), "{told}");
 

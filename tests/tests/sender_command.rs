@@ -1,4 +1,5 @@
-//! `underpass sender run` and the files of agents and senders, in a whole installation: addresses, hosts entries, keys and allow-lists that change while flows live.
+//! `underpass sender run` and the files of agents and senders, in a whole installation: addresses,
+//! hosts entries, keys and allow-lists that change while flows live.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 

@@ -1,4 +1,5 @@
-//! Applications that do not read: what they pin must not be what the others of the same session live on.
+//! Applications that do not read: what they pin must not be what the others of the same session
+//! live on.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 

@@ -108,7 +108,8 @@ fn session(server: &Sshd, through: SocketAddr) {
             line == format!("answer-{}", n * 1000)
         });
     }
-    // One job says so and sleeps: between two of them Ctrl-C would reach the shell alone, and the second would sleep on.
+    // One job says so and sleeps: between two of them Ctrl-C would reach the shell alone, and the
+    // second would sleep on.
     ask(
         "sh -c 'echo asleep-$((1 + 1)); exec sleep 1000'\n",
         &|line| line == "asleep-2",

@@ -1,4 +1,5 @@
-//! Hosts that vanish without a word: both outer sockets of a flow ask for signs of life, so that the kernel notices.
+//! Hosts that vanish without a word: both outer sockets of a flow ask for signs of life, so that
+//! the kernel notices.
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -32,7 +33,8 @@ on_every_backend! {
     }
 }
 
-/// Whether a connection to this address waits for its keep-alive timer, for as long as it should at most.
+/// Whether a connection to this address waits for its keep-alive timer, for as long as it should at
+/// most.
 fn keep_alive_towards(remote: SocketAddr) -> Option<()> {
     let connections = fs::read_to_string("/proc/net/tcp").unwrap();
     // sl local remote state queues timer:when, all but the first hexadecimal.

@@ -12,7 +12,8 @@ use crate::PAYLOADS;
 /// Bytes that a packet's payload leaves for its header and tag.
 const OVERHEAD: usize = 64;
 
-/// Sealing one packet, by suite and library: what decides which comes first (`dataplane/src/quic/config.rs`).
+/// Sealing one packet, by suite and library: what decides which comes first
+/// (`dataplane/src/quic/config.rs`).
 pub(super) fn aead(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("aead");
     let suites = [

@@ -1,4 +1,5 @@
-//! One flush: packets made of what was written, encrypted, and handed to the kernel. And what the size of chunks does to it.
+//! One flush: packets made of what was written, encrypted, and handed to the kernel. And what the
+//! size of chunks does to it.
 
 use std::time::{Duration, Instant};
 

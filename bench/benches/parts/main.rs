@@ -1,5 +1,6 @@
-//! The small parts of the data plane, each by itself: frames, proofs, packet encryption, the one copy of a byte, a flush, a pick.
-//! Never the whole: what a user gets is measured by `underpass-bench peers`.
+//! The small parts of the data plane, each by itself: frames, proofs, packet encryption, the one
+//! copy of a byte, a flush, a pick. Never the whole: what a user gets is measured by
+//! `underpass-bench peers`.
 //!
 //! `cargo bench -p underpass-bench [-- NAME]`; with `-- --quick` in minutes
 
@@ -14,7 +15,8 @@ mod roster;
 use criterion::{criterion_group, criterion_main};
 use underpass_proto::{Endpoint, HycoName};
 
-/// UDP payloads that matter: the internet's, a jumbo frame's, and the largest, which loopback takes.
+/// UDP payloads that matter: the internet's, a jumbo frame's, and the largest, which loopback
+/// takes.
 const PAYLOADS: [usize; 3] = [1_452, 8_952, 65_507];
 
 criterion_group!(

@@ -1,4 +1,5 @@
-//! Two drivers with one session between them, over loopback sockets: what a flush needs that is to be real.
+//! Two drivers with one session between them, over loopback sockets: what a flush needs that is to
+//! be real.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -63,7 +64,8 @@ impl Pair {
         let stream = loop {
             near.turn();
             far.turn();
-            // The far side allows few streams before anything is authorised, and one is all that is wanted.
+            // The far side allows few streams before anything is authorised, and one is all that is
+            // wanted.
             if let Some(stream) = near.driver.open(session) {
                 break stream;
             }

@@ -13,7 +13,8 @@ use super::load::{self, Cost, Resting};
 use super::stand::Stand;
 use super::{Figures, Settings};
 
-/// Flows that move bulk for this long before the first look at memory, so that buffers that are made once count for none of those that follow.
+/// Flows that move bulk for this long before the first look at memory, so that buffers that are
+/// made once count for none of those that follow.
 const WARMING: usize = 64;
 const WARM: Duration = Duration::from_millis(500);
 
@@ -124,7 +125,8 @@ fn change(stand: &Stand, nth: usize, endpoint: SocketAddr) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// So many agents in one process, spread over as few hybrid connections as the limit of listeners permits.
+/// So many agents in one process, spread over as few hybrid connections as the limit of listeners
+/// permits.
 pub(super) fn agents(settings: &Settings, count: usize) -> Result<Figures> {
     let calls = load::serve_calls()?;
     let hycos = count.div_ceil(LISTENERS_EACH);

@@ -1,4 +1,5 @@
-//! One axis as a picture: a panel for each figure, a line for each process, both scales logarithmic, so that straight growth is a straight line.
+//! One axis as a picture: a panel for each figure, a line for each process, both scales
+//! logarithmic, so that straight growth is a straight line.
 
 use crate::svg::{escaped, wrapped};
 use std::fmt::Write as _;
@@ -170,7 +171,8 @@ impl<'a> Panel<'a> {
         }
     }
 
-    /// A line for each power of ten, each count's number, and the slope of what grows as the count does.
+    /// A line for each power of ten, each count's number, and the slope of what grows as the count
+    /// does.
     fn draw_grid(&self, drawn: &mut String) {
         let (from, to) = self.values;
         let mut power = from;

@@ -1,4 +1,5 @@
-//! What one process takes: processor time to the nanosecond, and the memory that it has for itself, once that is at rest.
+//! What one process takes: processor time to the nanosecond, and the memory that it has for itself,
+//! once that is at rest.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -12,8 +13,9 @@ pub(super) use crate::peers::usage::anonymous_memory;
 const AT_REST: Duration = Duration::from_millis(750);
 const NO_CHANGE: u64 = 64 << 10;
 
-/// Processor time of all threads that a process has, user and kernel (Documentation/scheduler/sched-stats.rst: the first field).
-/// That of threads which have ended is not in it, so it is compared only over times in which none ends.
+/// Processor time of all threads that a process has, user and kernel
+/// (Documentation/scheduler/sched-stats.rst: the first field). That of threads which have ended is
+/// not in it, so it is compared only over times in which none ends.
 ///
 /// # Errors
 /// The process has ended, or the kernel does not tell.
@@ -60,7 +62,8 @@ pub(super) fn idle(processes: &[u32], length: Duration) -> Result<Vec<f64>> {
         .collect())
 }
 
-/// Memory of each process, bytes, once none of them changes any more; what changes for ever is taken as it is.
+/// Memory of each process, bytes, once none of them changes any more; what changes for ever is
+/// taken as it is.
 ///
 /// # Errors
 /// One of them has ended.

@@ -1,4 +1,5 @@
-//! What is measured along an axis: names, units, and what a straight line of it looks like. Knows no processes.
+//! What is measured along an axis: names, units, and what a straight line of it looks like. Knows
+//! no processes.
 
 use serde::Serialize;
 

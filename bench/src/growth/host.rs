@@ -1,4 +1,5 @@
-//! Many agents in one process: each is the product's own, with threads, a socket and a session of its own. For measuring what many agents cost a relay.
+//! Many agents in one process: each is the product's own, with threads, a socket and a session of
+//! its own. For measuring what many agents cost a relay.
 
 use std::fs;
 use std::path::Path;
@@ -11,8 +12,8 @@ use underpass_dataplane::{Settings, drain, io};
 use underpass_proto::limits::{GRACE_DEFAULT, PING_AFTER};
 use underpass_proto::{AgentId, AllowList, ConnectionString};
 
-/// Runs `count` agents, the nth with the nth connection string of a file, modulo their number, until one of them ends.
-/// Datagrams are held at `mtu_max` bytes of UDP payload.
+/// Runs `count` agents, the nth with the nth connection string of a file, modulo their number,
+/// until one of them ends. Datagrams are held at `mtu_max` bytes of UDP payload.
 ///
 /// # Errors
 /// The file is of no use, or an agent ended.
@@ -65,7 +66,8 @@ fn config(string: ConnectionString, nth: usize) -> Config {
     }
 }
 
-/// One worker each, and `poll`: a ring of its own for each of a thousand agents would be more locked memory than a user may have.
+/// One worker each, and `poll`: a ring of its own for each of a thousand agents would be more
+/// locked memory than a user may have.
 fn settings(mtu_max: u16) -> Settings {
     Settings {
         io: io::Choice::Poll,

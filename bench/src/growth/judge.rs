@@ -1,10 +1,12 @@
-//! Whether a line is straight: one unit at the largest count costs at most one and a half times what it costs at a tenth of it, beyond fixed cost.
+//! Whether a line is straight: one unit at the largest count costs at most one and a half times
+//! what it costs at a tenth of it, beyond fixed cost.
 
 use serde::Serialize;
 
 use super::figure::Shape;
 
-/// Cost of a unit at the largest count beside that at a tenth of it, above which growth is not straight.
+/// Cost of a unit at the largest count beside that at a tenth of it, above which growth is not
+/// straight.
 pub(super) const LIMIT: f64 = 1.5;
 
 /// Share of a sum's fixed cost below which growth is not told from noise.
@@ -16,7 +18,8 @@ const NOISE: f64 = 0.1;
 pub enum Verdict {
     /// Straight, or better.
     Straight {
-        /// Cost of a unit at the largest count, beside that at about a tenth of it; nothing where a sum does not grow at all.
+        /// Cost of a unit at the largest count, beside that at about a tenth of it; nothing where a
+        /// sum does not grow at all.
         ratio: Option<f64>,
     },
     /// Worse than straight.

@@ -1,4 +1,5 @@
-//! Loads whose cost is measured: flows that are opened and rest, and calls at a fixed rate over many flows.
+//! Loads whose cost is measured: flows that are opened and rest, and calls at a fixed rate over
+//! many flows.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -13,7 +14,8 @@ use super::Settings;
 use super::cost::processor_times;
 use crate::flows::{self, SOURCES};
 
-/// Requests of a second, over all flows: so few that even one flow, which carries one at a time, keeps up.
+/// Requests of a second, over all flows: so few that even one flow, which carries one at a time,
+/// keeps up.
 const REQUESTS: f64 = 2_000.0;
 
 /// Lengths of a request and a response, bytes: a small query and its row.
@@ -30,7 +32,8 @@ const BEGIN_EACH_SECOND: f64 = 2_000.0;
 /// After that the load runs for this long before it is measured.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Calls that may be due and not begun at the end, of all. A moment's stall leaves some of them; a load that is too much leaves far more.
+/// Calls that may be due and not begun at the end, of all. A moment's stall leaves some of them; a
+/// load that is too much leaves far more.
 const UNSENT_MAX: f64 = 0.2;
 
 /// What a load cost.
@@ -42,7 +45,8 @@ pub(super) struct Cost {
     pub(super) calls: f64,
     /// Bytes sent meanwhile.
     pub(super) bytes: f64,
-    /// 99th percentile of the calls answered in a second: that of the slowest second of those that were measured.
+    /// 99th percentile of the calls answered in a second: that of the slowest second of those that
+    /// were measured.
     pub(super) p99: Duration,
 }
 
@@ -61,7 +65,8 @@ pub(super) fn serve_echo() -> Result<Endpoint> {
     })?)
 }
 
-/// Small requests, every byte of them checked, over this many flows, as long and at the share of the usual rate that the settings say.
+/// Small requests, every byte of them checked, over this many flows, as long and at the share of
+/// the usual rate that the settings say.
 pub(super) fn requests(
     to: &[SocketAddr],
     flows: usize,
@@ -77,7 +82,8 @@ pub(super) fn requests(
     measured(group, to, flows, processes, settings.length)
 }
 
-/// Bulk at a fixed rate over this many flows, as long and at the share of the usual rate that the settings say.
+/// Bulk at a fixed rate over this many flows, as long and at the share of the usual rate that the
+/// settings say.
 pub(super) fn bulk(
     to: &[SocketAddr],
     flows: usize,
@@ -157,7 +163,8 @@ fn measured(
     })
 }
 
-/// Of the seconds from the one of `from` on. Well before that flows are still being opened, and the first call of each waits for that.
+/// Of the seconds from the one of `from` on. Well before that flows are still being opened, and the
+/// first call of each waits for that.
 fn slowest_p99(series: &[Second], from: Duration, interval: f64) -> Option<Duration> {
     let first = (from.as_secs_f64() / interval) as usize;
     let measured = series.get(first..)?;

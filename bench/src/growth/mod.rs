@@ -1,7 +1,9 @@
-//! How costs grow with flows, with hybrid connections and with agents: each count by itself, in turns, judged for straight lines.
+//! How costs grow with flows, with hybrid connections and with agents: each count by itself, in
+//! turns, judged for straight lines.
 //!
-//! Relay and agent have one worker unless told otherwise, so that costs are those of a core. Loads have a fixed rate far below saturation and are the same
-//! at every count: what differs between two counts is the count.
+//! Relay and agent have one worker unless told otherwise, so that costs are those of a core. Loads
+//! have a fixed rate far below saturation and are the same at every count: what differs between two
+//! counts is the count.
 
 mod axes;
 mod chart;

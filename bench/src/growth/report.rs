@@ -1,4 +1,5 @@
-//! What growth came to, for programs: JSON, whose fields stay as they are. For people it displays as Markdown, and draws itself.
+//! What growth came to, for programs: JSON, whose fields stay as they are. For people it displays
+//! as Markdown, and draws itself.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! The product with as many hybrid connections as wanted: files written at once, control, relay and agent as processes of their own.
+//! The product with as many hybrid connections as wanted: files written at once, control, relay and
+//! agent as processes of their own.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -115,7 +116,8 @@ impl Stand {
         self.wait_for_registered(served.len() * self.settings.workers)
     }
 
-    /// Starts a process that hosts `count` agents, spread over all hybrid connections, and waits until all have registered.
+    /// Starts a process that hosts `count` agents, spread over all hybrid connections, and waits
+    /// until all have registered.
     pub(super) fn start_agents(&mut self, count: usize) -> Result<()> {
         let mut strings = String::new();
         for nth in 0..self.definitions {
@@ -250,7 +252,8 @@ impl Stand {
     }
 }
 
-/// Enough to see what went wrong: a thousand agents say a lot, and thousands of refused flows hide why they were.
+/// Enough to see what went wrong: a thousand agents say a lot, and thousands of refused flows hide
+/// why they were.
 fn last_lines(log: &str) -> String {
     const LINES: usize = 12;
     let lines = log.lines().filter(|line| !line.contains("flow refused"));

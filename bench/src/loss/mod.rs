@@ -1,5 +1,6 @@
-//! Goodput while a path loses packets, beside tunnels over TCP: two namespaces joined by a cable with a rate, where the kernel drops
-//! packets by chance (nftables), whatever they carry. Both directions lose. Verified flows: what counts is what came and was right.
+//! Goodput while a path loses packets, beside tunnels over TCP: two namespaces joined by a cable
+//! with a rate, where the kernel drops packets by chance (nftables), whatever they carry. Both
+//! directions lose. Verified flows: what counts is what came and was right.
 
 mod chart;
 
@@ -27,7 +28,8 @@ const FLOWS: u64 = 4;
 /// Before a measurement, so that congestion control has seen the path.
 const WARM_UP: Duration = Duration::from_secs(1);
 
-/// Rate of the cable, Mbit/s, each direction: far below what two cores carry, so that the path is what is measured.
+/// Rate of the cable, Mbit/s, each direction: far below what two cores carry, so that the path is
+/// what is measured.
 pub const RATE_MBIT: u32 = 100;
 
 /// How it is measured.

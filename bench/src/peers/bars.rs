@@ -1,4 +1,5 @@
-//! What must be reached, as data, and the judgement of a run by it. A floor that is missed is a defect; a goal is where the project is going.
+//! What must be reached, as data, and the judgement of a run by it. A floor that is missed is a
+//! defect; a goal is where the project is going.
 
 use std::fmt;
 

@@ -23,7 +23,8 @@ pub struct Machine {
     pub processor: String,
     /// How many of it may be used.
     pub cores: usize,
-    /// Kernel, its version, and the congestion control of its TCP: all ways and works take what it takes by itself.
+    /// Kernel, its version, and the congestion control of its TCP: all ways and works take what it
+    /// takes by itself.
     pub kernel: String,
     /// Programs and their versions.
     pub versions: Vec<String>,

@@ -1,4 +1,5 @@
-//! What is measured of a work over a way: names, units, and which direction is better. Knows no works and no ways.
+//! What is measured of a work over a way: names, units, and which direction is better. Knows no
+//! works and no ways.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +31,8 @@ pub enum Measure {
     Lost,
     /// Flows that there were.
     Flows,
-    /// Processor time of all processes of the tunnel, kernel's part included, in the row's unit of cost.
+    /// Processor time of all processes of the tunnel, kernel's part included, in the row's unit of
+    /// cost.
     Cost,
     /// The largest resident set of each process of the tunnel, added up, MiB.
     PeakRss,

@@ -1,8 +1,10 @@
-//! The side-by-side run: the same work over Underpass, its baseline, other tunnels and no tunnel, in turns, so that a machine whose speed drifts favours nobody.
+//! The side-by-side run: the same work over Underpass, its baseline, other tunnels and no tunnel,
+//! in turns, so that a machine whose speed drifts favours nobody.
 //!
-//! Every single measurement has processes of its own: server, relay, agent, client; only PostgreSQL serves the whole run.
-//! Before the first round each way carries bytes that are checked one by one. A measurement that fails is reported as a failure and is no figure.
-//! What is not installed is left out by name.
+//! Every single measurement has processes of its own: server, relay, agent, client; only PostgreSQL
+//! serves the whole run. Before the first round each way carries bytes that are checked one by one.
+//! A measurement that fails is reported as a failure and is no figure. What is not installed is
+//! left out by name.
 
 pub mod bars;
 pub mod machine;
@@ -174,7 +176,8 @@ fn keep_possible(settings: &mut Settings, skipped: &mut Vec<String>) {
     });
 }
 
-/// Takes out the ways that do not carry every byte right, on loopback and, where that is measured, between namespaces.
+/// Takes out the ways that do not carry every byte right, on loopback and, where that is measured,
+/// between namespaces.
 fn check_ways(stage: &mut Stage, failures: &mut Vec<String>, tell: &impl Fn(&str)) {
     let apart = |row: &&Row| row.is_apart();
     let rows = &stage.settings.rows;

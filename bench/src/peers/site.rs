@@ -1,4 +1,5 @@
-//! Where a tunnel's two sides run: both on this machine's loopback, or in two network namespaces joined by a cable of 1,500 bytes.
+//! Where a tunnel's two sides run: both on this machine's loopback, or in two network namespaces
+//! joined by a cable of 1,500 bytes.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -49,7 +50,8 @@ impl Site {
         })
     }
 
-    /// Gives the cable a rate in each direction, with a queue of 20 ms. Large sends are cut into packets before it.
+    /// Gives the cable a rate in each direction, with a queue of 20 ms. Large sends are cut into
+    /// packets before it.
     ///
     /// # Errors
     /// When the kernel does not permit it, or both sides are on loopback.

@@ -1,4 +1,5 @@
-//! The programs that a run needs beside the product: where they are, and how one gets those that are missing.
+//! The programs that a run needs beside the product: where they are, and how one gets those that
+//! are missing.
 
 use std::env;
 use std::fmt;
@@ -8,7 +9,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use underpass_tests::servers::program;
 
-/// The peer that is built from crates.io. Its lock file holds a crate that today's compilers refuse (`time` 0.3.29), hence no `--locked`.
+/// The peer that is built from crates.io. Its lock file holds a crate that today's compilers refuse
+/// (`time` 0.3.29), hence no `--locked`.
 const RATHOLE: &str = "rathole@0.5.0";
 
 /// What a way or a row lacks here, and what to do about it.

@@ -1,5 +1,5 @@
-//! What a tunnel's processes take while they work: processor time, memory, context switches, datagrams dropped.
-//! Read from /proc, for each process that was started and all that came of it.
+//! What a tunnel's processes take while they work: processor time, memory, context switches,
+//! datagrams dropped. Read from /proc, for each process that was started and all that came of it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -125,7 +125,8 @@ fn switches(process: u32) -> u64 {
         .sum()
 }
 
-/// Fields after the name of proc_pid_stat(5), which may hold blanks and brackets; the first is the third field.
+/// Fields after the name of proc_pid_stat(5), which may hold blanks and brackets; the first is the
+/// third field.
 fn fields(stat: &str) -> Option<impl Iterator<Item = &str>> {
     let (_, rest) = stat.rsplit_once(')')?;
     Some(rest.split_whitespace())

@@ -1,8 +1,11 @@
-//! The baseline: a relay and an agent from the unmodified `quinn` crate and tokio's TCP, made as well as those allow.
+//! The baseline: a relay and an agent from the unmodified `quinn` crate and tokio's TCP, made as
+//! well as those allow.
 //!
-//! It is there so that the choice of driving QUIC by hand stays measured, hence it is no straw man: the same cipher, allocator,
-//! socket buffers, congestion control and windows as ours, chunks of 64 KiB that reach the stream without a copy, gathered writes, exact FIN and RST.
-//! It has no authentication (the agent takes any certificate), no definitions and one session: it is for measuring on one machine, not for use.
+//! It is there so that the choice of driving QUIC by hand stays measured, hence it is no straw man:
+//! the same cipher, allocator, socket buffers, congestion control and windows as ours, chunks of 64
+//! KiB that reach the stream without a copy, gathered writes, exact FIN and RST. It has no
+//! authentication (the agent takes any certificate), no definitions and one session: it is for
+//! measuring on one machine, not for use.
 
 pub mod agent;
 mod pump;

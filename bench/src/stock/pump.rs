@@ -1,4 +1,5 @@
-//! One flow of the baseline: a TCP connection and a stream, both directions at once, FIN and RST kept apart.
+//! One flow of the baseline: a TCP connection and a stream, both directions at once, FIN and RST
+//! kept apart.
 
 use std::io::{self, IoSlice};
 use std::pin::pin;
@@ -13,7 +14,8 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 /// Bytes of one TCP read, which becomes one chunk of the stream.
 const READ: usize = 64 * 1024;
 
-/// Room below which a new buffer is taken rather than the rest of the old one filled: a chunk shall not be a sliver.
+/// Room below which a new buffer is taken rather than the rest of the old one filled: a chunk shall
+/// not be a sliver.
 const READ_MIN: usize = 16 * 1024;
 
 /// Chunks of one gathered write; a chunk is at most a packet long.
@@ -22,9 +24,11 @@ const GATHER: usize = 64;
 /// The code of a reset in place of an RST.
 const RESET: VarInt = VarInt::from_u32(1);
 
-/// Carries both directions to their ends. If either breaks, the other breaks too, with an RST on TCP and a reset on the stream.
+/// Carries both directions to their ends. If either breaks, the other breaks too, with an RST on
+/// TCP and a reset on the stream.
 pub(super) async fn run(mut tcp: TcpStream, mut send: SendStream, mut receive: RecvStream) {
-    // A process that is killed, and a flow that breaks, shall look like an RST; lifted when both directions are through.
+    // A process that is killed, and a flow that breaks, shall look like an RST; lifted when both
+    // directions are through.
     let socket = socket2::SockRef::from(&tcp);
     let _ = socket.set_linger(Some(Duration::ZERO));
     let _ = tcp.set_nodelay(true);

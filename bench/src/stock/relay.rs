@@ -1,4 +1,5 @@
-//! The baseline's relay: takes applications on a TCP binding and hands each to the agent's session as one stream.
+//! The baseline's relay: takes applications on a TCP binding and hands each to the agent's session
+//! as one stream.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use super::{Settings, pump, transport};
 /// Connections that the kernel may hold before they are accepted.
 const BACKLOG: u32 = 4096;
 
-/// Serves until the process ends. `ready` is told where applications connect, and later each agent's address.
+/// Serves until the process ends. `ready` is told where applications connect, and later each
+/// agent's address.
 ///
 /// # Errors
 /// An address cannot be had.

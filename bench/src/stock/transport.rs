@@ -1,4 +1,5 @@
-//! QUIC as both processes of the baseline speak it: windows, MTU, congestion control, TLS, the UDP socket.
+//! QUIC as both processes of the baseline speak it: windows, MTU, congestion control, TLS, the UDP
+//! socket.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -27,7 +28,8 @@ const STREAM_WINDOW: u32 = 4 << 20;
 /// Credit of a session, bytes.
 const SESSION_WINDOW: u32 = 64 << 20;
 
-/// Bytes in flight of a session at most: under half of the peer's socket buffer, so that a burst is not dropped there.
+/// Bytes in flight of a session at most: under half of the peer's socket buffer, so that a burst is
+/// not dropped there.
 const SEND_WINDOW: u64 = 2 << 20;
 
 const _: () = assert!(SEND_WINDOW <= SOCKET_BUFFER as u64 / 2);
@@ -35,7 +37,8 @@ const _: () = assert!(SEND_WINDOW <= SOCKET_BUFFER as u64 / 2);
 /// Congestion window at the start, bytes: these paths are known to be good.
 const INITIAL_WINDOW: u64 = 1 << 20;
 
-/// Largest datagram that still leaves quinn its ten segments a send: over 64 KiB in all, the kernel refuses and quinn-udp says nothing.
+/// Largest datagram that still leaves quinn its ten segments a send: over 64 KiB in all, the kernel
+/// refuses and quinn-udp says nothing.
 const MTU_MAX: u16 = 65_507 / 10;
 
 /// Flows at once.

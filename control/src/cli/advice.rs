@@ -1,4 +1,5 @@
-//! What a failure to reach an endpoint means for people, and what to do. Knows codes, and nothing that happened.
+//! What a failure to reach an endpoint means for people, and what to do. Knows codes, and nothing
+//! that happened.
 
 use underpass_proto::FlowCode;
 

@@ -38,7 +38,8 @@ pub(super) enum Command {
 pub(super) struct RunArgs {
     #[command(flatten)]
     from: SourceArgs,
-    /// Trust these CA certificates (PEM) where a connection string has no pin [default: the system's]
+    /// Trust these CA certificates (PEM) where a connection string has no pin
+    /// [default: the system's]
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     /// Ask the relay once whether it would take this agent, say what was found, and exit: 0 well, 1

@@ -1,4 +1,5 @@
-//! Refuses secrets among the arguments, before anything is parsed or repeated: everybody on the machine can read arguments, and shells keep them.
+//! Refuses secrets among the arguments, before anything is parsed or repeated: everybody on the
+//! machine can read arguments, and shells keep them.
 
 use std::ffi::OsString;
 

@@ -1,4 +1,5 @@
-//! `underpass connection`: hybrid connections, made, changed and shown; see [`super::desk`] for by whom.
+//! `underpass connection`: hybrid connections, made, changed and shown; see [`super::desk`] for by
+//! whom.
 
 use std::fmt::Write;
 use std::net::SocketAddr;

@@ -1,4 +1,5 @@
-//! Keeps keys out of core files: a process that holds some leaves none behind, unless it was asked to.
+//! Keeps keys out of core files: a process that holds some leaves none behind, unless it was asked
+//! to.
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 use tracing::warn;
@@ -31,7 +32,8 @@ impl DumpArgs {
     }
 }
 
-/// Both are needed: a limit of zero does not hold where the kernel hands dumps to a program, and not being dumpable is Linux's alone.
+/// Both are needed: a limit of zero does not hold where the kernel hands dumps to a program, and
+/// not being dumpable is Linux's alone.
 fn forbid() -> rustix::io::Result<()> {
     let none = Rlimit {
         current: Some(0),

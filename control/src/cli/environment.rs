@@ -1,7 +1,10 @@
-//! A connection string in the environment: taken out before anything else happens, so that neither children nor `/proc/PID/environ` have it.
+//! A connection string in the environment: taken out before anything else happens, so that neither
+//! children nor `/proc/PID/environ` have it.
 //!
-//! What a process was started with stays readable for as long as it lives, whatever it does to its variables. So the program begins again without the
-//! variable, once, and hands itself the string through a pipe in the place of standard input; process id, arguments and open files stay as they are.
+//! What a process was started with stays readable for as long as it lives, whatever it does to its
+//! variables. So the program begins again without the variable, once, and hands itself the string
+//! through a pipe in the place of standard input; process id, arguments and open files stay as they
+//! are.
 
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStringExt;
@@ -21,7 +24,8 @@ pub(super) const VARIABLE: &str = "UNDERPASS_CONNECTION_STRING";
 /// Says that standard input carries it.
 const ON_STDIN: &str = "UNDERPASS_CONNECTION_STRING_ON_STDIN";
 
-/// Begins again without the variable, if it is set. `wanted`: this command takes a connection string; otherwise it is dropped.
+/// Begins again without the variable, if it is set. `wanted`: this command takes a connection
+/// string; otherwise it is dropped.
 pub(super) fn leave_behind(wanted: bool) -> Result<(), Failure> {
     let Some(value) = std::env::var_os(VARIABLE) else {
         return Ok(());
@@ -36,7 +40,8 @@ pub(super) fn leave_behind(wanted: bool) -> Result<(), Failure> {
     let mut again = Command::new(program);
     again.arg0(name).args(arguments).env_remove(VARIABLE);
     if wanted && !value.is_empty() {
-        // A child's standard input is its tie to the parent, and a parent of ours has no such variable to pass on.
+        // A child's standard input is its tie to the parent, and a parent of ours has no such
+        // variable to pass on.
         if lifeline::is_tied() {
             return Err(not_taken("standard input is taken"));
         }
@@ -72,7 +77,8 @@ pub(super) fn read_stdin() -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
-/// A pipe that holds the bytes and its end. They fit: a pipe takes at least 4096 at once (POSIX, PIPE_BUF on Linux).
+/// A pipe that holds the bytes and its end. They fit: a pipe takes at least 4096 at once (POSIX,
+/// PIPE_BUF on Linux).
 fn filled(bytes: &[u8]) -> io::Result<io::PipeReader> {
     const _: () = assert!(CONNECTION_STRING_MAX <= 4096);
     let (reader, mut writer) = io::pipe()?;

@@ -1,4 +1,5 @@
-//! How a command fails: one error that names the thing and the place, one hint with the next step, and an exit code.
+//! How a command fails: one error that names the thing and the place, one hint with the next step,
+//! and an exit code.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal};

@@ -1,4 +1,5 @@
-//! `underpass completions` and `underpass man`: made from the very definition of the command line, so that they cannot lag behind it.
+//! `underpass completions` and `underpass man`: made from the very definition of the command line,
+//! so that they cannot lag behind it.
 
 use std::fs;
 use std::io;
@@ -33,7 +34,8 @@ enum ShellChoice {
 /// Options of `underpass man`.
 #[derive(clap::Args, Debug)]
 pub(super) struct ManArgs {
-    /// The folder to write them to, one page for each command, like ~/.local/share/man/man1; made where it is missing
+    /// The folder to write them to, one page for each command, like ~/.local/share/man/man1; made
+    /// where it is missing
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }

@@ -23,7 +23,8 @@ pub(super) fn open(
     Ok((namespace, identity))
 }
 
-/// Makes sure that no other process does the same for this directory: `what` is `up` or `relay`; control has its own.
+/// Makes sure that no other process does the same for this directory: `what` is `up` or `relay`;
+/// control has its own.
 pub(super) fn lock(directory: &Directory, what: &str) -> Result<Lock, Failure> {
     let run = directory.run();
     disk::folder(&run, 0o700).map_err(|source| Unmade {

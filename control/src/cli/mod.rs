@@ -1,4 +1,5 @@
-//! The command line. Data goes to stdout, talk to stderr; a secret in an argument is refused before anything is parsed.
+//! The command line. Data goes to stdout, talk to stderr; a secret in an argument is refused before
+//! anything is parsed.
 
 mod advice;
 mod agent;
@@ -206,8 +207,8 @@ fn start_log(filter: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes data to stdout. A reader that closed it wants no more. Text of peers in it changes nothing
-/// on a terminal.
+/// Writes data to stdout. A reader that closed it wants no more. Text of peers in it changes
+/// nothing on a terminal.
 fn print(text: &str) -> Result<(), Failure> {
     let text = printable_lines(text);
     let mut out = io::stdout().lock();

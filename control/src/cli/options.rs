@@ -44,7 +44,8 @@ pub struct DataPlaneArgs {
     /// How to talk to the kernel: io_uring (ring), readiness (poll), or what it permits (auto)
     #[arg(long, value_enum)]
     pub io: Option<IoChoice>,
-    /// Number of workers [default: one for every two cores, for an agent at most as many as the relay has]
+    /// Number of workers
+    /// [default: one for every two cores, for an agent at most as many as the relay has]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=255))]
     pub workers: Option<u16>,
     /// The most that one UDP datagram may carry, bytes [default: what the path allows]

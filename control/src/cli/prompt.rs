@@ -1,7 +1,8 @@
 //! Asks for a secret on the terminal without showing it.
 //!
-//! The echo ends before the question is there, and what was typed before is dropped: what is pasted at once is not shown either. The line goes into
-//! memory that is wiped. (The crate for this, rpassword, asks first and reads into memory that grows.)
+//! The echo ends before the question is there, and what was typed before is dropped: what is pasted
+//! at once is not shown either. The line goes into memory that is wiped. (The crate for this,
+//! rpassword, asks first and reads into memory that grows.)
 
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -1,6 +1,8 @@
-//! Reads what an agent or a sender is told, again when a file of it changes, so that a new key is proven on the live session.
+//! Reads what an agent or a sender is told, again when a file of it changes, so that a new key is
+//! proven on the live session.
 //!
-//! A file that is wrong keeps its own last good content, and what is wrong with it is said once. At the start nothing may be wrong.
+//! A file that is wrong keeps its own last good content, and what is wrong with it is said once. At
+//! the start nothing may be wrong.
 
 use std::collections::HashMap;
 use std::io;
@@ -63,7 +65,8 @@ pub(super) struct Loader<F: RoleFile> {
 }
 
 impl<F: RoleFile> Loader<F> {
-    /// Reads everything for the first time. `ca_file` of the command line stands before that of the file.
+    /// Reads everything for the first time. `ca_file` of the command line stands before that of the
+    /// file.
     pub(super) fn start(source: Source, ca_file: Option<PathBuf>) -> Result<Self, Failure> {
         let mut loader = Self {
             source,
@@ -246,8 +249,9 @@ impl<F: RoleFile> WatchedLoader<F> {
     }
 }
 
-/// Reads again on a thread of its own, for as long as anybody listens. `assemble` makes of it what the data plane takes, if that is anything new;
-/// it is also asked when nothing changed, each second, if `stale` says so.
+/// Reads again on a thread of its own, for as long as anybody listens. `assemble` makes of it what
+/// the data plane takes, if that is anything new; it is also asked when nothing changed, each
+/// second, if `stale` says so.
 pub(super) fn watch<F, C>(
     mut loader: WatchedLoader<F>,
     mut stale: impl FnMut() -> bool + Send + 'static,

@@ -1,4 +1,5 @@
-//! Where an agent or a sender gets its connection strings from. Never from an argument; a file is the best place, because it can be watched.
+//! Where an agent or a sender gets its connection strings from. Never from an argument; a file is
+//! the best place, because it can be watched.
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -22,7 +23,8 @@ pub(super) struct SourceArgs {
     /// Read a configuration file: it names a file for each connection string
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// One hybrid connection: the file holds its connection string, and a change of the file is noticed; `-` is standard input
+    /// One hybrid connection: the file holds its connection string, and a change of the file is
+    /// noticed; `-` is standard input
     #[arg(
         long,
         value_name = "FILE",
@@ -35,7 +37,8 @@ pub(super) struct SourceArgs {
     /// Ask for the connection string on the terminal, without showing it
     #[arg(long)]
     connection_string_prompt: bool,
-    /// One of systemd's credentials (LoadCredential=) holds the connection string [default: underpass.connection, if it is there]
+    /// One of systemd's credentials (LoadCredential=) holds the connection string
+    /// [default: underpass.connection, if it is there]
     #[arg(long, value_name = "NAME")]
     connection_string_credential: Option<String>,
 }

@@ -1,4 +1,5 @@
-//! `underpass up`: control and relay as two child processes, for one machine. Restarts what crashes, ends with both.
+//! `underpass up`: control and relay as two child processes, for one machine. Restarts what
+//! crashes, ends with both.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
@@ -92,7 +93,8 @@ fn check_proc() -> Result<(), Failure> {
     })
 }
 
-/// What runs already is said before anything starts: the status of another's control looks like that of one's own.
+/// What runs already is said before anything starts: the status of another's control looks like
+/// that of one's own.
 fn be_alone(directory: &Directory) -> Result<Lock, Failure> {
     let up = installation::lock(directory, "up")?;
     drop(publish::lock(directory)?);
@@ -154,7 +156,8 @@ impl Supervisor {
         }
     }
 
-    /// The relay drains at the first signal and stops at the second; control stays until the relay is done.
+    /// The relay drains at the first signal and stops at the second; control stays until the relay
+    /// is done.
     fn forward(&mut self, nth: u32) {
         self.stopping = true;
         info!(nth, "signal forwarded");

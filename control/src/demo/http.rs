@@ -1,4 +1,5 @@
-//! As much of an HTTP/1.1 client as the measurement needs: blocking, on one connection, with nothing on the way that costs time. Not for other servers.
+//! As much of an HTTP/1.1 client as the measurement needs: blocking, on one connection, with
+//! nothing on the way that costs time. Not for other servers.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -32,7 +33,8 @@ impl Connection {
         Ok(Self { stream })
     }
 
-    /// Fetches exactly as many bytes as `body` has. The time runs from the request to the last byte.
+    /// Fetches exactly as many bytes as `body` has. The time runs from the request to the last
+    /// byte.
     pub(super) fn get(&mut self, path: &str, body: &mut [u8]) -> Result<Duration> {
         let start = Instant::now();
         let head = self.ask("GET", path, 0, std::iter::empty())?;
@@ -54,7 +56,8 @@ impl Connection {
         Ok(start.elapsed())
     }
 
-    /// Sends `len` bytes in pieces. The time runs from the request to the head of the answer; the text is its body.
+    /// Sends `len` bytes in pieces. The time runs from the request to the head of the answer; the
+    /// text is its body.
     pub(super) fn put(
         &mut self,
         path: &str,
@@ -75,7 +78,8 @@ impl Connection {
         Ok((elapsed, String::from_utf8(body)?))
     }
 
-    /// Asks for bytes, reads the head of the answer and a part of its body, and leaves the rest on its way.
+    /// Asks for bytes, reads the head of the answer and a part of its body, and leaves the rest on
+    /// its way.
     pub(super) fn begin(&mut self, path: &str) -> Result<()> {
         self.ask("GET", path, 0, std::iter::empty()).map(drop)
     }
@@ -110,7 +114,8 @@ impl Connection {
         } else {
             String::new()
         };
-        // The host is the demo's own and not the service's, so that nobody takes this for a direct request.
+        // The host is the demo's own and not the service's, so that nobody takes this for a direct
+        // request.
         self.stream.write_all(
             format!("{method} {path} HTTP/1.1\r\nhost: demo\r\n{length}\r\n").as_bytes(),
         )?;

@@ -1,7 +1,9 @@
-//! `demo --once`: bytes each way with every SHA-256 checked, beside the same transfer direct; then the agent is killed and a new flow is timed.
+//! `demo --once`: bytes each way with every SHA-256 checked, beside the same transfer direct; then
+//! the agent is killed and a new flow is timed.
 //!
-//! A transfer is requests one after the other on one connection, so one flow. Its time runs from each request to its last byte at the other
-//! end; hashing happens between requests and is not in it.
+//! A transfer is requests one after the other on one connection, so one flow. Its time runs from
+//! each request to its last byte at the other end; hashing happens between requests and is not in
+//! it.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -51,7 +53,8 @@ pub(super) struct Figures {
     pub(super) small_request: Request,
     /// From `kill -9` of the agent to the first new flow that worked, milliseconds.
     pub(super) new_flow_after_agent_kill_ms: f64,
-    /// How the flow that the agent was killed under ended: `reset` is right, since bytes were missing.
+    /// How the flow that the agent was killed under ended: `reset` is right, since bytes were
+    /// missing.
     pub(super) flow_under_agent_kill: String,
     /// The relay's backend.
     pub(super) io: String,

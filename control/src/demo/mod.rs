@@ -1,7 +1,8 @@
-//! `underpass demo`: all of Underpass on this machine, for a look or, with `--once`, for a measurement that checks itself.
+//! `underpass demo`: all of Underpass on this machine, for a look or, with `--once`, for a
+//! measurement that checks itself.
 //!
-//! Control, relay, agent and a small web service run as processes of their own, from files in a temporary directory. Uses only what
-//! users have: the command line, the files, the status.
+//! Control, relay, agent and a small web service run as processes of their own, from files in a
+//! temporary directory. Uses only what users have: the command line, the files, the status.
 
 mod http;
 mod measure;
@@ -27,7 +28,8 @@ use scene::Scene;
 
 pub use spoiler::Way;
 
-/// All of `--once`, from start to end. It promises 45 s on two cores; a far slower machine may still be right.
+/// All of `--once`, from start to end. It promises 45 s on two cores; a far slower machine may
+/// still be right.
 const ONCE_DEADLINE: Duration = Duration::from_secs(120);
 /// Between two updates of the live line.
 const LINE_EVERY: Duration = Duration::from_secs(1);
@@ -43,7 +45,8 @@ pub struct Args {
     /// With --once: print the figures as one JSON object
     #[arg(long, requires = "once")]
     pub json: bool,
-    /// With --once: put one wrong bit into what the relay carries, to see that it is noticed (then the exit code is 1)
+    /// With --once: put one wrong bit into what the relay carries, to see that it is noticed (then
+    /// the exit code is 1)
     #[arg(long, value_enum, value_name = "WAY", requires = "once")]
     pub spoil: Option<Way>,
     /// Backend of relay and agent

@@ -1,7 +1,8 @@
-//! The bytes that the demo moves: they depend on their position, cost nothing to make, and both ends know them.
+//! The bytes that the demo moves: they depend on their position, cost nothing to make, and both
+//! ends know them.
 //!
-//! Each MiB is its number (eight bytes, little-endian) and the rest of one fixed block, so that a lost, doubled or misplaced
-//! piece changes the SHA-256, while serving takes no copy.
+//! Each MiB is its number (eight bytes, little-endian) and the rest of one fixed block, so that a
+//! lost, doubled or misplaced piece changes the SHA-256, while serving takes no copy.
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -26,7 +27,8 @@ impl Pattern {
         }
     }
 
-    /// The bytes from position `from` on, `len` of them, in pieces of at most a MiB that share the block.
+    /// The bytes from position `from` on, `len` of them, in pieces of at most a MiB that share the
+    /// block.
     pub(super) fn pieces(&self, from: u64, len: u64) -> impl Iterator<Item = Bytes> + use<> {
         let block = self.block.clone();
         let (mut at, end) = (from, from.saturating_add(len));

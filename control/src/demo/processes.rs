@@ -1,6 +1,8 @@
-//! The demo's processes: started from this same program, kept alive, ended in order, and never left behind.
+//! The demo's processes: started from this same program, kept alive, ended in order, and never left
+//! behind.
 //!
-//! Each child is tied to this process by a pipe, so that it ends with it whatever happens. Knows nothing of what they do.
+//! Each child is tied to this process by a pipe, so that it ends with it whatever happens. Knows
+//! nothing of what they do.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -20,7 +22,8 @@ use crate::lifeline::{self, Lifeline};
 
 /// Lines of a child's log that an error shows.
 const TAIL_LINES: usize = 8;
-/// Pause before a child that ended soon after its start is started again; one that lived longer is started at once.
+/// Pause before a child that ended soon after its start is started again; one that lived longer is
+/// started at once.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
 /// Life after which an end is no failure to start.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);

@@ -1,4 +1,5 @@
-//! Sets the scene: a temporary directory with definitions and keys, a service, and control, relay and agent as processes of their own.
+//! Sets the scene: a temporary directory with definitions and keys, a service, and control, relay
+//! and agent as processes of their own.
 
 use std::ffi::OsString;
 use std::fs;
@@ -144,7 +145,8 @@ struct Cast<'a> {
 }
 
 impl Cast<'_> {
-    /// Service, control, relay, agent, in this order; the addresses of the service and of the binding.
+    /// Service, control, relay, agent, in this order; the addresses of the service and of the
+    /// binding.
     fn play(&mut self, directory: &Path, root: &Path) -> Result<(SocketAddr, SocketAddr)> {
         let output = self.start("service", false, ["demo-service".into()].into())?;
         let service = service_address(output.context("the service has no output")?)?;

@@ -1,6 +1,8 @@
-//! The demo's endpoint: a small real HTTP service in a process of its own. Knows nothing of relays; to it, the agent is a client like any other.
+//! The demo's endpoint: a small real HTTP service in a process of its own. Knows nothing of relays;
+//! to it, the agent is a client like any other.
 //!
-//! `GET /` is a page for people, `GET /bytes?n=…&from=…` streams the demo's pattern, `PUT` or `POST /sink` takes bytes and answers their SHA-256.
+//! `GET /` is a page for people, `GET /bytes?n=…&from=…` streams the demo's pattern, `PUT` or
+//! `POST /sink` takes bytes and answers their SHA-256.
 
 use std::future::poll_fn;
 use std::io::{self, Write};
@@ -27,7 +29,8 @@ use super::pattern::Pattern;
 /// What stands before the address on the first line of standard output.
 pub(super) const LISTENING: &str = "listening on ";
 
-/// Bytes that `/sink` keeps before it hashes them: a request of the measurement comes in whole before any hashing, which is then outside its time.
+/// Bytes that `/sink` keeps before it hashes them: a request of the measurement comes in whole
+/// before any hashing, which is then outside its time.
 pub(super) const SINK_WINDOW: usize = 32 << 20;
 /// Requests to `/sink` at once, so that memory stays under 8 windows. Others wait.
 const SINKS_MAX: usize = 8;
@@ -115,7 +118,8 @@ impl Service {
             .into_response()
     }
 
-    /// Answers as soon as the last byte is here; the body of the answer, the digest, follows when it is known.
+    /// Answers as soon as the last byte is here; the body of the answer, the digest, follows when
+    /// it is known.
     async fn sink(&self, mut body: Body) -> Response {
         let permit = Arc::clone(&self.sinks).acquire_owned().await;
         let mut hash = Sha256::new();

@@ -1,4 +1,5 @@
-//! What the demo says. Figures and addresses go to standard output, talk and the live line to standard error.
+//! What the demo says. Figures and addresses go to standard output, talk and the live line to
+//! standard error.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Instant;

@@ -1,4 +1,5 @@
-//! Puts one wrong bit into what passes, for `--spoil`: a forwarder in front of the service that shows that `--once` notices.
+//! Puts one wrong bit into what passes, for `--spoil`: a forwarder in front of the service that
+//! shows that `--once` notices.
 //!
 //! Only the way through the relay leads over it. Everything else of the demo is as without it.
 
@@ -8,7 +9,8 @@ use std::thread;
 
 use clap::ValueEnum;
 
-/// Where the wrong bit goes, counted in each flow: within the body of its second request, behind the one that warms up.
+/// Where the wrong bit goes, counted in each flow: within the body of its second request, behind
+/// the one that warms up.
 const SPOILED_AT: u64 = 48 << 20;
 /// Bytes of one read.
 const READ_SIZE: usize = 256 * 1024;

@@ -1,4 +1,5 @@
-//! `agent.toml`: what an agent is told on its own machine. Knows no keys: those are in the files that it names.
+//! `agent.toml`: what an agent is told on its own machine. Knows no keys: those are in the files
+//! that it names.
 
 use std::path::{Path, PathBuf};
 

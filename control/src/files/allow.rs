@@ -131,7 +131,8 @@ fn position(list: &toml_edit::Array, entry: &AllowEntry) -> Option<usize> {
     })
 }
 
-/// A list with an entry on each line gets one more line; a comment behind the last entry stays behind that.
+/// A list with an entry on each line gets one more line; a comment behind the last entry stays
+/// behind that.
 fn push(list: &mut toml_edit::Array, text: &str) {
     let last_prefix = list.iter().last().map(prefix).unwrap_or_default();
     let Some((_, indent)) = last_prefix.rsplit_once('\n') else {
@@ -149,7 +150,8 @@ fn push(list: &mut toml_edit::Array, text: &str) {
     list.set_trailing_comma(true);
 }
 
-/// Takes an entry out with the comment behind it. What stands behind the entry before is written in front of this one, so the next one inherits that.
+/// Takes an entry out with the comment behind it. What stands behind the entry before is written in
+/// front of this one, so the next one inherits that.
 fn take_out(list: &mut toml_edit::Array, index: usize) {
     let before = list.get(index).map(prefix).unwrap_or_default();
     let is_last = index + 1 == list.len();
@@ -168,7 +170,8 @@ fn take_out(list: &mut toml_edit::Array, index: usize) {
     }
 }
 
-/// What stands between the last entry and the bracket, which is written elsewhere when there is no comma behind that entry.
+/// What stands between the last entry and the bracket, which is written elsewhere when there is no
+/// comma behind that entry.
 fn take_end(list: &mut toml_edit::Array) -> String {
     let trailing = list.trailing().as_str().unwrap_or_default().to_owned();
     let comma = list.trailing_comma();

@@ -1,4 +1,5 @@
-//! `[control]` of `namespace.toml`: where the REST API listens, and with which certificate. Opens nothing.
+//! `[control]` of `namespace.toml`: where the REST API listens, and with which certificate. Opens
+//! nothing.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

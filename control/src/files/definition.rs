@@ -140,7 +140,8 @@ impl Definition {
         edit.text()
     }
 
-    /// The text of a file, changed to say this instead of what it says. Comments and what does not change stay as they are.
+    /// The text of a file, changed to say this instead of what it says. Comments and what does not
+    /// change stay as they are.
     ///
     /// # Errors
     /// What is wrong with the text, or would be afterwards.

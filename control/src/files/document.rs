@@ -132,7 +132,8 @@ impl<'t> Document<'t> {
         )
     }
 
-    /// A field that is a list of strings of a stricter form, at least `least` of them. `None` only where the field is missing.
+    /// A field that is a list of strings of a stricter form, at least `least` of them. `None` only
+    /// where the field is missing.
     pub fn list<T>(
         &mut self,
         section: &mut Section<'t>,

@@ -1,4 +1,5 @@
-//! Changes single fields of a TOML text and leaves all else as a person wrote it: comments, order, spelling. Reads and writes no files.
+//! Changes single fields of a TOML text and leaves all else as a person wrote it: comments, order,
+//! spelling. Reads and writes no files.
 
 use toml_edit::{DocumentMut, Item, TableLike, Value};
 

@@ -1,6 +1,8 @@
-//! Entries in the hosts file that lead the names of endpoints to a sender. All that others wrote there stays byte for byte.
+//! Entries in the hosts file that lead the names of endpoints to a sender. All that others wrote
+//! there stays byte for byte.
 //!
-//! A sender's entries stand between two marker lines, the first of which names the sender; several senders have a section each.
+//! A sender's entries stand between two marker lines, the first of which names the sender; several
+//! senders have a section each.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,7 +24,8 @@ const HOSTS_SIZE_MAX: u64 = 16 * 1024 * 1024;
 const BEGIN: &str = "# underpass begin (";
 const END: &str = "# underpass end";
 
-/// Stands in the first marker where the text before it has no line end: ours comes out with the section.
+/// Stands in the first marker where the text before it has no line end: ours comes out with the
+/// section.
 const JOINED: &str = "; the line end before this line is of it";
 
 /// One line.
@@ -45,14 +48,16 @@ pub struct Conflict {
     pub ip: IpAddr,
 }
 
-/// Puts the entries of a sender into the file, in place of those that it had there; none takes the section out. Writes nothing where nothing changes.
+/// Puts the entries of a sender into the file, in place of those that it had there; none takes the
+/// section out. Writes nothing where nothing changes.
 ///
 /// # Errors
 /// The kernel's; the file is as it was then.
 pub fn update(path: &Path, sender: &str, entries: &BTreeSet<Entry>) -> io::Result<Vec<Conflict>> {
     // A link stays one: what it leads to is what is written.
     let path = &trust::follow(path)?;
-    // Two senders at once do it one after the other. Where the folder cannot be locked, the file is written all the same.
+    // Two senders at once do it one after the other. Where the folder cannot be locked, the file is
+    // written all the same.
     let _alone = path.parent().and_then(|folder| Lock::folder(folder).ok());
     let file = File::open(path)?;
     let before = read(&file)?;
@@ -61,7 +66,8 @@ pub fn update(path: &Path, sender: &str, entries: &BTreeSet<Entry>) -> io::Resul
     let after = with(&others, sender, entries);
     if after != before {
         disk::replace(path, &after, disk::OPEN).or_else(|error| match error.kind() {
-            // No new file may be made beside it, or put in its place: it is a mount of its own, or the folder is another's.
+            // No new file may be made beside it, or put in its place: it is a mount of its own, or
+            // the folder is another's.
             io::ErrorKind::PermissionDenied
             | io::ErrorKind::ReadOnlyFilesystem
             | io::ErrorKind::ResourceBusy

@@ -40,7 +40,8 @@ pub fn load(file: &str, path: &Path) -> Result<HycoKeys, Vec<Fault>> {
     parse(file, &text)
 }
 
-/// New random keys for a hybrid connection that has no key file, unless another process was quicker.
+/// New random keys for a hybrid connection that has no key file, unless another process was
+/// quicker.
 ///
 /// # Errors
 /// That the file could not be written.

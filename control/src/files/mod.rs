@@ -1,8 +1,8 @@
 //! The directory of an installation: what stands where, how it is read, checked and written.
 //!
-//! Everything has a default but a definition's host and port; what is missing is made. A file that is
-//! wrong is a [`Fault`] with its line and what to write instead. Nothing here decides what happens
-//! with a faulty file: that is [`crate::publish`]'s.
+//! Everything has a default but a definition's host and port; what is missing is made. A file that
+//! is wrong is a [`Fault`] with its line and what to write instead. Nothing here decides what
+//! happens with a faulty file: that is [`crate::publish`]'s.
 
 pub mod agent;
 pub mod allow;

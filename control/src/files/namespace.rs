@@ -73,7 +73,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Reads the text of the file. `host_name` is this machine's, for a public address that is not given.
+    /// Reads the text of the file. `host_name` is this machine's, for a public address that is not
+    /// given.
     ///
     /// # Errors
     /// All that is wrong, with lines.

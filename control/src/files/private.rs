@@ -1,5 +1,5 @@
-//! Secret files: nobody but the owner may read one. Says what to do about one that others can read: a
-//! command where one helps, else the setting of what mounts it.
+//! Secret files: nobody but the owner may read one. Says what to do about one that others can read:
+//! a command where one helps, else the setting of what mounts it.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! Editions: how many hybrid connections a namespace may have, and how much data a month. Knows presets and figures, counts nothing.
+//! Editions: how many hybrid connections a namespace may have, and how much data a month. Knows
+//! presets and figures, counts nothing.
 
 use std::fmt;
 

@@ -1,4 +1,5 @@
-//! `sender.toml`: what a sender is told on the application's machine. Knows no keys: those are in the files that it names.
+//! `sender.toml`: what a sender is told on the application's machine. Knows no keys: those are in
+//! the files that it names.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -28,7 +29,8 @@ pub struct SenderFile {
 pub struct ConnectEntry {
     /// The file of the connection string; relative to the folder of `sender.toml`.
     pub string_file: PathBuf,
-    /// Where applications connect; `None`: on the endpoint's own port, at a loopback address of its own.
+    /// Where applications connect; `None`: on the endpoint's own port, at a loopback address of its
+    /// own.
     pub bind: Option<SocketAddr>,
     /// Hosts and ports that this string alone may take on this machine.
     pub allow: AllowList,
@@ -126,7 +128,8 @@ fn check_bind(
     }
 }
 
-/// Why an address is none for a sender: it is an open door to the endpoint for everybody who reaches it.
+/// Why an address is none for a sender: it is an open door to the endpoint for everybody who
+/// reaches it.
 #[must_use]
 pub fn open_to_others(bind: SocketAddr) -> Option<&'static str> {
     (!bind.ip().to_canonical().is_loopback()).then_some(

@@ -1,4 +1,5 @@
-//! Connection strings as agents and senders are given them: a private file, or a text from elsewhere. No error repeats any part of one.
+//! Connection strings as agents and senders are given them: a private file, or a text from
+//! elsewhere. No error repeats any part of one.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -11,7 +12,8 @@ use super::{Fault, disk, private, unreadable};
 /// Reads a file that holds one connection string of a rule, and nothing else.
 ///
 /// # Errors
-/// What is wrong, without the string: unreadable, others can read it, no connection string, or one of the other rule.
+/// What is wrong, without the string: unreadable, others can read it, no connection string, or one
+/// of the other rule.
 pub fn load(path: &Path, rule: Rule) -> Result<ConnectionString, Fault> {
     let file = path.display().to_string();
     let read = disk::read_bytes(path).map_err(|error| match error.kind() {

@@ -1,6 +1,8 @@
-//! `tls/`: the relay's certificate and its private key. Made by whichever command needs them first; a person may put others there.
+//! `tls/`: the relay's certificate and its private key. Made by whichever command needs them first;
+//! a person may put others there.
 //!
-//! The key is written first and the certificate is made for it, so that a crash between the two keeps the pin.
+//! The key is written first and the certificate is made for it, so that a crash between the two
+//! keeps the pin.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,7 +20,8 @@ use super::{Directory, Fault, disk, unreadable};
 /// Whom a certificate that is made here names as its subject.
 const SUBJECT: &str = "underpass relay";
 
-/// A certificate that is made here ends in this year: agents go by its key's pin, and the date would only be one more thing to break.
+/// A certificate that is made here ends in this year: agents go by its key's pin, and the date
+/// would only be one more thing to break.
 const LAST_YEAR: i32 = 2999;
 
 /// What the relay shows to its peers.

@@ -374,8 +374,9 @@ fn is_trusted(uid: u32) -> bool {
             && (ACTING_FOR.get() == Some(&uid) || users::caller_of_sudo() == Some(uid)))
 }
 
-/// Whether nobody but root and this process's user is in the group of a file. Many systems give each
-/// user a group of his own, and a mask that lets it write; Kubernetes gives volumes the `fsGroup`.
+/// Whether nobody but root and this process's user is in the group of a file. Many systems give
+/// each user a group of his own, and a mask that lets it write; Kubernetes gives volumes the
+/// `fsGroup`.
 pub(super) fn is_private_group(path: &Path, metadata: &Metadata) -> bool {
     let mut none: [u8; 0] = [];
     let has_access_list = rustix::fs::getxattr(path, ACCESS_LIST, &mut none[..]).is_ok();

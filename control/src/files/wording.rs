@@ -1,4 +1,5 @@
-//! The words of messages about files: what was probably meant, and what was written, never at length. Reads nothing.
+//! The words of messages about files: what was probably meant, and what was written, never at
+//! length. Reads nothing.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -11,7 +12,8 @@ const KEY_BYTES_MIN: usize = 32;
 /// A value longer than this is not repeated in a message, characters.
 const ECHO_MAX: usize = 64;
 
-/// A field name longer than this is not repeated, characters: it may be a key in the wrong place, and those have 44.
+/// A field name longer than this is not repeated, characters: it may be a key in the wrong place,
+/// and those have 44.
 pub(super) const FIELD_ECHO_MAX: usize = 32;
 
 /// How alike two names must be (Jaro-Winkler, 0 to 1) for one to be suggested for the other.
@@ -31,7 +33,8 @@ pub fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<
         .map(|(_, name)| name)
 }
 
-/// Whether a text may be a key: padded base64 of enough bytes. The padding is asked for: without it, a path could be taken for one.
+/// Whether a text may be a key: padded base64 of enough bytes. The padding is asked for: without
+/// it, a path could be taken for one.
 #[must_use]
 pub fn is_like_a_key(text: &str) -> bool {
     text.ends_with('=')
@@ -41,7 +44,8 @@ pub fn is_like_a_key(text: &str) -> bool {
             .is_ok_and(|bytes| bytes.len() >= KEY_BYTES_MIN)
 }
 
-/// A value for a message: quoted, escaped and bounded. What may be a key at a wrong place is not repeated.
+/// A value for a message: quoted, escaped and bounded. What may be a key at a wrong place is not
+/// repeated.
 pub fn echo(value: &str) -> String {
     bounded(value, ECHO_MAX)
 }

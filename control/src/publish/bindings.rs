@@ -79,7 +79,8 @@ mod tests {
             [0, 1, 2].map(|port| SocketAddr::new(ip, port))
         });
         let all: Vec<SocketAddr> = all.collect();
-        // Every way to begin, and from there in steps of every length that reach all: orders enough.
+        // Every way to begin, and from there in steps of every length that reach all: orders
+        // enough.
         let mut overlaps = 0;
         for start in 0..all.len() {
             for step in [1, 5, 7, 11, 13, 17, 19, 23] {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::files::{Fault, disk};
 
-/// A file that changed this recently is read again at the next look even if its stamp is the same: clocks of file systems are coarse.
+/// A file that changed this recently is read again at the next look even if its stamp is the same:
+/// clocks of file systems are coarse.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
 /// A file that vanished is gone only after this: some editors save by removing and writing anew.
@@ -72,7 +73,8 @@ impl<T> Cached<T> {
             Ok(good) => (self.good, self.faults) = (Some(good), Vec::new()),
             Err(faults) => self.faults = faults,
         }
-        // The stamps from before the reading: a change in between shows at the next look. Without any, the next look reads again.
+        // The stamps from before the reading: a change in between shows at the next look. Without
+        // any, the next look reads again.
         let stamps = stamps.unwrap_or_default();
         self.seen = Some(Seen {
             settled: !stamps.is_empty() && stamps.iter().all(is_settled),

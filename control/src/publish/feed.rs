@@ -1,5 +1,5 @@
-//! Serves `run/control.sock`: snapshots and questions to relays, the status and their answers to the command line. Everything is
-//! bounded, and a slow or broken peer harms only itself.
+//! Serves `run/control.sock`: snapshots and questions to relays, the status and their answers to
+//! the command line. Everything is bounded, and a slow or broken peer harms only itself.
 
 use std::io;
 use std::sync::Arc;

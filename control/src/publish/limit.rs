@@ -1,4 +1,5 @@
-//! Which definitions hold when there are more than the edition permits. Those that stood stay: no flow suffers from a file that is new.
+//! Which definitions hold when there are more than the edition permits. Those that stood stay: no
+//! flow suffers from a file that is new.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -36,7 +37,8 @@ impl Stood {
         let names: BTreeSet<HycoName> = standing.by_name.keys().cloned().collect();
         if names != self.names {
             self.names = names;
-            // Without it a restart takes them in the order of their names, which is no worse than at the first start.
+            // Without it a restart takes them in the order of their names, which is no worse than
+            // at the first start.
             let text: String = self.names.iter().map(|name| format!("{name}\n")).collect();
             let _ = disk::replace_own(&self.path, text.as_bytes());
         }

@@ -1,4 +1,5 @@
-//! What control knows of the relay that dialled last, and the way to ask it something. Opens nothing.
+//! What control knows of the relay that dialled last, and the way to ask it something. Opens
+//! nothing.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -177,7 +178,8 @@ impl Live {
         }
     }
 
-    /// Begins with a relay: what was known of the one before is forgotten. Gives what it is to be asked.
+    /// Begins with a relay: what was known of the one before is forgotten. Gives what it is to be
+    /// asked.
     pub(super) fn begin(&self, relay: u64) -> mpsc::Receiver<FeedMessage> {
         let (ask, asked) = mpsc::channel(PROBES_MAX);
         *self.view() = View {

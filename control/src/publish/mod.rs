@@ -1,7 +1,9 @@
-//! Control's work: loads definitions and keys, numbers snapshots of them, and hands them to the relay.
+//! Control's work: loads definitions and keys, numbers snapshots of them, and hands them to the
+//! relay.
 //!
-//! [`Source`] is where a snapshot comes from: [`Folder`] today. The publisher numbers what it gives, the feed serves it on
-//! `run/control.sock`. Control may end at any moment: the relay goes on with what it has.
+//! [`Source`] is where a snapshot comes from: [`Folder`] today. The publisher numbers what it
+//! gives, the feed serves it on `run/control.sock`. Control may end at any moment: the relay goes
+//! on with what it has.
 
 mod bindings;
 pub(crate) mod cache;
@@ -95,7 +97,8 @@ pub enum Error {
 /// Runs control on a directory until told to stop.
 ///
 /// # Errors
-/// See [`Error`]: all of them at the start. Once it runs, it goes on with the last good content of everything.
+/// See [`Error`]: all of them at the start. Once it runs, it goes on with the last good content of
+/// everything.
 pub fn run(directory: &Directory, stop: oneshot::Receiver<()>) -> Result<(), Error> {
     let socket = directory.control_socket();
     if socket.as_os_str().as_bytes().len() > SOCKET_PATH_MAX {
@@ -155,7 +158,8 @@ pub(crate) fn lock(directory: &Directory) -> Result<Lock, Error> {
     })
 }
 
-/// Opens a socket of control's for its own user. Its lock is held, so one that is there is a dead process's.
+/// Opens a socket of control's for its own user. Its lock is held, so one that is there is a dead
+/// process's.
 pub(crate) fn listen(socket: &Path) -> io::Result<tokio::net::UnixListener> {
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

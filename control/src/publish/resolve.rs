@@ -1,4 +1,5 @@
-//! Which definitions hold when files contradict each other. Knows no files: definitions in, definitions out.
+//! Which definitions hold when files contradict each other. Knows no files: definitions in,
+//! definitions out.
 //!
 //! Who holds a name or a binding keeps it; a newcomer is the one at fault.
 
@@ -169,8 +170,9 @@ fn one_per_name(
     by_name
 }
 
-/// Gives bindings out in the order of names; who comes to a taken one falls back to the next best. Ends early where one that was given out must be
-/// given back to who had it before: by whom, and to whom.
+/// Gives bindings out in the order of names; who comes to a taken one falls back to the next best.
+/// Ends early where one that was given out must be given back to who had it before: by whom, and to
+/// whom.
 fn take_bindings(
     chosen: &mut BTreeMap<HycoName, Choice>,
     before: &Standing,

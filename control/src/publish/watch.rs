@@ -1,4 +1,5 @@
-//! Tells when files in the directory may have changed: at once where the kernel says so, else each second, or less often where looking takes long.
+//! Tells when files in the directory may have changed: at once where the kernel says so, else each
+//! second, or less often where looking takes long.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -13,10 +14,12 @@ use notify::{EventKind, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 use tracing::warn;
 
-/// Everything is looked at this often even when nothing was heard: watches get lost with folders, and network file systems tell nothing.
+/// Everything is looked at this often even when nothing was heard: watches get lost with folders,
+/// and network file systems tell nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Where the kernel tells of changes, looking takes at most one part of so many of the time: with 10,000 definitions it would be half a core.
+/// Where the kernel tells of changes, looking takes at most one part of so many of the time: with
+/// 10,000 definitions it would be half a core.
 const LOOK_SHARE: u32 = 20;
 
 /// Longest time between two looks: a lost watch is noticed that late.

@@ -1,4 +1,5 @@
-//! The command line's way to the API: `run/api.sock`, with a token made of the manage key that stands beside it.
+//! The command line's way to the API: `run/api.sock`, with a token made of the manage key that
+//! stands beside it.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! Who may come in: Host and Origin first, so that no web page reaches through a browser, then a token of a manage key.
+//! Who may come in: Host and Origin first, so that no web page reaches through a browser, then a
+//! token of a manage key.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -62,7 +63,8 @@ struct Caller {
     remote: Remote,
 }
 
-/// Refuses requests that were meant for another host, or come from a page of another site (DNS rebinding, cross-site requests).
+/// Refuses requests that were meant for another host, or come from a page of another site (DNS
+/// rebinding, cross-site requests).
 pub(super) async fn check_host(
     State(rest): State<Shared>,
     mut request: Request,

@@ -1,7 +1,9 @@
-//! The REST API: what Azure's users manage by, on loopback and on `run/api.sock`. Everything it changes, [`crate::store`] does.
+//! The REST API: what Azure's users manage by, on loopback and on `run/api.sock`. Everything it
+//! changes, [`crate::store`] does.
 //!
-//! A request passes the door (Host and Origin, then a SAS token of a manage key) before anything of it is read. Errors are problem
-//! documents (RFC 9457). Connections, bodies, waits and failed tokens are bounded.
+//! A request passes the door (Host and Origin, then a SAS token of a manage key) before anything of
+//! it is read. Errors are problem documents (RFC 9457). Connections, bodies, waits and failed
+//! tokens are bounded.
 
 mod audit;
 mod body;
@@ -154,7 +156,8 @@ fn open() -> OpenApiRouter<Shared> {
         .routes(routes!(namespace::readyz))
 }
 
-/// Every operation may end in a problem, and a header that may be left out is a text where it is there.
+/// Every operation may end in a problem, and a header that may be left out is a text where it is
+/// there.
 fn complete(document: &mut OpenApi) {
     let schema = utoipa::openapi::Ref::from_schema_name("Problem");
     let content = utoipa::openapi::ContentBuilder::new()

@@ -1,4 +1,5 @@
-//! What the texts of a request look like, for the OpenAPI document. What parses them is `underpass-proto`; these say the same to programs.
+//! What the texts of a request look like, for the OpenAPI document. What parses them is
+//! `underpass-proto`; these say the same to programs.
 
 use utoipa::openapi::schema::{AnyOfBuilder, Object, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{ArrayBuilder, RefOr, Schema};
@@ -16,7 +17,8 @@ pub(super) struct NamePath {
     name: String,
 }
 
-/// A host name whose last part is no number (RFC 1123): a letter begins it, or ends it, or stands among digits.
+/// A host name whose last part is no number (RFC 1123): a letter begins it, or ends it, or stands
+/// among digits.
 const HOST_NAME: &str = concat!(
     r"^([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*",
     r"([A-Za-z_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?",

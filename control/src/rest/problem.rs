@@ -1,4 +1,5 @@
-//! What is wrong with a request, as a problem document (RFC 9457). Programs go by `code`, people by `detail`.
+//! What is wrong with a request, as a problem document (RFC 9457). Programs go by `code`, people by
+//! `detail`.
 
 use std::ops::Deref;
 

@@ -1,6 +1,8 @@
-//! Accepts connections for the API: on the address of `[control]`, with TLS where that says so, and on `run/api.sock`.
+//! Accepts connections for the API: on the address of `[control]`, with TLS where that says so, and
+//! on `run/api.sock`.
 //!
-//! An address that cannot be had is told as a fault and tried again; files and traffic go on. A changed address is taken up.
+//! An address that cannot be had is told as a fault and tried again; files and traffic go on. A
+//! changed address is taken up.
 
 use std::io;
 use std::net::SocketAddr;

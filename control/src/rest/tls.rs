@@ -1,4 +1,5 @@
-//! The certificate of the REST API: the relay's, or files of its own. Looked at again when they change.
+//! The certificate of the REST API: the relay's, or files of its own. Looked at again when they
+//! change.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

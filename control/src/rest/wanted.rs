@@ -1,4 +1,5 @@
-//! A hybrid connection as a request asks for it: what its fields may be, and the definition that it stands for.
+//! A hybrid connection as a request asks for it: what its fields may be, and the definition that it
+//! stands for.
 
 use std::num::NonZeroU16;
 
@@ -29,7 +30,8 @@ pub struct Wanted {
     #[serde(deserialize_with = "whole::number")]
     #[schema(minimum = 1, maximum = 65535, example = 1433)]
     pub port: u32,
-    /// Where applications connect on the relay's machine; needs `allow_from` where that is not loopback.
+    /// Where applications connect on the relay's machine; needs `allow_from` where that is not
+    /// loopback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = patterns::binding)]
     pub bind: Option<String>,
@@ -140,7 +142,8 @@ impl Wanted {
     }
 }
 
-/// Whole numbers as JSON Schema has them: `1433.0` is one. What does not fit is the largest, and refused with the field's name.
+/// Whole numbers as JSON Schema has them: `1433.0` is one. What does not fit is the largest, and
+/// refused with the field's name.
 mod whole {
     use serde::{Deserialize, Deserializer};
 

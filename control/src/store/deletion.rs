@@ -1,8 +1,8 @@
 //! Deletes a hybrid connection so that its keys never work again, wherever a crash cuts it short.
 //!
 //! First the key file is renamed to a name that is never read; then the definition is removed, then
-//! the renamed file. A deletion that was killed between two of these is finished by the next edit, or
-//! by control when it starts.
+//! the renamed file. A deletion that was killed between two of these is finished by the next edit,
+//! or by control when it starts.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -91,7 +91,8 @@ impl Store {
 }
 
 /// Whether a definition came after the deletion began. By the time of the last change of the file
-/// itself (inode(7), `ctime`): a rename sets it, and a copy of an old file cannot carry an older one.
+/// itself (inode(7), `ctime`): a rename sets it, and a copy of an old file cannot carry an older
+/// one.
 fn is_later(definition: &Path, marked: &Path) -> bool {
     let changed = |path: &Path| {
         let metadata = std::fs::symlink_metadata(path).ok()?;

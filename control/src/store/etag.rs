@@ -1,4 +1,5 @@
-//! Which state of a definition somebody saw, and what they demand of the present one (RFC 9110, sections 8.8.3 and 13.1).
+//! Which state of a definition somebody saw, and what they demand of the present one (RFC 9110,
+//! sections 8.8.3 and 13.1).
 
 use std::fmt;
 
@@ -54,7 +55,8 @@ pub enum Condition {
 }
 
 impl Condition {
-    /// From the value of `If-Match`. A tag that none of ours can be (a weak one, say) is left out, and so matches nothing.
+    /// From the value of `If-Match`. A tag that none of ours can be (a weak one, say) is left out,
+    /// and so matches nothing.
     #[must_use]
     pub fn if_match(value: &str) -> Self {
         match value.trim() {
@@ -78,7 +80,8 @@ impl Condition {
         Self::Both(Box::new(self), Box::new(other))
     }
 
-    /// Whether the value of `If-None-Match` on a reading names this state: then there is nothing new to tell.
+    /// Whether the value of `If-None-Match` on a reading names this state: then there is nothing
+    /// new to tell.
     #[must_use]
     pub fn is_known(value: &str, tag: ETag) -> bool {
         value.trim() == "*" || read_tags(&strong(value)).any(|known| known == tag)

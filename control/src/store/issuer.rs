@@ -1,4 +1,5 @@
-//! Connection strings of one hybrid connection, made of what was read once: its definition, its keys, and where the relay is.
+//! Connection strings of one hybrid connection, made of what was read once: its definition, its
+//! keys, and where the relay is.
 
 use underpass_proto::key::Which;
 use underpass_proto::{ConnectionString, HycoKeys, Key, Rule};

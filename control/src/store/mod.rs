@@ -310,8 +310,9 @@ impl Store {
         Ok(keys::load(&self.directory.shown(&path), &path)?)
     }
 
-    /// Makes the keys of definitions that a person put there without any. Under the lock: a deletion
-    /// takes the keys before the definition, and nothing may make them again between the two.
+    /// Makes the keys of definitions that a person put there without any. Under the lock: a
+    /// deletion takes the keys before the definition, and nothing may make them again between the
+    /// two.
     ///
     /// # Errors
     /// The disk did not take it, or another edits for longer than `wait`.

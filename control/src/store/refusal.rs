@@ -1,4 +1,5 @@
-//! Why the store does not do something, in the same words for the REST API and for the command line.
+//! Why the store does not do something, in the same words for the REST API and for the command
+//! line.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! `usage/MONTH.json`: the figures of a month, written whole. What cannot be read is put aside, never overwritten.
+//! `usage/MONTH.json`: the figures of a month, written whole. What cannot be read is put aside,
+//! never overwritten.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -10,7 +11,8 @@ use super::ledger::{Ledger, Month};
 use crate::files::disk::{self, FileSystem};
 use crate::files::{Directory, Fault};
 
-/// The largest file that is read, bytes: 50,000 names and eight relays that carried for all of them.
+/// The largest file that is read, bytes: 50,000 names and eight relays that carried for all of
+/// them.
 const FILE_SIZE_MAX: u64 = 64 * 1024 * 1024;
 
 /// The files. Whoever writes is alone with them.

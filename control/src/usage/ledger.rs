@@ -1,8 +1,10 @@
-//! Adds up what relays report: bytes per hybrid connection and calendar month. Knows no files and no clock.
+//! Adds up what relays report: bytes per hybrid connection and calendar month. Knows no files and
+//! no clock.
 //!
-//! A relay reports what it carried since it began. What of that is counted already is kept beside the sums, so that nothing is counted
-//! twice and nothing is lost, whichever process ends when. A figure that is smaller than the one before is a worker that did not answer
-//! in time: it is waited for.
+//! A relay reports what it carried since it began. What of that is counted already is kept beside
+//! the sums, so that nothing is counted twice and nothing is lost, whichever process ends when. A
+//! figure that is smaller than the one before is a worker that did not answer in time: it is waited
+//! for.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -13,10 +15,12 @@ use time::{Date, OffsetDateTime};
 use underpass_proto::wire::Instance;
 use underpass_proto::{HycoName, Report};
 
-/// Relays whose figures are remembered: the one that runs, perhaps its successor, and some that may yet come back.
+/// Relays whose figures are remembered: the one that runs, perhaps its successor, and some that may
+/// yet come back.
 const RELAYS_MAX: usize = 8;
 
-/// Hybrid connections of one month that are counted by name; more, made and deleted within it, are counted together.
+/// Hybrid connections of one month that are counted by name; more, made and deleted within it, are
+/// counted together.
 const NAMES_MAX: usize = 50_000;
 
 /// A calendar month, UTC. Written `2026-11`.
@@ -134,7 +138,8 @@ impl Ledger {
         total
     }
 
-    /// What is known of a relay, out of the list; the oldest is forgotten to make room for a new one.
+    /// What is known of a relay, out of the list; the oldest is forgotten to make room for a new
+    /// one.
     fn take_relay(&mut self, instance: Instance) -> Relay {
         let known = self
             .relays

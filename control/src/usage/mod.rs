@@ -1,7 +1,9 @@
-//! Data use: counted from the relays' reports, kept in `usage/MONTH.json`, judged against the quota.
+//! Data use: counted from the relays' reports, kept in `usage/MONTH.json`, judged against the
+//! quota.
 //!
-//! The figures go to the month that the clock says. One month is open at a time; what is counted of each relay travels with it, so a
-//! clock that jumps neither subtracts nor counts twice, and a control process that is killed loses nothing.
+//! The figures go to the month that the clock says. One month is open at a time; what is counted of
+//! each relay travels with it, so a clock that jumps neither subtracts nor counts twice, and a
+//! control process that is killed loses nothing.
 
 mod files;
 mod ledger;
@@ -155,7 +157,8 @@ impl Meter {
         faults
     }
 
-    /// Writes what is new, unless it was written a moment ago. Blocks for the disk, and keeps nobody else waiting for it.
+    /// Writes what is new, unless it was written a moment ago. Blocks for the disk, and keeps
+    /// nobody else waiting for it.
     pub fn keep(&self) {
         let mut state = self.now();
         let resting = state.rest_until.is_some_and(|until| Instant::now() < until);
@@ -196,7 +199,8 @@ impl Meter {
         state
     }
 
-    /// The state, once nothing of it is on its way to the disk: an older copy must not land upon a newer one.
+    /// The state, once nothing of it is on its way to the disk: an older copy must not land upon a
+    /// newer one.
     fn idle<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         self.written
             .wait_while(state, |state| state.writing)

@@ -1,4 +1,5 @@
-//! Commands that change something: on the files, and through control where that runs. Both do the same and say the same.
+//! Commands that change something: on the files, and through control where that runs. Both do the
+//! same and say the same.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -228,7 +229,8 @@ fn a_change_of_nothing_is_a_usage_error() {
     );
 }
 
-/// Whoever may open it must still show a key: it is a folder's mode that keeps others away, and modes are changed.
+/// Whoever may open it must still show a key: it is a folder's mode that keeps others away, and
+/// modes are changed.
 #[test]
 fn the_local_socket_wants_a_token_as_the_network_does() {
     let place = Place::empty();

@@ -1,4 +1,5 @@
-//! The built program, as a person meets it: what it prints, where, and how it ends when something is wrong.
+//! The built program, as a person meets it: what it prints, where, and how it ends when something
+//! is wrong.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -1,4 +1,5 @@
-//! `underpass status` and `underpass probe`, asked of a control process that says what each test wants.
+//! `underpass status` and `underpass probe`, asked of a control process that says what each test
+//! wants.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;

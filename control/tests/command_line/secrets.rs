@@ -99,7 +99,8 @@ fn a_child_of_another_command_never_sees_the_variable() {
     up.wait().unwrap();
 }
 
-/// Shows that the test above could fail: the same end leaves a core file with the key in it when that is asked for.
+/// Shows that the test above could fail: the same end leaves a core file with the key in it when
+/// that is asked for.
 #[test]
 fn core_files_are_left_only_when_asked_for() {
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
@@ -230,8 +231,9 @@ fn terminal() -> (File, File) {
     (File::from(master), other)
 }
 
-/// The same command, with its standard input as its terminal if asked for. A missing core file must be the program's doing, not the limit's.
-/// `sh` and `setsid` become the program: no process of theirs is left.
+/// The same command, with its standard input as its terminal if asked for. A missing core file must
+/// be the program's doing, not the limit's. `sh` and `setsid` become the program: no process of
+/// theirs is left.
 fn as_large_cores_as_permitted(inner: &Command, terminal: bool) -> Command {
     let mut outer = Command::new("sh");
     outer.args(["-c", "ulimit -S -c \"$(ulimit -H -c)\"; exec \"$@\"", "sh"]);

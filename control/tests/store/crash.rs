@@ -1,5 +1,5 @@
-//! No space, a broken disk or a crash at each step of each edit: afterwards either the old or the new
-//! is there.
+//! No space, a broken disk or a crash at each step of each edit: afterwards either the old or the
+//! new is there.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,4 +1,5 @@
-//! A file system that fails at one step, or loses power there. Writes through to the real one until then.
+//! A file system that fails at one step, or loses power there. Writes through to the real one until
+//! then.
 
 use std::collections::HashSet;
 use std::fs;
@@ -16,7 +17,8 @@ pub(crate) enum Way {
     NoSpace,
     /// The disk says no for this step.
     Broken,
-    /// The power goes before this step. Content that was not synced is lost; names are as they were last.
+    /// The power goes before this step. Content that was not synced is lost; names are as they were
+    /// last.
     Crash,
     /// The same, and names that were not synced are lost too.
     CrashLosingNames,

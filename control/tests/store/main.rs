@@ -1,4 +1,5 @@
-//! The store on a real directory: what becomes of the files, who wins, and what a failing disk leaves.
+//! The store on a real directory: what becomes of the files, who wins, and what a failing disk
+//! leaves.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

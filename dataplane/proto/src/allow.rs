@@ -1,4 +1,5 @@
-//! The agent's allow-list: what may be dialled at all, whatever a relay asks for. Resolves nothing; is asked before and after.
+//! The agent's allow-list: what may be dialled at all, whatever a relay asks for. Resolves nothing;
+//! is asked before and after.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,14 +10,16 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::endpoint::{Endpoint, Host, HostError, HostName, parse_port};
 use crate::serde_text::serde_text;
 
-/// One line of an allow-list: `host:port`, `*.corp:1433`, `10.0.0.0/8:443`, `[fd00::/8]:443`, `localhost:8080`. The port is a number, `a-b`, or `*`.
+/// One line of an allow-list: `host:port`, `*.corp:1433`, `10.0.0.0/8:443`, `[fd00::/8]:443`,
+/// `localhost:8080`. The port is a number, `a-b`, or `*`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AllowEntry {
     hosts: Hosts,
     ports: Ports,
 }
 
-/// What an agent may dial: all that any entry permits, less what is refused always. An empty list permits nothing.
+/// What an agent may dial: all that any entry permits, less what is refused always. An empty list
+/// permits nothing.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct AllowList(pub Vec<AllowEntry>);
 
@@ -88,7 +91,8 @@ impl AllowList {
         for_all.0.iter().chain(&own.0).cloned().collect()
     }
 
-    /// Whether any entry could permit this endpoint, before its name is resolved. A network admits names: their addresses are checked after.
+    /// Whether any entry could permit this endpoint, before its name is resolved. A network admits
+    /// names: their addresses are checked after.
     #[must_use]
     pub fn permits(&self, endpoint: &Endpoint) -> bool {
         match endpoint.host.ip() {
@@ -99,10 +103,12 @@ impl AllowList {
         }
     }
 
-    /// Whether `ip` may be dialled for this endpoint; `from_hosts_file` says that the machine's own hosts file made it of the name.
+    /// Whether `ip` may be dialled for this endpoint; `from_hosts_file` says that the machine's own
+    /// hosts file made it of the name.
     ///
-    /// Dial exactly the address that was asked about. Refused always: see [`is_refused_always`]. Loopback needs an entry that means it:
-    /// `localhost`, an address or network within loopback, or a name that the hosts file resolves so.
+    /// Dial exactly the address that was asked about. Refused always: see [`is_refused_always`].
+    /// Loopback needs an entry that means it: `localhost`, an address or network within loopback,
+    /// or a name that the hosts file resolves so.
     #[must_use]
     pub fn permits_ip(&self, endpoint: &Endpoint, ip: IpAddr, from_hosts_file: bool) -> bool {
         let ip = ip.to_canonical();
@@ -171,8 +177,9 @@ impl From<&Endpoint> for AllowEntry {
     }
 }
 
-/// Whether no entry can permit this address: unspecified, multicast, broadcast, link-local, cloud metadata, and IPv6 addresses that carry such an
-/// IPv4 address, or a loopback one, through a translator.
+/// Whether no entry can permit this address: unspecified, multicast, broadcast, link-local, cloud
+/// metadata, and IPv6 addresses that carry such an IPv4 address, or a loopback one, through a
+/// translator.
 #[must_use]
 pub fn is_refused_always(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
@@ -204,7 +211,8 @@ const REFUSED_NETS: [IpNet; 5] = [
     )),
 ];
 
-/// Addresses inside the link-local range need no mention. Alibaba, Azure's host, Oracle's older service.
+/// Addresses inside the link-local range need no mention. Alibaba, Azure's host, Oracle's older
+/// service.
 const METADATA_V4: [Ipv4Addr; 3] = [
     Ipv4Addr::new(100, 100, 100, 200),
     Ipv4Addr::new(168, 63, 129, 16),
@@ -217,7 +225,8 @@ const METADATA_V6: [Ipv6Addr; 3] = [
     Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
 ];
 
-/// The IPv4 address inside NAT64 (RFC 6052, 64:ff9b::/96), 6to4 (RFC 3056, 2002::/16) and IPv4-compatible (RFC 4291, ::/96) addresses.
+/// The IPv4 address inside NAT64 (RFC 6052, 64:ff9b::/96), 6to4 (RFC 3056, 2002::/16) and
+/// IPv4-compatible (RFC 4291, ::/96) addresses.
 fn carried_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let inner = |high: u16, low: u16| Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
     match ip.segments() {

@@ -28,7 +28,8 @@ pub enum SessionCode {
     Overloaded = 8,
 }
 
-/// Application error code of a reset or stopped stream (QUIC RESET_STREAM and STOP_SENDING, RFC 9000, sections 19.4 and 19.5).
+/// Application error code of a reset or stopped stream (QUIC RESET_STREAM and STOP_SENDING, RFC
+/// 9000, sections 19.4 and 19.5).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u32)]
 pub enum FlowCode {
@@ -54,7 +55,8 @@ pub enum FlowCode {
     NoListener = 22,
     /// At the limit of flows.
     TooManyFlows = 23,
-    /// The registration that the flow stood on has ended (its key was revoked, or the hybrid connection removed).
+    /// The registration that the flow stood on has ended (its key was revoked, or the hybrid
+    /// connection removed).
     RegistrationEnded = 24,
     /// The grace time of a drain is over.
     GraceOver = 25,
@@ -101,7 +103,8 @@ pub enum Cause {
     Code(FlowCode),
 }
 
-/// How a flow ended: every flow has one, in the log and in the metrics. `Display`: `endpoint: reset`, or `clean`.
+/// How a flow ended: every flow has one, in the log and in the metrics. `Display`:
+/// `endpoint: reset`, or `clean`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Ending {
     /// Who ended it; of a clean one, the side that closed first.
@@ -213,7 +216,8 @@ impl FlowCode {
         }
     }
 
-    /// Whether this is an explicit word before anything reached an endpoint, so that the flow may be tried elsewhere.
+    /// Whether this is an explicit word before anything reached an endpoint, so that the flow may
+    /// be tried elsewhere.
     #[must_use]
     pub fn is_refusal(self) -> bool {
         matches!(self as u32, 16..=24 | 28 | 30..=31)

@@ -1,6 +1,8 @@
-//! Connection strings: what an administrator copies from one side to the other. Both forms that Azure's users know are read, the first is written.
+//! Connection strings: what an administrator copies from one side to the other. Both forms that
+//! Azure's users know are read, the first is written.
 //!
-//! No error of this file repeats any part of the string: what stands at a wrong place may be the key.
+//! No error of this file repeats any part of the string: what stands at a wrong place may be the
+//! key.
 
 use std::fmt;
 use std::str::FromStr;
@@ -46,14 +48,16 @@ pub struct ConnectionString {
     pub rule: Rule,
     /// The key.
     pub key: Key,
-    /// Accepted public keys of the relay, at most [`PINS_MAX`]. None: the relay's certificate is checked by a CA.
+    /// Accepted public keys of the relay, at most [`PINS_MAX`]. None: the relay's certificate is
+    /// checked by a CA.
     pub pins: Vec<Pin>,
     /// The endpoint, as it was when the string was made: what an agent may dial and a sender may
     /// take, where a file there says nothing else.
     pub target: Option<Endpoint>,
 }
 
-/// SHA-256 of a public key, over its SubjectPublicKeyInfo (RFC 7469, section 2.4). Written `sha256:HEX`.
+/// SHA-256 of a public key, over its SubjectPublicKeyInfo (RFC 7469, section 2.4). Written
+/// `sha256:HEX`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pin(pub [u8; 32]);
 
@@ -242,7 +246,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Host, port and path of `hc://host[:port]/path` or `sb://…`; the path without slashes at its ends.
+/// Host, port and path of `hc://host[:port]/path` or `sb://…`; the path without slashes at its
+/// ends.
 fn read_url(url: &str) -> Result<(Host, u16, &str), Error> {
     let (scheme, rest) = url.split_once("://").ok_or(Error::Scheme)?;
     if !["hc", "sb"]

@@ -18,7 +18,8 @@ pub const LABEL_MAX: usize = 63;
 /// would lead back into a tunnel.
 pub const HOSTS_LINE_END: &str = "# by underpass";
 
-/// A name that a resolver is asked for: fully qualified or short, by RFC 1123 (underscores are let through, because Windows hosts have them).
+/// A name that a resolver is asked for: fully qualified or short, by RFC 1123 (underscores are let
+/// through, because Windows hosts have them).
 ///
 /// Keeps its spelling, less the dot of the root at its end: hosts files have names without it, so
 /// `db01.corp.` would pass them by. [`Host::matches`] compares without case. A clone costs a
@@ -102,7 +103,8 @@ impl HostName {
         self.0.eq_ignore_ascii_case(without_root(other))
     }
 
-    /// Whether it means the machine that asks, whatever a name server says: `localhost`, or a name below it (RFC 6761, section 6.3).
+    /// Whether it means the machine that asks, whatever a name server says: `localhost`, or a name
+    /// below it (RFC 6761, section 6.3).
     #[must_use]
     pub fn is_localhost(&self) -> bool {
         let last = self.0.rsplit('.').next();
@@ -111,7 +113,8 @@ impl HostName {
 }
 
 impl Host {
-    /// The address, when this is a literal. An IPv4 address mapped into IPv6 is given as the IPv4 address that it is.
+    /// The address, when this is a literal. An IPv4 address mapped into IPv6 is given as the IPv4
+    /// address that it is.
     #[must_use]
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
@@ -170,7 +173,8 @@ impl FromStr for HostName {
             return Err(HostError::TooLong(name.len()));
         }
         name.split('.').try_for_each(check_label)?;
-        // RFC 1123, section 2.1: the last label of a name is not a number, so that names and addresses cannot be taken for each other.
+        // RFC 1123, section 2.1: the last label of a name is not a number, so that names and
+        // addresses cannot be taken for each other.
         let last = name.rsplit('.').next().unwrap_or_default();
         if last.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(HostError::Numeric);

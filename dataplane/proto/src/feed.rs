@@ -1,6 +1,8 @@
-//! The bytes between control, relay and command line: a length (four bytes, big-endian) and JSON. Knows no socket.
+//! The bytes between control, relay and command line: a length (four bytes, big-endian) and JSON.
+//! Knows no socket.
 //!
-//! A message may hold keys: what is encoded is wiped when dropped, and no error repeats what was read.
+//! A message may hold keys: what is encoded is wiped when dropped, and no error repeats what was
+//! read.
 
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
@@ -42,7 +44,8 @@ pub enum FeedMessage {
     StatusRequest,
     /// The answer to it.
     Status(Box<Status>),
-    /// Control to relay, and command line to control: dial this one's endpoint now, from every listener.
+    /// Control to relay, and command line to control: dial this one's endpoint now, from every
+    /// listener.
     Probe {
         /// Comes back in the answer.
         id: u64,
@@ -95,7 +98,8 @@ pub enum FeedError {
 /// Bytes of the length.
 const LEN: usize = 4;
 
-/// One message, length and all. Wiped when dropped. A report is cut until it has at most [`REPORT_MAX`] bytes, and says so.
+/// One message, length and all. Wiped when dropped. A report is cut until it has at most
+/// [`REPORT_MAX`] bytes, and says so.
 ///
 /// # Errors
 /// [`FeedError::TooLong`] beyond [`SNAPSHOT_MAX`], or for a report of which nothing is left to cut.
@@ -159,7 +163,8 @@ impl Report {
     }
 }
 
-/// Collects chunks of a stream and yields messages. Keeps at most one message and what came in the same chunk after it.
+/// Collects chunks of a stream and yields messages. Keeps at most one message and what came in the
+/// same chunk after it.
 #[derive(Debug)]
 pub struct FeedReader {
     limit: usize,
@@ -167,7 +172,8 @@ pub struct FeedReader {
 }
 
 impl FeedReader {
-    /// One that refuses messages over `limit` bytes: [`SNAPSHOT_MAX`] where snapshots are read, [`REPORT_MAX`] elsewhere.
+    /// One that refuses messages over `limit` bytes: [`SNAPSHOT_MAX`] where snapshots are read,
+    /// [`REPORT_MAX`] elsewhere.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
@@ -243,7 +249,8 @@ impl Wiping {
         self.0.extend_from_slice(bytes);
     }
 
-    /// Forgets the first `len` bytes. What remains moves to a buffer of its own size, so that one snapshot does not hold its memory for ever.
+    /// Forgets the first `len` bytes. What remains moves to a buffer of its own size, so that one
+    /// snapshot does not hold its memory for ever.
     fn discard(&mut self, len: usize) {
         let left = self.0[len..].to_vec();
         self.0.zeroize();

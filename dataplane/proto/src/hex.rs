@@ -1,4 +1,5 @@
-//! Lower-case hexadecimal for identifiers and pins. Not for secrets: it takes no care to be constant in time.
+//! Lower-case hexadecimal for identifiers and pins. Not for secrets: it takes no care to be
+//! constant in time.
 
 use std::fmt;
 

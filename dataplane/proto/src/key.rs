@@ -1,6 +1,8 @@
-//! Secrets and what may be said about them: the text of a key, its identifier, the rules that keys stand for.
+//! Secrets and what may be said about them: the text of a key, its identifier, the rules that keys
+//! stand for.
 //!
-//! No `Debug`, `Display` or error of this file shows a secret; memory is wiped when a secret is dropped.
+//! No `Debug`, `Display` or error of this file shows a secret; memory is wiped when a secret is
+//! dropped.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,10 +17,12 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::hex;
 use crate::serde_text::serde_text;
 
-/// Most characters of a key. Azure's have 44 (base64 of 32 bytes); longer ones than this are a pasted file.
+/// Most characters of a key. Azure's have 44 (base64 of 32 bytes); longer ones than this are a
+/// pasted file.
 pub const KEY_MAX: usize = 256;
 
-/// The text of a key, as it stands in files and connection strings: usually base64 of 32 random bytes. The text is the secret, not the decoded bytes.
+/// The text of a key, as it stands in files and connection strings: usually base64 of 32 random
+/// bytes. The text is the secret, not the decoded bytes.
 ///
 /// Compared in constant time. Wiped on drop. `Debug` prints `Key(…)`.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -30,7 +34,8 @@ pub enum KeyError {
     /// Empty or over [`KEY_MAX`].
     #[error("a key has 1 to {KEY_MAX} characters, this one has {0}")]
     Length(usize),
-    /// A space, a control character, a `;` (it would end the field of a connection string), or beyond ASCII.
+    /// A space, a control character, a `;` (it would end the field of a connection string), or
+    /// beyond ASCII.
     #[error("a key has visible ASCII characters only, without `;`")]
     Character,
 }
@@ -79,11 +84,13 @@ pub struct KeyId(pub [u8; 8]);
 #[error("a key identifier has 16 hexadecimal digits")]
 pub struct KeyIdError;
 
-/// Secret bytes of any length, base64 in serde (the relay's TLS key). Wiped on drop, `Debug` shows only the length.
+/// Secret bytes of any length, base64 in serde (the relay's TLS key). Wiped on drop, `Debug` shows
+/// only the length.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct Secret(Vec<u8>);
 
-/// 32 secret bytes, base64 in serde (the relay's reset, token and connection-ID keys). Wiped on drop.
+/// 32 secret bytes, base64 in serde (the relay's reset, token and connection-ID keys). Wiped on
+/// drop.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct Secret32([u8; 32]);
 
@@ -216,7 +223,8 @@ impl KeyPair {
 }
 
 impl KeyId {
-    /// The identifier of a key under a rule. The label holds the rule, so that one key text used for both has two identifiers.
+    /// The identifier of a key under a rule. The label holds the rule, so that one key text used
+    /// for both has two identifiers.
     #[must_use]
     pub fn of(rule: Rule, key: &Key) -> Self {
         let digest = Sha256::new()

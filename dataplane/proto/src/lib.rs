@@ -1,8 +1,10 @@
-//! Everything of Underpass that is decidable without a socket, a clock or chance: names, connection strings, wire frames,
-//! handshake proofs, snapshots and their framing, allow-lists, limits and close codes.
+//! Everything of Underpass that is decidable without a socket, a clock or chance: names, connection
+//! strings, wire frames, handshake proofs, snapshots and their framing, allow-lists, limits and
+//! close codes.
 //!
-//! Refuses: tokio, quinn, sockets, `Instant::now`, random numbers. Nonces, exporters and keys are arguments, so that the whole crate
-//! is a set of functions from bytes to values and can be fuzzed as such. What stands on the wire is told byte for byte in `WIRE.md`, beside this crate.
+//! Refuses: tokio, quinn, sockets, `Instant::now`, random numbers. Nonces, exporters and keys are
+//! arguments, so that the whole crate is a set of functions from bytes to values and can be fuzzed
+//! as such. What stands on the wire is told byte for byte in `WIRE.md`, beside this crate.
 
 pub mod allow;
 pub mod code;

@@ -1,12 +1,15 @@
-//! Every bound that more than one part knows, with its reason. Bounds of one part stand where they are used.
+//! Every bound that more than one part knows, with its reason. Bounds of one part stand where they
+//! are used.
 
 use std::time::Duration;
 
 /// Listeners of one hybrid connection, unless its definition says otherwise: Azure's figure.
 pub const LISTENERS_MAX_DEFAULT: u32 = 25;
-/// Live flows of one hybrid connection, unless its definition says otherwise. Two sockets each side of a flow fit a usual file limit of 20,000.
+/// Live flows of one hybrid connection, unless its definition says otherwise. Two sockets each side
+/// of a flow fit a usual file limit of 20,000.
 pub const FLOWS_MAX_DEFAULT: u32 = 10_000;
-/// Live flows of a relay. Above what one machine's file limit usually holds: the kernel's limit speaks first, this one bounds memory.
+/// Live flows of a relay. Above what one machine's file limit usually holds: the kernel's limit
+/// speaks first, this one bounds memory.
 pub const RELAY_FLOWS_MAX_DEFAULT: u32 = 65_536;
 /// Live flows of one session: all that one hybrid connection may have, and room for more than one.
 pub const SESSION_FLOWS_MAX_DEFAULT: u32 = 16_384;
@@ -17,14 +20,17 @@ pub const REGISTRATIONS_MAX: usize = 4_096;
 /// Workers of a relay: the first byte of a connection ID names one.
 pub const WORKERS_MAX: u16 = 255;
 
-/// What a relay keeps of a flow until Opened, to try another agent with. Also a flow's first window.
+/// What a relay keeps of a flow until Opened, to try another agent with. Also a flow's first
+/// window.
 pub const REPLAY_MAX: usize = 64 * 1024;
 
 /// From the first datagram of a handshake to its end. A stranger holds a place no longer.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
-/// From a handshake to its Hello, and from Welcome to the first Register. A stranger holds a session no longer.
+/// From a handshake to its Hello, and from Welcome to the first Register. A stranger holds a
+/// session no longer.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
-/// From dialling an endpoint to giving it up; below the 21 s after which common clients give up themselves.
+/// From dialling an endpoint to giving it up; below the 21 s after which common clients give up
+/// themselves.
 pub const DIAL_DEADLINE: Duration = Duration::from_secs(10);
 /// From Open to an agent's answer. Name resolution and earlier attempts do not shorten the last
 /// attempt's [`DIAL_DEADLINE`], within this limit. A second is left for the way to the relay.
@@ -37,7 +43,8 @@ pub const PING_AFTER: Duration = Duration::from_secs(1);
 /// From a sign of life that is due to the other side's own ping: longer than signs of life are late
 /// by themselves.
 pub const PING_MARGIN: Duration = Duration::from_millis(200);
-/// Unanswered ping before a session is suspect: not picked for new flows while another is well. Longer than a round trip by satellite.
+/// Unanswered ping before a session is suspect: not picked for new flows while another is well.
+/// Longer than a round trip by satellite.
 pub const SUSPECT_AFTER: Duration = Duration::from_millis(650);
 /// The longest `keep_alive` that a process may ask for: what a relay keeps of a dead one is bounded
 /// by it.

@@ -1,4 +1,5 @@
-//! The name of a hybrid connection: the rules users know from Azure, compared without case, spelling kept.
+//! The name of a hybrid connection: the rules users know from Azure, compared without case,
+//! spelling kept.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -13,9 +14,11 @@ pub const NAME_MIN: usize = 6;
 /// Most characters of a name. Also the most bytes: all of them are ASCII.
 pub const NAME_MAX: usize = 50;
 
-/// Name of a hybrid connection: 6 to 50 letters, digits or hyphens, starting with a letter, ending with a letter or digit.
+/// Name of a hybrid connection: 6 to 50 letters, digits or hyphens, starting with a letter, ending
+/// with a letter or digit.
 ///
-/// Two spellings that differ in case alone are equal, hash alike and sort together. A clone costs a reference count.
+/// Two spellings that differ in case alone are equal, hash alike and sort together. A clone costs a
+/// reference count.
 #[derive(Clone)]
 pub struct HycoName(Arc<str>);
 

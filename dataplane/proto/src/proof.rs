@@ -1,7 +1,9 @@
-//! How both ends show that they know a key without saying it, bound to their TLS session so that nothing overheard or passed on is of use.
+//! How both ends show that they know a key without saying it, bound to their TLS session so that
+//! nothing overheard or passed on is of use.
 //!
-//! A proof is HMAC-SHA256 (RFC 2104) with the UTF-8 of the key text as its key, over a label, the fields and the TLS exporter
-//! (RFC 8446, section 7.5), each preceded by its length in two bytes, big-endian. Nonces come from the caller.
+//! A proof is HMAC-SHA256 (RFC 2104) with the UTF-8 of the key text as its key, over a label, the
+//! fields and the TLS exporter (RFC 8446, section 7.5), each preceded by its length in two bytes,
+//! big-endian. Nonces come from the caller.
 
 use std::fmt;
 
@@ -27,7 +29,8 @@ const LABEL_SENDER: &[u8] = b"underpass/1 sender";
 /// First field of a relay's proof.
 const LABEL_RELAY: &[u8] = b"underpass/1 relay";
 
-/// Stands in for keys that are not there, so that their absence takes the same time. As long as a usual key.
+/// Stands in for keys that are not there, so that their absence takes the same time. As long as a
+/// usual key.
 const DECOY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 /// Exported keying material of one TLS session, the same at both of its ends and at no other.
@@ -112,7 +115,8 @@ pub fn register_proof(key: &Key, register: &Register, exporter: &Exporter) -> Pr
     Proof(mac.finalize().into_bytes().into())
 }
 
-/// The relay's proof that it knows the key too, over a Register, its proof included, and the endpoint.
+/// The relay's proof that it knows the key too, over a Register, its proof included, and the
+/// endpoint.
 #[must_use]
 pub fn relay_proof(
     key: &Key,
@@ -172,9 +176,11 @@ pub fn verify(expected: &Proof, got: &Proof) -> bool {
     expected.0.ct_eq(&got.0).into()
 }
 
-/// Checks a Register against the keys of its hybrid connection; `None` where there is none of that name.
+/// Checks a Register against the keys of its hybrid connection; `None` where there is none of that
+/// name.
 ///
-/// Does the same work in every case (four keys or their stand-ins), so that a stranger cannot tell by the time which names exist.
+/// Does the same work in every case (four keys or their stand-ins), so that a stranger cannot tell
+/// by the time which names exist.
 ///
 /// # Errors
 /// [`NotAuthorised`], for the log only.

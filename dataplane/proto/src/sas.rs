@@ -1,7 +1,9 @@
-//! SAS tokens: what a request to the REST API shows instead of a key, as Azure's clients make them. Knows no clock: `now` is an argument.
+//! SAS tokens: what a request to the REST API shows instead of a key, as Azure's clients make them.
+//! Knows no clock: `now` is an argument.
 //!
-//! `SharedAccessSignature sr=…&sig=…&se=…&skn=…`, where the signature is HMAC-SHA256 with the UTF-8 of the key text as its key, over
-//! `sr` as it stands (some clients write lower-case hexadecimal), a line feed and `se`. No error repeats a part of a token.
+//! `SharedAccessSignature sr=…&sig=…&se=…&skn=…`, where the signature is HMAC-SHA256 with the UTF-8
+//! of the key text as its key, over `sr` as it stands (some clients write lower-case hexadecimal),
+//! a line feed and `se`. No error repeats a part of a token.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -37,7 +39,8 @@ pub enum SasRule {
     Hyco(Rule),
 }
 
-/// A token, read and not yet believed. `Debug` leaves the signature out: whoever has it can use the token.
+/// A token, read and not yet believed. `Debug` leaves the signature out: whoever has it can use the
+/// token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SasToken {
     /// `sr` as received: what is signed.
@@ -115,7 +118,8 @@ impl SasToken {
         self.rule
     }
 
-    /// The last part of the resource's path: of an agent's or a sender's token the hybrid connection.
+    /// The last part of the resource's path: of an agent's or a sender's token the hybrid
+    /// connection.
     #[must_use]
     pub fn last_segment(&self) -> Option<&str> {
         let (_, path) = split(&self.resource);
@@ -133,8 +137,9 @@ impl SasToken {
         (primary | secondary).into()
     }
 
-    /// Whether it is good for a request with this Host header and path: the host equal, port and all, and the path below the
-    /// resource's by whole segments; the scheme does not matter. Case does not either: neither hosts nor names have one.
+    /// Whether it is good for a request with this Host header and path: the host equal, port and
+    /// all, and the path below the resource's by whole segments; the scheme does not matter. Case
+    /// does not either: neither hosts nor names have one.
     #[must_use]
     pub fn covers(&self, host: &str, path: &str) -> bool {
         let (own_host, own_path) = split(&self.resource);

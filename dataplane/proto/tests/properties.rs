@@ -1,4 +1,5 @@
-//! Properties of everything that reads what others wrote: round trips are exact, garbage never panics, nothing grows beyond its bound.
+//! Properties of everything that reads what others wrote: round trips are exact, garbage never
+//! panics, nothing grows beyond its bound.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;

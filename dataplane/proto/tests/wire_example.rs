@@ -1,11 +1,13 @@
-//! Holds `WIRE.md` to its word: the bytes of its worked example are the bytes that this crate writes and reads.
+//! Holds `WIRE.md` to its word: the bytes of its worked example are the bytes that this crate
+//! writes and reads.
 
 use underpass_proto::wire::{Elsewhere, Hello, Open, Opened, Registered, Welcome};
 use underpass_proto::*;
 
 const WIRE: &str = include_str!("../WIRE.md");
 
-/// The bytes under a heading of the example: all hexadecimal pairs before `#` in the code block that follows.
+/// The bytes under a heading of the example: all hexadecimal pairs before `#` in the code block
+/// that follows.
 fn bytes_of(title: &str) -> Vec<u8> {
     let block = WIRE
         .split(&format!("**{title}**"))

@@ -183,7 +183,8 @@ fn a_register_holds_with_either_key_of_its_rule_and_no_other() {
     assert!(!verify(&Proof([1; 32]), &Proof([2; 32])));
 }
 
-/// Refuses a frame in which the byte at `at` of the body is another one, and says which field it is.
+/// Refuses a frame in which the byte at `at` of the body is another one, and says which field it
+/// is.
 #[track_caller]
 fn spoiled(frame: &Frame, at: usize, byte: u8, field: &str) {
     let bytes = frame.to_vec();

@@ -1,4 +1,5 @@
-//! Flows whose Open came before the registration that they stand on was proven, for streams have no order among each other. Dials nothing.
+//! Flows whose Open came before the registration that they stand on was proven, for streams have no
+//! order among each other. Dials nothing.
 
 use std::time::Instant;
 
@@ -9,7 +10,8 @@ use underpass_proto::limits::DIAL_DEADLINE;
 use crate::opening::Asked;
 use crate::quic::SessionId;
 
-/// Flows that may wait on one worker. They are there for one round trip at most; beyond, they are refused.
+/// Flows that may wait on one worker. They are there for one round trip at most; beyond, they are
+/// refused.
 const EARLY_MAX: usize = 1024;
 
 /// Those of one worker, in the order in which they came.

@@ -1,6 +1,8 @@
-//! The agent: dials the relays of its connection strings, proves its keys, and dials endpoints that its allow-list permits. Never listens.
+//! The agent: dials the relays of its connection strings, proves its keys, and dials endpoints that
+//! its allow-list permits. Never listens.
 //!
-//! [`run`] starts the workers; each keeps a session to each relay (`link`) and serves the flows that the relay opens on it (`role`).
+//! [`run`] starts the workers; each keeps a session to each relay (`link`) and serves the flows
+//! that the relay opens on it (`role`).
 
 mod dials;
 mod early;
@@ -28,7 +30,8 @@ use crate::{Settings, drain};
 /// One connection string and how this listener wants to be picked.
 #[derive(Clone, Debug)]
 pub struct Connect {
-    /// File that holds the connection string, for messages and for watching; the string itself is in `string`.
+    /// File that holds the connection string, for messages and for watching; the string itself is
+    /// in `string`.
     pub string_file: Option<PathBuf>,
     /// The parsed string (listen rule).
     pub string: ConnectionString,
@@ -48,16 +51,19 @@ pub struct Config {
     /// What may be dialled for all of them. A string without an entry here and of its own may have
     /// its target dialled, and nothing else.
     pub allow: AllowList,
-    /// Extra CA certificates (PEM already decoded to DER) to trust where a string has no pin; empty: the system's roots.
+    /// Extra CA certificates (PEM already decoded to DER) to trust where a string has no pin;
+    /// empty: the system's roots.
     pub ca: Vec<Vec<u8>>,
     /// Stable over restarts of this installation.
     pub agent_id: AgentId,
 }
 
-/// Runs an agent until it was asked to end and has drained. Retries for ever but for [`Error::NotAuthorised`].
+/// Runs an agent until it was asked to end and has drained. Retries for ever but for
+/// [`Error::NotAuthorised`].
 ///
-/// A configuration that comes by `updates` takes the place of the one before on the live sessions: keys that changed are proven, what is new
-/// is registered, what is gone is given back, and no flow is cut. One that is of no use is told, and the one before stands.
+/// A configuration that comes by `updates` takes the place of the one before on the live sessions:
+/// keys that changed are proven, what is new is registered, what is gone is given back, and no flow
+/// is cut. One that is of no use is told, and the one before stands.
 ///
 /// # Errors
 /// See [`Error`].

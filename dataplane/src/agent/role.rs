@@ -1,4 +1,5 @@
-//! What an agent's worker does with what its loop hears: sessions kept up, Opens checked against the allow-list, endpoints dialled.
+//! What an agent's worker does with what its loop hears: sessions kept up, Opens checked against
+//! the allow-list, endpoints dialled.
 
 #[cfg(test)]
 mod watched;

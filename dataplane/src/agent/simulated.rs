@@ -1,4 +1,5 @@
-//! An agent in a simulation: its workers made without threads, and told of configurations as its supervisor tells them.
+//! An agent in a simulation: its workers made without threads, and told of configurations as its
+//! supervisor tells them.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,4 +1,5 @@
-//! Buffers that both backends use: the transmit buffers that a worker fills, and the receive buffer of `poll`.
+//! Buffers that both backends use: the transmit buffers that a worker fills, and the receive buffer
+//! of `poll`.
 
 #![expect(
     unsafe_code,
@@ -12,7 +13,8 @@ use bytes::{Bytes, BytesMut};
 
 use super::{COPY_BELOW, DATAGRAMS_SIZE, DatagramBuffer, READ_SIZE};
 
-/// Transmit buffers of a worker, 64 KiB each. Beyond these, what QUIC wants to send waits in its streams: the kernel has a megabyte then.
+/// Transmit buffers of a worker, 64 KiB each. Beyond these, what QUIC wants to send waits in its
+/// streams: the kernel has a megabyte then.
 pub(super) const TRANSMITS: usize = 16;
 
 /// The transmit buffers that nobody has.
@@ -94,7 +96,8 @@ impl ReceiveBuffer {
         read(&mut self.buffer.spare_capacity_mut()[..READ_SIZE])
     }
 
-    /// The `len` bytes that the last [`fill`](Self::fill) wrote: a large chunk leaves with the buffer, a small one is copied out.
+    /// The `len` bytes that the last [`fill`](Self::fill) wrote: a large chunk leaves with the
+    /// buffer, a small one is copied out.
     pub(super) fn take(&mut self, len: usize, copied: &mut u64) -> Bytes {
         let mut data = std::mem::take(&mut self.buffer);
         // SAFETY: `fill` offered at least `len` bytes of spare capacity, and its reader wrote them.

@@ -30,8 +30,9 @@ pub struct ChooseError {
     pub why: String,
 }
 
-/// Takes the backend that was asked for, and says why, for the log. Tries io_uring unless `poll` was asked for: a ring is set up and a datagram goes
-/// through it, because a kernel may know io_uring and forbid it (a container's filter, a system setting), or lack an operation.
+/// Takes the backend that was asked for, and says why, for the log. Tries io_uring unless `poll`
+/// was asked for: a ring is set up and a datagram goes through it, because a kernel may know
+/// io_uring and forbid it (a container's filter, a system setting), or lack an operation.
 ///
 /// # Errors
 /// Only for [`Choice::Ring`], where the kernel does not permit it.

@@ -1,5 +1,5 @@
-//! The messages of sendmsg and recvmsg for datagrams on Linux: addresses and control data, encoded and decoded.
-//! Shared by both backends; does no system call.
+//! The messages of sendmsg and recvmsg for datagrams on Linux: addresses and control data, encoded
+//! and decoded. Shared by both backends; does no system call.
 
 #![expect(unsafe_code, reason = "the kernel's structures are C")]
 
@@ -12,11 +12,12 @@ use socket2::SockAddr;
 
 use super::{Datagrams, Transmit};
 
-/// Space for the name of a peer, bytes: a `sockaddr_in6` (28) rounded up, so that control data behind it is aligned.
+/// Space for the name of a peer, bytes: a `sockaddr_in6` (28) rounded up, so that control data
+/// behind it is aligned.
 pub(super) const NAME_SIZE: usize = 32;
 
-/// Space for control data, bytes: a header (16) and its value for traffic class, packet information (20) and segment size come to 24 + 40 + 24;
-/// a dual-stack socket may say the traffic class twice.
+/// Space for control data, bytes: a header (16) and its value for traffic class, packet information
+/// (20) and segment size come to 24 + 40 + 24; a dual-stack socket may say the traffic class twice.
 pub(super) const CONTROL_SIZE: usize = 128;
 
 /// What recvmsg says about a batch beside its bytes.
@@ -81,8 +82,9 @@ impl Meta {
     }
 }
 
-/// An outgoing message: header, name, control data and the one buffer it points to. The header points into this very value, so it must
-/// not move between [`point`](Self::point) and the end of the send.
+/// An outgoing message: header, name, control data and the one buffer it points to. The header
+/// points into this very value, so it must not move between [`point`](Self::point) and the end of
+/// the send.
 pub(super) struct Outgoing {
     header: libc::msghdr,
     buffer: libc::iovec,
@@ -94,7 +96,8 @@ impl Outgoing {
     /// Nothing to send yet.
     pub(super) fn new() -> Self {
         Self {
-            // SAFETY: msghdr and iovec are plain C structures for which all zeroes (null pointers, zero lengths) are valid.
+            // SAFETY: msghdr and iovec are plain C structures for which all zeroes (null pointers,
+            // zero lengths) are valid.
             header: unsafe { mem::zeroed() },
             // SAFETY: as above.
             buffer: unsafe { mem::zeroed() },
@@ -103,7 +106,8 @@ impl Outgoing {
         }
     }
 
-    /// Says where and how the next payload goes. `dual` on a socket of IPv6, which wants IPv4 addresses mapped.
+    /// Says where and how the next payload goes. `dual` on a socket of IPv6, which wants IPv4
+    /// addresses mapped.
     pub(super) fn address(&mut self, transmit: &Transmit, len: usize, dual: bool) {
         let destination = match transmit.destination {
             SocketAddr::V4(v4) if dual => SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port())),
@@ -200,7 +204,8 @@ impl Control {
         header.cmsg_level = level;
         header.cmsg_type = kind;
         let item = &mut self.bytes[self.len..end];
-        // SAFETY: `item` has room for the header by the assertion above, and unaligned writes are what this call is for.
+        // SAFETY: `item` has room for the header by the assertion above, and unaligned writes are
+        // what this call is for.
         unsafe {
             item.as_mut_ptr()
                 .cast::<libc::cmsghdr>()
@@ -233,7 +238,8 @@ impl<'a> Iterator for Items<'a> {
         if self.0.len() < HEADER_SIZE {
             return None;
         }
-        // SAFETY: the slice has at least the header's bytes, all of them initialised; cmsghdr is valid for any bytes and is read unaligned.
+        // SAFETY: the slice has at least the header's bytes, all of them initialised; cmsghdr is
+        // valid for any bytes and is read unaligned.
         let header = unsafe { self.0.as_ptr().cast::<libc::cmsghdr>().read_unaligned() };
         #[allow(
             clippy::unnecessary_cast,
@@ -246,7 +252,8 @@ impl<'a> Iterator for Items<'a> {
     }
 }
 
-/// Reads a `sockaddr_in` or `sockaddr_in6`; IPv4-mapped addresses are unmapped, flow labels dropped (an address must compare equal to itself).
+/// Reads a `sockaddr_in` or `sockaddr_in6`; IPv4-mapped addresses are unmapped, flow labels dropped
+/// (an address must compare equal to itself).
 fn decode_name(name: &[u8]) -> Option<SocketAddr> {
     let family = u16::from_ne_bytes(array(name, 0)?);
     let port = u16::from_be_bytes(array(name, 2)?);

@@ -1,5 +1,6 @@
-//! `pipe`: a machine that carries datagrams alone, by hand: what a worker says is taken out, what it shall hear is put in, and the time is what it is
-//! told. For programs that try what a stranger may send. There are no connections: an application never comes.
+//! `pipe`: a machine that carries datagrams alone, by hand: what a worker says is taken out, what
+//! it shall hear is put in, and the time is what it is told. For programs that try what a stranger
+//! may send. There are no connections: an application never comes.
 
 use std::io;
 use std::net::SocketAddr;

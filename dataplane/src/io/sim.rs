@@ -1,5 +1,7 @@
-//! `sim`: a machine that does not exist, for tests. Operations become [`Op`]s that a simulated world carries out; what the world answers comes back as
-//! completions. Time is what the world says it is. Refuses whatever breaks the contract of [`Io`]: two receives on one socket, a send behind a FIN.
+//! `sim`: a machine that does not exist, for tests. Operations become [`Op`]s that a simulated
+//! world carries out; what the world answers comes back as completions. Time is what the world says
+//! it is. Refuses whatever breaks the contract of [`Io`]: two receives on one socket, a send behind
+//! a FIN.
 
 use std::collections::VecDeque;
 use std::io;

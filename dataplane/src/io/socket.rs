@@ -1,5 +1,5 @@
-//! How TCP sockets are made: listeners and outgoing connections, with the options that the outer sockets of a flow need.
-//! Knows no backend; refuses to share a port with a stranger.
+//! How TCP sockets are made: listeners and outgoing connections, with the options that the outer
+//! sockets of a flow need. Knows no backend; refuses to share a port with a stranger.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -8,22 +8,25 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
-/// Connections that the kernel holds until a worker accepts them. A burst of 4,000 opens must fit while a worker is busy; the kernel
-/// clamps it to `net.core.somaxconn`.
+/// Connections that the kernel holds until a worker accepts them. A burst of 4,000 opens must fit
+/// while a worker is busy; the kernel clamps it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// Silence before the first keep-alive probe. Below the idle limits of common firewalls and load balancers (240 s and more), so it also keeps their state alive.
+/// Silence before the first keep-alive probe. Below the idle limits of common firewalls and load
+/// balancers (240 s and more), so it also keeps their state alive.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
 /// Time between probes that are not answered.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Probes without an answer until the peer is given up: a host that vanished is noticed after 60 + 6 × 10 s.
+/// Probes without an answer until the peer is given up: a host that vanished is noticed after 60 +
+/// 6 × 10 s.
 const KEEPALIVE_PROBES: u32 = 6;
 
-/// Bytes that the kernel takes for a socket beyond what is on its way to the peer. A reader that stands still would have it keep 4 MiB and more (its
-/// buffers grow by themselves), and many of them the share of memory that all TCP of the machine has: everybody's connections stand still then.
-/// What is on its way is not counted, so a long path is filled all the same.
+/// Bytes that the kernel takes for a socket beyond what is on its way to the peer. A reader that
+/// stands still would have it keep 4 MiB and more (its buffers grow by themselves), and many of
+/// them the share of memory that all TCP of the machine has: everybody's connections stand still
+/// then. What is on its way is not counted, so a long path is filled all the same.
 #[cfg(target_os = "linux")]
 const UNSENT_MAX: u32 = 512 * 1024;
 
@@ -81,8 +84,10 @@ impl From<TcpListener> for Listener {
     }
 }
 
-/// A listening TCP socket: non-blocking, not inherited by child processes, and with the options that accepted sockets inherit from it on
-/// Linux (no delay, linger zero, keep-alive, urgent bytes in line, a bound of what stands unsent). With `reuse_port`, several may listen on one address and the kernel spreads connections.
+/// A listening TCP socket: non-blocking, not inherited by child processes, and with the options
+/// that accepted sockets inherit from it on Linux (no delay, linger zero, keep-alive, urgent bytes
+/// in line, a bound of what stands unsent). With `reuse_port`, several may listen on one address
+/// and the kernel spreads connections.
 ///
 /// # Errors
 /// The address is in use (also by sockets that would share it) or not of this machine.
@@ -93,7 +98,8 @@ pub fn listener(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener
     listen(reserve(address)?, true)
 }
 
-/// `count` listeners on one address, for as many workers; with port 0 all get the port that the kernel gave the first.
+/// `count` listeners on one address, for as many workers; with port 0 all get the port that the
+/// kernel gave the first.
 ///
 /// # Errors
 /// As [`listener`].
@@ -105,15 +111,17 @@ pub fn listeners(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListene
     (0..count).map(|_| listen(address, true)).collect()
 }
 
-/// A socket for an outgoing connection: non-blocking, with the options of an accepted one that it needs from its first byte; [`settle`] sets the others. Not connected yet.
+/// A socket for an outgoing connection: non-blocking, with the options of an accepted one that it
+/// needs from its first byte; [`settle`] sets the others. Not connected yet.
 pub(in crate::io) fn outgoing(to: SocketAddr) -> io::Result<Socket> {
     let socket = stream_socket(to)?;
     prepare(&socket)?;
     Ok(socket)
 }
 
-/// Sets what both outer sockets of a flow need from their first byte: no delay, linger zero (a killed process ends with RST, never with a FIN after lost data),
-/// and urgent bytes in their place among the others, from where the kernel would take them out.
+/// Sets what both outer sockets of a flow need from their first byte: no delay, linger zero (a
+/// killed process ends with RST, never with a FIN after lost data), and urgent bytes in their place
+/// among the others, from where the kernel would take them out.
 fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
@@ -150,12 +158,14 @@ pub(in crate::io) fn lift_linger<S: std::os::fd::AsFd>(socket: &S) {
     let _ = SockRef::from(socket).set_linger(None);
 }
 
-/// Whether the peer's FIN has come, after `bytes_read` bytes were read to an end that looks like one. The kernel tells an error once: when a
-/// send has taken it, a receive returns 0 after an RST, too. It counts FIN as a byte received.
+/// Whether the peer's FIN has come, after `bytes_read` bytes were read to an end that looks like
+/// one. The kernel tells an error once: when a send has taken it, a receive returns 0 after an RST,
+/// too. It counts FIN as a byte received.
 #[cfg(target_os = "linux")]
 pub(in crate::io) fn fin_came<S: std::os::fd::AsFd>(socket: &S, bytes_read: u64) -> bool {
     use std::os::fd::AsRawFd;
-    /// Offset of `tcpi_bytes_received` in the kernel's `tcp_info`, which the C library declares too short.
+    /// Offset of `tcpi_bytes_received` in the kernel's `tcp_info`, which the C library declares too
+    /// short.
     const BYTES_RECEIVED_AT: usize = 128;
     let mut info = [0_u8; BYTES_RECEIVED_AT + size_of::<u64>()];
     let mut len = info.len() as libc::socklen_t;
@@ -172,7 +182,8 @@ pub(in crate::io) fn fin_came<S: std::os::fd::AsFd>(socket: &S, bytes_read: u64)
         )
     };
     let received = info[BYTES_RECEIVED_AT..].try_into().map(u64::from_ne_bytes);
-    // In doubt it is no FIN: an explicit error is right after a clean end, and a clean end is never right after an error.
+    // In doubt it is no FIN: an explicit error is right after a clean end, and a clean end is never
+    // right after an error.
     result == 0
         && len as usize == info.len()
         && received.is_ok_and(|received| received > bytes_read)
@@ -192,7 +203,8 @@ pub(crate) fn has_source_address(to: SocketAddr) -> bool {
     }
 }
 
-/// Binds once without SO_REUSEPORT and lets go, so that a port that somebody uses is noticed; tells the address that was free.
+/// Binds once without SO_REUSEPORT and lets go, so that a port that somebody uses is noticed; tells
+/// the address that was free.
 fn reserve(address: SocketAddr) -> io::Result<SocketAddr> {
     let socket = stream_socket(address)?;
     socket.set_reuse_address(true)?;

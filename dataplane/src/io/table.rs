@@ -1,4 +1,5 @@
-//! The sockets of one backend by [`SocketId`]. A slot is used again with another generation, so that an id outlives its socket harmlessly.
+//! The sockets of one backend by [`SocketId`]. A slot is used again with another generation, so
+//! that an id outlives its socket harmlessly.
 
 use super::SocketId;
 

@@ -1,5 +1,5 @@
-//! All links of one worker: kept up, renewed, and brought in line with a new configuration. Tells the supervisor what became of them. Knows no
-//! sockets but through the driver of sessions.
+//! All links of one worker: kept up, renewed, and brought in line with a new configuration. Tells
+//! the supervisor what became of them. Knows no sockets but through the driver of sessions.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,7 +40,8 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    /// One to each relay. What the resolver finds comes to the worker by its handle, what the supervisor should know goes to `say`.
+    /// One to each relay. What the resolver finds comes to the worker by its handle, what the
+    /// supervisor should know goes to `say`.
     #[must_use]
     pub(crate) fn new<P, M>(
         relays: &[Arc<Relay>],
@@ -117,7 +118,8 @@ impl Links {
         code.known_up_to(max.unwrap_or(FlowCode::MAX_UNANNOUNCED))
     }
 
-    /// Makes sure that there is a link to this worker of the relay where the hybrid connection is asked for. False: the relay has no such worker.
+    /// Makes sure that there is a link to this worker of the relay where the hybrid connection is
+    /// asked for. False: the relay has no such worker.
     #[must_use]
     pub(crate) fn ensure(&mut self, hyco: &HycoName, relay_worker: u8, now: Instant) -> bool {
         let asks = |link: &&Link| link.relay.want(hyco).is_some();
@@ -249,13 +251,15 @@ impl Links {
         Some(&link.relay.want(hyco)?.allow)
     }
 
-    /// Whether this hybrid connection was asked for on this session, nothing stands, and the relay has not answered yet.
+    /// Whether this hybrid connection was asked for on this session, nothing stands, and the relay
+    /// has not answered yet.
     #[must_use]
     pub(crate) fn is_awaited(&self, session: SessionId, hyco: &HycoName) -> bool {
         self.links.iter().any(|link| link.is_awaited(session, hyco))
     }
 
-    /// Closes sessions that are of no more use, and carry no flow nor what is to become one (`begins`). Which, and why; each is to be followed by [`Self::lost`].
+    /// Closes sessions that are of no more use, and carry no flow nor what is to become one
+    /// (`begins`). Which, and why; each is to be followed by [`Self::lost`].
     #[must_use]
     pub(crate) fn close_stale<I: Io, D>(
         &mut self,

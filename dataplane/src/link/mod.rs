@@ -1,5 +1,6 @@
-//! One worker's way to one worker of one relay: sessions are dialled, proven, watched, and renewed when they fall silent. Agents and senders dial
-//! alike; what flows on a session is theirs. Moves no byte of a flow.
+//! One worker's way to one worker of one relay: sessions are dialled, proven, watched, and renewed
+//! when they fall silent. Agents and senders dial alike; what flows on a session is theirs. Moves
+//! no byte of a flow.
 
 pub(crate) mod links;
 mod session;
@@ -27,18 +28,21 @@ use crate::control_stream::ControlStream;
 use crate::log_limit::{LogCause, LogLimit, Permit};
 use crate::quic::{Driver, SessionId, Side, cid, config};
 
-/// A new attempt is made beside one that got no answer for this long. An answer of any kind is one: a relay that is busy tells those apart from
-/// which it has heard, and a second attempt would only be more of what it is busy with.
+/// A new attempt is made beside one that got no answer for this long. An answer of any kind is one:
+/// a relay that is busy tells those apart from which it has heard, and a second attempt would only
+/// be more of what it is busy with.
 const RENEW_AFTER: Duration = Duration::from_secs(1);
 
 /// Attempts under way at once at each address: as many as are begun while one is given time for an
 /// answer.
 const ATTEMPTS_MAX: usize = 3;
 
-/// An attempt that got no answer for this long is given up; also how long an answer may be the last one before another attempt is made.
+/// An attempt that got no answer for this long is given up; also how long an answer may be the last
+/// one before another attempt is made.
 const UNANSWERED_MAX: Duration = Duration::from_secs(3);
 
-/// An attempt that was answered and is not done by then is given up: the wait at a busy relay, its handshake, and its Welcome.
+/// An attempt that was answered and is not done by then is given up: the wait at a busy relay, its
+/// handshake, and its Welcome.
 const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 
 /// From saying that no more flows are wanted on a session to closing it: the relay has heard it by
@@ -104,7 +108,8 @@ pub(crate) struct Link {
     pub(super) log: LogLimit,
 }
 
-/// What a worker of a process that dials is told: by its supervisor, by the resolver, and (`M`) what only this kind of process is told.
+/// What a worker of a process that dials is told: by its supervisor, by the resolver, and (`M`)
+/// what only this kind of process is told.
 pub(crate) enum Message<P, M> {
     /// Go by this from now on.
     Plan(Arc<P>),
@@ -203,8 +208,9 @@ impl Link {
         self.resolving && self.addresses.is_empty()
     }
 
-    /// Whether a session is to be dialled now: none is well, and the pause is over. A worker of the relay is dialled once the relay is known to have it;
-    /// a sender, each of whose workers takes applications in, dials another one where it has not.
+    /// Whether a session is to be dialled now: none is well, and the pause is over. A worker of the
+    /// relay is dialled once the relay is known to have it; a sender, each of whose workers takes
+    /// applications in, dials another one where it has not.
     #[must_use]
     pub(crate) fn wants_session(&self, quic: &Driver, now: Instant) -> bool {
         let there = self.relay_worker < self.relay.workers();
@@ -415,7 +421,8 @@ impl Link {
         heard
     }
 
-    /// Attempts that are of no use any more, and are forgotten: nothing is wanted, a session is well, or another attempt was answered.
+    /// Attempts that are of no use any more, and are forgotten: nothing is wanted, a session is
+    /// well, or another attempt was answered.
     pub(crate) fn take_needless(&mut self, quic: &Driver, now: Instant) -> Vec<SessionId> {
         let answering = |id| quic.is_answering(now, id, UNANSWERED_MAX);
         let (mut well, mut answered) = (false, false);
@@ -434,8 +441,9 @@ impl Link {
             .collect()
     }
 
-    /// Says on sessions that a later one took the place of that no more flows are wanted on them: what the relay opens meanwhile is still served.
-    /// A later one takes the place once all that stands on the earlier stands on it, too.
+    /// Says on sessions that a later one took the place of that no more flows are wanted on them:
+    /// what the relay opens meanwhile is still served. A later one takes the place once all that
+    /// stands on the earlier stands on it, too.
     pub(crate) fn retire(&mut self, quic: &mut Driver, now: Instant) {
         let newest = self.newest_well(quic, now);
         let Some(newest) = newest.and_then(|(id, _)| self.sessions.get(&id)) else {
@@ -462,7 +470,8 @@ impl Link {
             .map(|(&id, session)| (id, session.since))
     }
 
-    /// Sessions that are given up: without an answer, no longer wanted, or spare ones that a later one took the place of.
+    /// Sessions that are given up: without an answer, no longer wanted, or spare ones that a later
+    /// one took the place of.
     pub(crate) fn stale(
         &mut self,
         quic: &Driver,
@@ -549,7 +558,8 @@ impl Link {
         sessions.flat_map(Session::standing).cloned().collect()
     }
 
-    /// Whether this hybrid connection was asked for on this session, nothing stands, and the relay has not answered yet.
+    /// Whether this hybrid connection was asked for on this session, nothing stands, and the relay
+    /// has not answered yet.
     #[must_use]
     pub(crate) fn is_awaited(&self, id: SessionId, hyco: &HycoName) -> bool {
         self.sessions
@@ -557,7 +567,8 @@ impl Link {
             .is_some_and(|session| session.is_awaited(hyco))
     }
 
-    /// The best session for a new flow: one that is well and newest, else the newest; registered in any case.
+    /// The best session for a new flow: one that is well and newest, else the newest; registered in
+    /// any case.
     #[must_use]
     pub(crate) fn session_for(
         &self,

@@ -1,4 +1,5 @@
-//! One session of a process that dials: Hello, Welcome, and what it is registered for. Knows how both proofs are made and checked; dials nothing.
+//! One session of a process that dials: Hello, Welcome, and what it is registered for. Knows how
+//! both proofs are made and checked; dials nothing.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -123,7 +124,8 @@ impl Session {
         }
     }
 
-    /// What is wanted is another list now: asks for what is new, proves keys that changed, gives back what is no longer there.
+    /// What is wanted is another list now: asks for what is new, proves keys that changed, gives
+    /// back what is no longer there.
     pub(super) fn adopt(
         &mut self,
         quic: &mut Driver,

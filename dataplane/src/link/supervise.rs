@@ -1,5 +1,6 @@
-//! The supervisor of a process that dials: starts its workers, follows what they say, hands out new configurations, and ends them.
-//! Agents and senders are supervised alike; what they register for and what their workers do is theirs.
+//! The supervisor of a process that dials: starts its workers, follows what they say, hands out new
+//! configurations, and ends them. Agents and senders are supervised alike; what they register for
+//! and what their workers do is theirs.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
@@ -174,10 +175,12 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    /// Looks at the machine, the trust and the relays' names. `None` when the process was asked to end before.
+    /// Looks at the machine, the trust and the relays' names. `None` when the process was asked to
+    /// end before.
     ///
     /// # Errors
-    /// No backend, no thread, wrong CA certificates; with `give_up`, a relay whose name is not found by then.
+    /// No backend, no thread, wrong CA certificates; with `give_up`, a relay whose name is not
+    /// found by then.
     pub(crate) fn find(
         relays: &[Arc<Relay>],
         settings: &Settings,
@@ -356,7 +359,8 @@ impl<P: Plan, M> Workers<P, M> {
     /// Follows them until all is over.
     ///
     /// # Errors
-    /// [`Error::NotAuthorised`] when nothing was ever registered and all was refused; [`Error::Worker`].
+    /// [`Error::NotAuthorised`] when nothing was ever registered and all was refused;
+    /// [`Error::Worker`].
     pub(crate) fn supervise<S: Steward<Plan = P, Own = M>>(
         &mut self,
         steward: &mut S,
@@ -437,7 +441,8 @@ impl<P: Plan, M> Workers<P, M> {
     /// Waits until every registration was answered once.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] when not all were by `give_up`; [`Error::NotAuthorised`] when any was refused.
+    /// [`Error::Unreachable`] when not all were by `give_up`; [`Error::NotAuthorised`] when any was
+    /// refused.
     pub(crate) fn check(
         &self,
         plan: &P,
@@ -475,7 +480,8 @@ impl<P: Plan, M> Workers<P, M> {
                         refused.insert(hyco);
                     }
                 }
-                // That one attempt was given up says less than that none was answered in all this time.
+                // That one attempt was given up says less than that none was answered in all this
+                // time.
                 Ok(Said::Lost { why, .. }) if why == NO_ANSWER => {}
                 // No further attempt tells more: each would go to the same host.
                 Ok(Said::Lost {

@@ -1,4 +1,5 @@
-//! A link beside a relay that is played by hand: what it says, and what it makes of what it is told, in and out of order.
+//! A link beside a relay that is played by hand: what it says, and what it makes of what it is
+//! told, in and out of order.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! A live relay that strangers talk to: its worker, turned by hand, and a peer of it that says what it is told, true or not. Time passes as it is told.
+//! A live relay that strangers talk to: its worker, turned by hand, and a peer of it that says what
+//! it is told, true or not. Time passes as it is told.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -50,7 +51,8 @@ pub struct Strangers {
 }
 
 impl Strangers {
-    /// With one hybrid connection, whose keys are all `key`, and this self-signed certificate of `localhost` and its PKCS#8 key, both DER.
+    /// With one hybrid connection, whose keys are all `key`, and this self-signed certificate of
+    /// `localhost` and its PKCS#8 key, both DER.
     ///
     /// # Errors
     /// A certificate or key that TLS cannot use.

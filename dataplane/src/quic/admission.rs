@@ -1,6 +1,7 @@
-//! Who may begin a handshake, and when. One costs the relay about a millisecond and 100 KiB before anybody is known, so they are counted: a few are
-//! begun without a question, more where the address was proven (Retry, RFC 9000, section 8.1.2), the next wait for their turn, and the rest hears
-//! nothing. Live sessions have theirs meanwhile. Knows no sockets and no packets.
+//! Who may begin a handshake, and when. One costs the relay about a millisecond and 100 KiB before
+//! anybody is known, so they are counted: a few are begun without a question, more where the
+//! address was proven (Retry, RFC 9000, section 8.1.2), the next wait for their turn, and the rest
+//! hears nothing. Live sessions have theirs meanwhile. Knows no sockets and no packets.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -10,22 +11,27 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::network::Network;
 
-/// Handshakes in flight for addresses that may be false. Beyond, a newcomer must first show that it reads what is sent to it.
+/// Handshakes in flight for addresses that may be false. Beyond, a newcomer must first show that it
+/// reads what is sent to it.
 pub(super) const UNPROVEN_MAX: usize = 64;
 
-/// Handshakes in flight on one worker: 25 MiB, and as much as one core does in a quarter of a second.
+/// Handshakes in flight on one worker: 25 MiB, and as much as one core does in a quarter of a
+/// second.
 pub(super) const UNDER_WAY_MAX: usize = 256;
 
-/// Of these, handshakes with one network. Many agents may be behind one address, and no address may take every place.
+/// Of these, handshakes with one network. Many agents may be behind one address, and no address may
+/// take every place.
 pub(super) const UNDER_WAY_OF_ONE: usize = UNDER_WAY_MAX / 2;
 
-/// Proven newcomers that wait for their turn on one worker, a datagram or two each: all agents of a relay that was restarted.
+/// Proven newcomers that wait for their turn on one worker, a datagram or two each: all agents of a
+/// relay that was restarted.
 pub(super) const WAITING_MAX: usize = 2_048;
 
 /// Of these, newcomers from one network.
 pub(super) const WAITING_OF_ONE: usize = WAITING_MAX / 2;
 
-/// Handshakes begun in one turn of the loop: live sessions are served again after some milliseconds.
+/// Handshakes begun in one turn of the loop: live sessions are served again after some
+/// milliseconds.
 pub(super) const BEGUN_IN_A_TURN: usize = 8;
 
 /// Whoever waited for so long has given up by now.
@@ -45,7 +51,8 @@ pub(super) struct Admission<T> {
     count: usize,
     waiting: VecDeque<(Instant, Network, T)>,
     begun_in_turn: usize,
-    /// Connection IDs of those that were asked to prove their address: the latest, and those before.
+    /// Connection IDs of those that were asked to prove their address: the latest, and those
+    /// before.
     asked: [FxHashSet<u64>; 2],
     told: Handshakes,
 }
@@ -90,8 +97,9 @@ impl<T> Default for Admission<T> {
 }
 
 impl<T> Admission<T> {
-    /// What is to be done with a newcomer from this address. [`Self::begun`] or [`Self::wait`] follows where it says so. `unproven` is what a newcomer
-    /// without a proof is known by: what it says first takes two datagrams, and the second of one that was asked is no newcomer.
+    /// What is to be done with a newcomer from this address. [`Self::begun`] or [`Self::wait`]
+    /// follows where it says so. `unproven` is what a newcomer without a proof is known by: what it
+    /// says first takes two datagrams, and the second of one that was asked is no newcomer.
     pub(super) fn judge(&mut self, from: IpAddr, unproven: Option<u64>) -> Answer {
         let network = Network::of(from);
         let has_turn = self.waiting.is_empty() && self.begun_in_turn < BEGUN_IN_A_TURN;

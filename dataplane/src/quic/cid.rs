@@ -1,7 +1,9 @@
-//! Connection IDs that name their worker: the first byte is the worker's index, so that the kernel can steer by it.
+//! Connection IDs that name their worker: the first byte is the worker's index, so that the kernel
+//! can steer by it.
 //!
-//! The rest is a random nonce and a keyed check, so that a packet with an ID that was never issued here costs no reset. The key
-//! persists over restarts: after one, a relay still knows its old IDs and answers them with a stateless reset.
+//! The rest is a random nonce and a keyed check, so that a packet with an ID that was never issued
+//! here costs no reset. The key persists over restarts: after one, a relay still knows its old IDs
+//! and answers them with a stateless reset.
 
 use std::sync::Arc;
 

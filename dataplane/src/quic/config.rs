@@ -21,26 +21,29 @@ use super::cid;
 use super::narrowing::Watching;
 use super::verify::ByPin;
 
-/// Bytes that one flow may have under way in one direction before its reader must read: the most memory that a flow pins at its far end.
-/// Fills a path of 1 Gbit/s at 16 ms; larger windows bring no more bulk on loopback (measured, ARCHITECTURE.md).
+/// Bytes that one flow may have under way in one direction before its reader must read: the most
+/// memory that a flow pins at its far end. Fills a path of 1 Gbit/s at 16 ms; larger windows bring
+/// no more bulk on loopback (measured, ARCHITECTURE.md).
 pub const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 
 /// Readers of one session that may stand still before the others notice.
 const SLOW_READERS: u32 = 1_024;
 
-/// Bytes that all flows of a session may have under way in one direction. Only what nobody reads is kept, at most
-/// [`STREAM_WINDOW`] of each flow: so this bounds memory, and must hold more than the slow readers pin, or all others stand still with them.
+/// Bytes that all flows of a session may have under way in one direction. Only what nobody reads is
+/// kept, at most [`STREAM_WINDOW`] of each flow: so this bounds memory, and must hold more than the
+/// slow readers pin, or all others stand still with them.
 pub const SESSION_WINDOW: u32 = (SLOW_READERS + 128) * STREAM_WINDOW;
 
-/// The most bytes that a session keeps until they are acknowledged. Under half of a UDP socket's receive buffer, so that a burst
-/// of one session does not overflow it.
+/// The most bytes that a session keeps until they are acknowledged. Under half of a UDP socket's
+/// receive buffer, so that a burst of one session does not overflow it.
 pub const SEND_WINDOW: u64 = 4 * 1024 * 1024;
 
 /// What a session keeps beyond what its path holds: the share that is in the hands of the two ends.
 const SEND_WINDOW_ENDS: u64 = 512 * 1024;
 
-/// The same for each further flow that has much to say: each has a reader of its own at its far end, which takes what it gets in its own time. With
-/// eight such flows this carries 1.1 × what it does without (measured, docs/peers.md).
+/// The same for each further flow that has much to say: each has a reader of its own at its far
+/// end, which takes what it gets in its own time. With eight such flows this carries 1.1 × what it
+/// does without (measured, docs/peers.md).
 const SEND_WINDOW_FLOW: u64 = 128 * 1024;
 
 /// Flows that count so; the rest only waits longer, and whatever a small flow says with it.
@@ -49,8 +52,9 @@ const SEND_WINDOW_FLOWS: usize = 8;
 /// Bytes of each microsecond of a path's round trip: 10 Gbit/s, twice.
 const SEND_WINDOW_PER_US: u64 = 2 * 1250;
 
-/// The send window for a path whose shortest round trip is `rtt`, of which `flows` flows want as much as they can have. More than such a path
-/// holds would only stand in a queue before the far end, and whatever a small flow says stands behind it.
+/// The send window for a path whose shortest round trip is `rtt`, of which `flows` flows want as
+/// much as they can have. More than such a path holds would only stand in a queue before the far
+/// end, and whatever a small flow says stands behind it.
 #[must_use]
 pub fn send_window(rtt: Duration, flows: usize) -> u64 {
     let us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
@@ -60,25 +64,30 @@ pub fn send_window(rtt: Duration, flows: usize) -> u64 {
     path.saturating_add(ends).min(SEND_WINDOW)
 }
 
-/// Flows that a relay may have open at once in one session. The accepting side preallocates a slot for each. What has ended is given back in eighths,
-/// so that this many leave room for all that one hybrid connection may have by default.
+/// Flows that a relay may have open at once in one session. The accepting side preallocates a slot
+/// for each. What has ended is given back in eighths, so that this many leave room for all that one
+/// hybrid connection may have by default.
 pub const FLOWS_PER_SESSION: u32 = 12_000;
 
 /// Smallest datagram that QUIC requires of a path (RFC 9000, section 14).
 pub const MTU_MIN: u16 = 1200;
 
-/// Bytes sent before the first acknowledgement (RFC 9002 suggests 10 datagrams; content networks use 32 and more).
+/// Bytes sent before the first acknowledgement (RFC 9002 suggests 10 datagrams; content networks
+/// use 32 and more).
 const INITIAL_WINDOW: u64 = 48 * 1200;
 
-/// Datagrams that may stay unacknowledged while nothing goes the other way. RFC 9000 has 2; an eighth to a fifth of all datagrams were
-/// acknowledgements only with that (pgbench, HTTP, bulk), and the initial window holds six times this.
+/// Datagrams that may stay unacknowledged while nothing goes the other way. RFC 9000 has 2; an
+/// eighth to a fifth of all datagrams were acknowledgements only with that (pgbench, HTTP, bulk),
+/// and the initial window holds six times this.
 const ACKNOWLEDGE_AFTER: u32 = 8;
 
-/// And for how long; quinn-proto does no less. A window that losses made small waits for this each time: with 5 ms a path that loses 1 % carried
-/// 52 Mbit/s in place of 90 (measured, ARCHITECTURE.md).
+/// And for how long; quinn-proto does no less. A window that losses made small waits for this each
+/// time: with 5 ms a path that loses 1 % carried 52 Mbit/s in place of 90 (measured,
+/// ARCHITECTURE.md).
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(1);
 
-/// Datagrams kept of a newcomer whose handshake has not begun, beyond its first: the rest of what it says first, twice.
+/// Datagrams kept of a newcomer whose handshake has not begun, beyond its first: the rest of what
+/// it says first, twice.
 const INCOMING_BYTES: u64 = 8 * 1024;
 /// The same of all newcomers.
 const INCOMING_BYTES_ALL: u64 = 8 * 1024 * 1024;
@@ -116,7 +125,8 @@ impl EndpointKeys {
     }
 }
 
-/// TLS 1.3 with the suites in our order: AES-128-GCM is the cheapest and enough for a session; X25519MLKEM768 comes first by rustls' own order.
+/// TLS 1.3 with the suites in our order: AES-128-GCM is the cheapest and enough for a session;
+/// X25519MLKEM768 comes first by rustls' own order.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
@@ -125,8 +135,9 @@ pub fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-/// The suites of the library whose AES-GCM is the faster on this processor. Where there are wide AES instructions but no AVX-512, *ring* has code
-/// for them and aws-lc has not: twice the speed (measured, ARCHITECTURE.md). Everywhere else aws-lc's own.
+/// The suites of the library whose AES-GCM is the faster on this processor. Where there are wide
+/// AES instructions but no AVX-512, *ring* has code for them and aws-lc has not: twice the speed
+/// (measured, ARCHITECTURE.md). Everywhere else aws-lc's own.
 fn cipher_suites() -> Vec<SupportedCipherSuite> {
     macro_rules! in_order {
         ($library:ident) => {{
@@ -249,7 +260,8 @@ pub enum Trust {
     System,
 }
 
-/// For one dial of a relay over a path that takes datagrams of up to `mtu` bytes. `first` ([`cid::towards`]) picks the relay's worker.
+/// For one dial of a relay over a path that takes datagrams of up to `mtu` bytes. `first`
+/// ([`cid::towards`]) picks the relay's worker.
 ///
 /// # Errors
 /// CA certificates that cannot be read, or a system without roots.
@@ -314,8 +326,9 @@ fn transport(mtu: u16, streams: u32) -> TransportConfig {
     config
 }
 
-/// How often the peer should acknowledge, where it knows the extension (draft-ietf-quic-ack-frequency): a datagram that carries nothing but an
-/// acknowledgement costs as much as one with a request. Most ride on what is sent anyway; a gap is told at once.
+/// How often the peer should acknowledge, where it knows the extension
+/// (draft-ietf-quic-ack-frequency): a datagram that carries nothing but an acknowledgement costs as
+/// much as one with a request. Most ride on what is sent anyway; a gap is told at once.
 fn acknowledgements() -> AckFrequencyConfig {
     let mut config = AckFrequencyConfig::default();
     config.ack_eliciting_threshold(VarInt::from_u32(ACKNOWLEDGE_AFTER));

@@ -9,8 +9,9 @@ use underpass_proto::SessionCode;
 use super::{Driver, SessionId, lookup};
 use crate::guard::guarded;
 
-/// How long a session that is over is remembered, for what of it is still on its way. RFC 9000, section 10.2, has three probe timeouts; after a peer
-/// that stood still for some seconds those are minutes.
+/// How long a session that is over is remembered, for what of it is still on its way. RFC 9000,
+/// section 10.2, has three probe timeouts; after a peer that stood still for some seconds those are
+/// minutes.
 pub(super) const CLOSING_MAX: Duration = Duration::from_secs(10);
 
 impl Driver {
@@ -39,7 +40,8 @@ impl Driver {
         }
     }
 
-    /// A defect of the protocol core, which one session laid bare: what is left of the session is thrown away, and [`Lost`](super::Event::Lost) follows.
+    /// A defect of the protocol core, which one session laid bare: what is left of the session is
+    /// thrown away, and [`Lost`](super::Event::Lost) follows.
     pub(super) fn break_off(&mut self, id: SessionId) {
         self.panics += 1;
         let Some(session) = lookup(&mut self.sessions, id) else {

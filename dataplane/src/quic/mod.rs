@@ -1,7 +1,8 @@
 //! The QUIC driver: quinn's protocol core, driven directly by a worker's loop.
 //!
-//! Datagrams go in, [`Event`]s come out, and [`Driver::flush`] sends all that became ready in one go. No task, no lock, no channel.
-//! Knows sessions (QUIC connections) and streams; what travels in them is the business of the relay and the agent.
+//! Datagrams go in, [`Event`]s come out, and [`Driver::flush`] sends all that became ready in one
+//! go. No task, no lock, no channel. Knows sessions (QUIC connections) and streams; what travels in
+//! them is the business of the relay and the agent.
 
 mod admission;
 pub mod cid;
@@ -130,7 +131,8 @@ impl PartialOrd for SessionId {
 }
 
 impl Driver {
-    /// A driver that dials and, where `server` is given, also takes sessions. `worker` marks the connection IDs that it makes.
+    /// A driver that dials and, where `server` is given, also takes sessions. `worker` marks the
+    /// connection IDs that it makes.
     #[must_use]
     pub fn new(
         worker: u8,
@@ -257,7 +259,8 @@ impl Driver {
                     return;
                 };
                 if session.connection.is_closed() && !session.lost {
-                    // The peer has ended it and said why, which nobody was told yet: a stateless reset behind that would take the reason's place.
+                    // The peer has ended it and said why, which nobody was told yet: a stateless
+                    // reset behind that would take the reason's place.
                     return;
                 }
                 session.vitals.receives(now);
@@ -275,8 +278,9 @@ impl Driver {
         }
     }
 
-    /// Sends what the endpoint wrote to the scratch buffer, or keeps it until a buffer is free. A crowd of newcomers is answered in one turn, and one
-    /// whose answer is lost would say the same again, with all others.
+    /// Sends what the endpoint wrote to the scratch buffer, or keeps it until a buffer is free. A
+    /// crowd of newcomers is answered in one turn, and one whose answer is lost would say the same
+    /// again, with all others.
     fn respond(&mut self, transmit: quinn_proto::Transmit, io: &mut impl Io) {
         let said = &self.scratch[..transmit.size];
         match io.datagram_buffer() {
@@ -378,8 +382,9 @@ impl Driver {
         }
     }
 
-    /// Sends what became ready, session by session, each a bounded share at a time. Sessions that could not send all stay ready.
-    /// True when there is more to send that waits for nothing but its turn.
+    /// Sends what became ready, session by session, each a bounded share at a time. Sessions that
+    /// could not send all stay ready. True when there is more to send that waits for nothing but
+    /// its turn.
     pub fn flush(&mut self, now: Instant, io: &mut impl Io) -> bool {
         self.send_responses(io);
         let segments_max = io.max_segments();
@@ -433,7 +438,8 @@ impl Driver {
         lookup(&mut self.sessions, id)
     }
 
-    /// The secret that both ends of this session share and nobody else knows (RFC 8446, section 7.5).
+    /// The secret that both ends of this session share and nobody else knows (RFC 8446, section
+    /// 7.5).
     #[must_use]
     pub fn exporter(&mut self, id: SessionId) -> Option<Exporter> {
         let session = self.session(id)?;
@@ -467,7 +473,8 @@ fn lookup(sessions: &mut [Option<Session>], id: SessionId) -> Option<&mut Sessio
         .filter(|session| session.generation == id.generation)
 }
 
-/// Whether a datagram begins with an Initial packet (RFC 9000, section 17.2.2), as a newcomer's does.
+/// Whether a datagram begins with an Initial packet (RFC 9000, section 17.2.2), as a newcomer's
+/// does.
 fn is_initial(datagram: &[u8]) -> bool {
     matches!(datagram, [first, ..] if first & 0xf0 == 0xc0)
 }

@@ -1,9 +1,12 @@
-//! A path that became narrower while a session sends at full size: its large datagrams are lost, all of them, and nothing says why.
+//! A path that became narrower while a session sends at full size: its large datagrams are lost,
+//! all of them, and nothing says why.
 //!
-//! The protocol core looks out for that itself, and falls back to the smallest size after four bursts of losses. Each burst takes a probe timeout, and
-//! where both ends send in bulk it takes longer: an acknowledgement rides in a large datagram, and is lost with it. A session stood still for 1.1 to
-//! 10 s then (docs/sim.md). So this one is satisfied with a few datagrams in a row, if nothing large got through behind them. An outage looks the same:
-//! then, too, the path is taken for a new one (RFC 9000, section 9.4), and the core searches its largest size again (RFC 8899).
+//! The protocol core looks out for that itself, and falls back to the smallest size after four
+//! bursts of losses. Each burst takes a probe timeout, and where both ends send in bulk it takes
+//! longer: an acknowledgement rides in a large datagram, and is lost with it. A session stood still
+//! for 1.1 to 10 s then (docs/sim.md). So this one is satisfied with a few datagrams in a row, if
+//! nothing large got through behind them. An outage looks the same: then, too, the path is taken
+//! for a new one (RFC 9000, section 9.4), and the core searches its largest size again (RFC 8899).
 
 use std::any::Any;
 use std::sync::Arc;
@@ -14,7 +17,8 @@ use quinn_proto::congestion::{Controller, ControllerFactory, ControllerMetrics};
 
 use super::config::MTU_MIN;
 
-/// Datagrams of full size that are lost since one got through until the path is taken for narrower: fewer may be chance.
+/// Datagrams of full size that are lost since one got through until the path is taken for narrower:
+/// fewer may be chance.
 const LOST_MAX: u64 = 8;
 
 /// By how much a datagram of full size may be shorter, bytes: a frame that does not fit ends it.
@@ -38,7 +42,8 @@ struct Sizes {
     through: Option<Instant>,
     /// When the last datagram was sent that was lost.
     last_lost: Option<Instant>,
-    /// Bytes sent since, together with at least one of full size: who says little shows nothing of the path by what is lost.
+    /// Bytes sent since, together with at least one of full size: who says little shows nothing of
+    /// the path by what is lost.
     sent: u64,
     /// Bytes lost since.
     lost: u64,

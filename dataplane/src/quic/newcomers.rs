@@ -1,4 +1,5 @@
-//! Handshakes of those who dial this process: begun as `admission` says, each for its path, and given up when it is not done in time.
+//! Handshakes of those who dial this process: begun as `admission` says, each for its path, and
+//! given up when it is not done in time.
 
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
@@ -38,12 +39,14 @@ impl Driver {
         self.respond(transmit, io);
     }
 
-    /// Sends a Retry: its token comes back only from an address that is real, and from somebody who still waits.
+    /// Sends a Retry: its token comes back only from an address that is real, and from somebody who
+    /// still waits.
     fn ask_for_proof(&mut self, incoming: Incoming, io: &mut impl Io) {
         self.scratch.clear();
         match self.endpoint.retry(incoming, &mut self.scratch) {
             Ok(transmit) => self.respond(transmit, io),
-            Err(refused) => self.endpoint.ignore(refused.into_incoming()), // LCOV_EXCL_LINE: one that has proven its address is not asked
+            // One that has proven its address is not asked.
+            Err(refused) => self.endpoint.ignore(refused.into_incoming()), // LCOV_EXCL_LINE
         }
     }
 

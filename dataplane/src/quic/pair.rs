@@ -114,7 +114,8 @@ impl Pair {
         self.there.quic.fire_timers(self.here.io.now);
     }
 
-    /// What the dialler says is carried over, `far` does with it what it wants, and what the relay says is carried back.
+    /// What the dialler says is carried over, `far` does with it what it wants, and what the relay
+    /// says is carried back.
     pub(crate) fn carry(&mut self, far: impl FnOnce(&mut End)) {
         self.pass(TURN);
         let Self { here, there, .. } = self;

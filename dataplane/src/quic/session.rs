@@ -26,7 +26,8 @@ pub(super) struct Session {
     /// The earliest timer in the heap; a later deadline of the connection is found when it fires.
     pub(super) scheduled: Option<Instant>,
     pub(super) since: Instant,
-    /// What the send window is fit for: the path's shortest round trip, and how many flows want as much as they can have.
+    /// What the send window is fit for: the path's shortest round trip, and how many flows want as
+    /// much as they can have.
     fit_for: (Duration, usize, u64),
     /// Bursts of losses that were looked at.
     congestion_events: u64,
@@ -82,7 +83,8 @@ impl Session {
         }
     }
 
-    /// Fits the send window to the path and to who writes. The shortest round trip becomes shorter as more are seen, and is another one on another path.
+    /// Fits the send window to the path and to who writes. The shortest round trip becomes shorter
+    /// as more are seen, and is another one on another path.
     fn fit(&mut self, now: Instant) {
         let most = self.credit.as_ref().map(Credit::send_window_max);
         let most = most.unwrap_or(config::SEND_WINDOW);
@@ -184,9 +186,11 @@ impl Session {
         }
     }
 
-    /// Whether it is the session that has no room, after a stream was blocked: that stream's own window may be what is used up. The core tells the
-    /// two apart for whoever writes nothing to a stream that has a window, and wakes that one, too, as soon as there is room. (Where there is, it
-    /// sends a STREAM frame without bytes: once for each time that a reader's window is used up.)
+    /// Whether it is the session that has no room, after a stream was blocked: that stream's own
+    /// window may be what is used up. The core tells the two apart for whoever writes nothing to a
+    /// stream that has a window, and wakes that one, too, as soon as there is room. (Where there
+    /// is, it sends a STREAM frame without bytes: once for each time that a reader's window is used
+    /// up.)
     fn is_full(&mut self) -> bool {
         let mut control = self.connection.send_stream(turns::control());
         matches!(

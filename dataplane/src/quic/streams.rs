@@ -1,4 +1,5 @@
-//! The streams of sessions: opened, written and read without a copy, finished, reset. What a stream's end means is decided by who reads it.
+//! The streams of sessions: opened, written and read without a copy, finished, reset. What a
+//! stream's end means is decided by who reads it.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -32,7 +33,8 @@ pub enum WriteError {
 }
 
 impl Driver {
-    /// Lets the peer have this many streams open at once. Each costs memory from now on, whether it is used or not.
+    /// Lets the peer have this many streams open at once. Each costs memory from now on, whether it
+    /// is used or not.
     pub fn allow_streams(&mut self, id: SessionId, count: u32) {
         self.mark(id);
         if let Some(session) = self.session(id) {
@@ -76,9 +78,10 @@ impl Driver {
         );
     }
 
-    /// Writes chunks without a copy; returns the bytes that were taken. What was not taken stays in `chunks`, advanced.
-    /// Taken in part means: call again; only `Blocked` is followed by [`Event::Writable`].
-    /// `amount` is how much the stream has to say, and decides in which line it waits for its turn.
+    /// Writes chunks without a copy; returns the bytes that were taken. What was not taken stays in
+    /// `chunks`, advanced. Taken in part means: call again; only `Blocked` is followed by
+    /// [`Event::Writable`]. `amount` is how much the stream has to say, and decides in which line
+    /// it waits for its turn.
     ///
     /// # Errors
     /// [`WriteError`]
@@ -94,7 +97,8 @@ impl Driver {
         session.write(stream, chunks, amount)
     }
 
-    /// Says the last of a stream that nobody else knows any more, and ends this direction. Where there is no room yet it is kept until there is.
+    /// Says the last of a stream that nobody else knows any more, and ends this direction. Where
+    /// there is no room yet it is kept until there is.
     pub fn say_last(&mut self, id: SessionId, stream: StreamId, words: Bytes) {
         self.mark(id);
         if let Some(session) = self.session(id) {
@@ -112,7 +116,8 @@ impl Driver {
         session.is_some_and(|session| session.turns.is_waiting(stream))
     }
 
-    /// Reads at most `chunks_max` chunks and `bytes_max` bytes, in order, as slices of the received datagrams.
+    /// Reads at most `chunks_max` chunks and `bytes_max` bytes, in order, as slices of the received
+    /// datagrams.
     ///
     /// # Errors
     /// The peer's reset code; [`FlowCode::SessionLost`] where there is no such stream any more.

@@ -85,7 +85,8 @@ fn streams_in_bulk_get_alike_and_a_small_one_does_not_wait_for_all_of_them() {
                 ready.push_back(nth);
             }
         }
-        // Each writes one chunk whenever it may, as a flow does whose socket always has more; who has written has read again by the next turn.
+        // Each writes one chunk whenever it may, as a flow does whose socket always has more; who
+        // has written has read again by the next turn.
         for nth in std::mem::take(&mut ready) {
             written[nth] += pair.write(streams[nth], CHUNK);
         }
@@ -156,7 +157,8 @@ fn who_waits_and_is_given_up_keeps_nobody_from_a_turn() {
 #[test]
 fn why_a_peer_ended_a_session_is_not_lost_to_a_stateless_reset_behind_it() {
     let mut pair = Pair::with_control();
-    // A session whose handshake the peer has not confirmed is ended without a reason (RFC 9000, section 10.2.3).
+    // A session whose handshake the peer has not confirmed is ended without a reason (RFC 9000,
+    // section 10.2.3).
     for _ in 0..20 {
         pair.turn();
     }
@@ -286,7 +288,8 @@ fn newcomers_that_have_proven_their_address_wait_as_many_as_may_and_not_for_ever
     assert!(told.ignored >= dialled as u64, "{told:?}");
 }
 
-/// A client whose first words are one datagram, as those without a post-quantum key are, and ask for a protocol that no relay speaks.
+/// A client whose first words are one datagram, as those without a post-quantum key are, and ask
+/// for a protocol that no relay speaks.
 fn strange_client(trust: &config::Trust) -> ClientConfig {
     let config::Trust::Authorities(authorities) = trust else {
         panic!("a pair trusts its certificate");

@@ -1,7 +1,8 @@
-//! When a session has something to do though nothing came: the timers of the protocol core, in one heap for all sessions.
+//! When a session has something to do though nothing came: the timers of the protocol core, in one
+//! heap for all sessions.
 //!
-//! A session is in it with one time that counts. Timers are put off with almost every datagram, so a later time is only looked up when the
-//! one in the heap is next.
+//! A session is in it with one time that counts. Timers are put off with almost every datagram, so
+//! a later time is only looked up when the one in the heap is next.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -35,8 +36,9 @@ impl Driver {
         self.next_timer().map(|(deadline, _)| deadline)
     }
 
-    /// The next timer. Those before it that were put off since they were scheduled are so here: most are put off more than once, and a turn for one
-    /// that is not due costs as much as one with work.
+    /// The next timer. Those before it that were put off since they were scheduled are so here:
+    /// most are put off more than once, and a turn for one that is not due costs as much as one
+    /// with work.
     fn next_timer(&mut self) -> Option<(Instant, SessionId)> {
         while let Some(&Reverse((deadline, id))) = self.timers.peek() {
             let mut session = lookup(&mut self.sessions, id)

@@ -1,8 +1,11 @@
-//! Whose turn it is to write. A session keeps a bounded number of bytes until they are acknowledged, and where more flows write than that holds, each
-//! acknowledgement makes room for a few of them.
+//! Whose turn it is to write. A session keeps a bounded number of bytes until they are
+//! acknowledged, and where more flows write than that holds, each acknowledgement makes room for a
+//! few of them.
 //!
-//! The protocol core wakes all who wait, last come first: a few flows that write much then have all the room, again and again, and each acknowledgement
-//! costs as much as there are flows. Here they wait in a line, those with little to say in one of their own, and as many are called as may find room.
+//! The protocol core wakes all who wait, last come first: a few flows that write much then have all
+//! the room, again and again, and each acknowledgement costs as much as there are flows. Here they
+//! wait in a line, those with little to say in one of their own, and as many are called as may find
+//! room.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -58,8 +61,8 @@ pub(super) struct Turns {
     waiting: FxHashSet<StreamId>,
     /// Who was called last and has not written since.
     called: Vec<(StreamId, Amount)>,
-    /// How many with little to say have written since the last one with much. What counts is who wrote, not who was called: there may be room for
-    /// one at a time.
+    /// How many with little to say have written since the last one with much. What counts is who
+    /// wrote, not who was called: there may be room for one at a time.
     little_written: usize,
     crowd: Crowd,
 }
@@ -144,7 +147,8 @@ impl Turns {
         self.called.iter().any(|(called, _)| *called == stream)
     }
 
-    /// The core says that a stream may write. Whether that was all: who waits here is called in its turn.
+    /// The core says that a stream may write. Whether that was all: who waits here is called in its
+    /// turn.
     pub(super) fn take_notice(&mut self, stream: StreamId) -> bool {
         self.full = false;
         self.waiting.contains(&stream)

@@ -1,6 +1,7 @@
 //! How a dialler knows the relay: by the pin in its connection string, or by a CA.
 //!
-//! A pin is the SHA-256 of the certificate's public key (SPKI). With a pin, names and dates are ignored; the TLS 1.3 signature is still verified.
+//! A pin is the SHA-256 of the certificate's public key (SPKI). With a pin, names and dates are
+//! ignored; the TLS 1.3 signature is still verified.
 
 use std::sync::Arc;
 

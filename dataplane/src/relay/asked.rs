@@ -1,5 +1,6 @@
-//! Probes that control asks for: every listener of a hybrid connection is asked once, and the answer leaves when all have answered, or at the deadline.
-//! Waits for nobody: the supervisor tells it what happened.
+//! Probes that control asks for: every listener of a hybrid connection is asked once, and the
+//! answer leaves when all have answered, or at the deadline. Waits for nobody: the supervisor tells
+//! it what happened.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -15,7 +16,8 @@ use super::peers::Asker;
 /// Questions under way at once; a person asks one.
 const QUESTIONS_MAX: usize = 64;
 
-/// Answers of workers that may wait for the supervisor: all questions, each to the usual number of listeners.
+/// Answers of workers that may wait for the supervisor: all questions, each to the usual number of
+/// listeners.
 const ANSWERS_MAX: usize = QUESTIONS_MAX * underpass_proto::limits::LISTENERS_MAX_DEFAULT as usize;
 
 /// After the deadline of the workers themselves, so that theirs is heard first.
@@ -127,7 +129,8 @@ impl Asked {
         Ok(view.listeners.iter().filter(may).map(order).collect())
     }
 
-    /// A listener was probed, or gave no answer. Answers what is to be said when it was the last one.
+    /// A listener was probed, or gave no answer. Answers what is to be said when it was the last
+    /// one.
     pub(crate) fn answered(&mut self, token: u64, listener: ProbedListener) -> Option<FeedMessage> {
         let question = self.by_token.get_mut(&token)?;
         question.waiting.remove(&listener.instance)?;

@@ -1,12 +1,14 @@
-//! How a peer behaves on its session: how fast a sender opens flows, how many it takes back before anybody answered, and how often anybody asks for
-//! a registration in vain. Each of these costs the relay more than it costs the peer (a flow that is reset, an agent's work; a refusal, a line of the
-//! log), so whoever does little else is sent away. Knows no streams.
+//! How a peer behaves on its session: how fast a sender opens flows, how many it takes back before
+//! anybody answered, and how often anybody asks for a registration in vain. Each of these costs the
+//! relay more than it costs the peer (a flow that is reset, an agent's work; a refusal, a line of
+//! the log), so whoever does little else is sent away. Knows no streams.
 
 use std::time::{Duration, Instant};
 
 use underpass_proto::limits::REGISTRATIONS_MAX;
 
-/// Flows that a sender may open in a second. Beyond, they are refused at once and cost nobody else anything.
+/// Flows that a sender may open in a second. Beyond, they are refused at once and cost nobody else
+/// anything.
 pub(crate) const OPENS_PER_SECOND: u32 = 5_000;
 
 /// Flows that it may open at once after a pause: a crowd of applications that reconnects.
@@ -15,13 +17,15 @@ pub(crate) const OPENS_BURST: u32 = 10_000;
 /// How long deeds are remembered.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Flows taken back in that time before it is looked at how many were not: a few hundred health checks that connect and reset are nobody's attack.
+/// Flows taken back in that time before it is looked at how many were not: a few hundred health
+/// checks that connect and reset are nobody's attack.
 pub(crate) const WASTED_MAX: u32 = 2_000;
 
 /// Flows refused for their rate in that time before the session is closed.
 pub(crate) const REFUSED_MAX: u32 = 4 * OPENS_BURST;
 
-/// Refused registrations in that time before the session is closed: an agent all of whose keys are of no use asks for each after 1, 2 and 4 s again.
+/// Refused registrations in that time before the session is closed: an agent all of whose keys are
+/// of no use asks for each after 1, 2 and 4 s again.
 pub(crate) const REFUSALS_MAX: u32 = 5 * REGISTRATIONS_MAX as u32;
 
 /// Granted registrations in that time before the session is closed: each key of an agent with as
@@ -187,7 +191,8 @@ mod tests {
         assert_eq!(refused.count(), REFUSALS_MAX as usize);
         let granted = (0..).take_while(|_| conduct.is_granted(start) == Judged::Fine);
         assert_eq!(granted.count(), GRANTS_MAX as usize);
-        // An agent that has as many registrations as it may, and a right key for none, asks so often in that time.
+        // An agent that has as many registrations as it may, and a right key for none, asks so
+        // often in that time.
         assert!(4 * REGISTRATIONS_MAX as u32 <= REFUSALS_MAX);
         assert_eq!(conduct.asks_in_vain(start + WINDOW), Judged::Fine);
         assert_eq!(conduct.is_granted(start + WINDOW), Judged::Fine);

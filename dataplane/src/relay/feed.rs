@@ -1,4 +1,5 @@
-//! The relay's end of control's socket: dials it for ever, reads snapshots, writes answers and reports. Decides nothing.
+//! The relay's end of control's socket: dials it for ever, reads snapshots, writes answers and
+//! reports. Decides nothing.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,5 @@
-//! Which keys were proven, and when each was last of use: an operator sees when an old one can go. Knows identifiers alone, never a key.
+//! Which keys were proven, and when each was last of use: an operator sees when an old one can go.
+//! Knows identifiers alone, never a key.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +9,8 @@ use underpass_proto::{HycoName, KeyId, Rule};
 
 use super::plan::Plan;
 
-/// Keys that are remembered of one hybrid connection: the four of today and a few rotations. The one that was not used for longest goes first.
+/// Keys that are remembered of one hybrid connection: the four of today and a few rotations. The
+/// one that was not used for longest goes first.
 const KEYS_MAX: usize = 16;
 
 /// All that were proven since the relay started. Touched once per registration.
@@ -37,7 +39,8 @@ impl KeyBook {
         }
     }
 
-    /// The keys of a hybrid connection, with the registrations that stand on them now, which is a use of them.
+    /// The keys of a hybrid connection, with the registrations that stand on them now, which is a
+    /// use of them.
     #[must_use]
     pub(crate) fn report(
         &self,

@@ -152,7 +152,8 @@ impl Moment {
 }
 
 impl Book {
-    /// A new plan: what it defines anew is probed at once, and what an old endpoint was found to be is forgotten.
+    /// A new plan: what it defines anew is probed at once, and what an old endpoint was found to be
+    /// is forgotten.
     pub(crate) fn define(&self, now: Instant, plan: &Plan) {
         let mut pages = self.open();
         let Pages { by_name, due, .. } = &mut *pages;
@@ -199,7 +200,8 @@ impl Book {
         self.failing.store(failing, Ordering::Relaxed);
     }
 
-    /// A listener registers on a worker, unless that makes more than the definition permits. The first session of a process is probed at once.
+    /// A listener registers on a worker, unless that makes more than the definition permits. The
+    /// first session of a process is probed at once.
     #[must_use]
     pub(crate) fn join(
         &self,
@@ -236,7 +238,8 @@ impl Book {
         true
     }
 
-    /// The listeners above a limit that was lowered: the newest ones. Whichever worker asks is told the same.
+    /// The listeners above a limit that was lowered: the newest ones. Whichever worker asks is told
+    /// the same.
     #[must_use]
     pub(crate) fn beyond(&self, name: &HycoName, most: u32) -> Vec<Instance> {
         let pages = self.open();
@@ -293,11 +296,13 @@ impl Book {
                 page.left = Some((moment, why.to_owned()));
             }
         } else if let Some((_, at)) = listener.due {
-            due.set(name, listener, Some(at)); // By another worker, if this one has no session any more.
+            // By another worker, if this one has no session any more.
+            due.set(name, listener, Some(at));
         }
     }
 
-    /// The probes that a worker has to send now, at most `most`. Each is followed by [`Self::dialled`] or [`Self::unsaid`].
+    /// The probes that a worker has to send now, at most `most`. Each is followed by
+    /// [`Self::dialled`] or [`Self::unsaid`].
     #[must_use]
     pub(crate) fn due(
         &self,
@@ -405,7 +410,8 @@ impl Book {
         reached_by_flow.then(|| Live::new(&listener.live))
     }
 
-    /// A probe came to nothing: it could not be sent, its session was lost, or the answer says nothing about the endpoint.
+    /// A probe came to nothing: it could not be sent, its session was lost, or the answer says
+    /// nothing about the endpoint.
     pub(crate) fn unsaid(
         &self,
         now: Instant,
@@ -444,7 +450,8 @@ impl Book {
             .collect()
     }
 
-    /// What the book says of a hybrid connection; `None`: it is not defined. Listeners in the order of their identifiers.
+    /// What the book says of a hybrid connection; `None`: it is not defined. Listeners in the order
+    /// of their identifiers.
     #[must_use]
     pub(crate) fn view(&self, name: &HycoName) -> Option<View> {
         let pages = self.open();

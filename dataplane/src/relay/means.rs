@@ -1,5 +1,6 @@
-//! What the machine gives a relay, looked at once a second: memory and descriptors. Where either runs short, newcomers are refused at once and in words,
-//! and those that are there go on. Decides nothing about whom it hits.
+//! What the machine gives a relay, looked at once a second: memory and descriptors. Where either
+//! runs short, newcomers are refused at once and in words, and those that are there go on. Decides
+//! nothing about whom it hits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,10 +9,12 @@ use tracing::{info, warn};
 
 use crate::budget::Budget;
 
-/// Descriptors that no flow of an application gets: for control, logs, names, and to refuse newcomers with.
+/// Descriptors that no flow of an application gets: for control, logs, names, and to refuse
+/// newcomers with.
 const DESCRIPTORS_KEPT: usize = 64;
 
-/// Of memory and of descriptors a relay takes newcomers again below this share of its limit, in percent.
+/// Of memory and of descriptors a relay takes newcomers again below this share of its limit, in
+/// percent.
 const ENOUGH: u64 = 90;
 
 /// Of a machine's memory, the relay's share where nothing else is said, in percent.

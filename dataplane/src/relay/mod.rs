@@ -1,7 +1,8 @@
-//! The relay: bindings for applications on one side, sessions of agents on the other. Reads no file: all it knows comes in snapshots.
+//! The relay: bindings for applications on one side, sessions of agents on the other. Reads no
+//! file: all it knows comes in snapshots.
 //!
-//! [`run`] is its supervisor: it takes snapshots from the feed, opens sockets, starts its workers and tells them. The workers'
-//! own decisions are in `role`.
+//! [`run`] is its supervisor: it takes snapshots from the feed, opens sockets, starts its workers
+//! and tells them. The workers' own decisions are in `role`.
 
 mod asked;
 mod conduct;
@@ -79,7 +80,8 @@ pub enum Error {
     Snapshot(String),
 }
 
-/// Runs a relay until it was asked to end and has drained. Dials the feed at `feed` (control's unix socket) and waits for its first snapshot without limit.
+/// Runs a relay until it was asked to end and has drained. Dials the feed at `feed` (control's unix
+/// socket) and waits for its first snapshot without limit.
 ///
 /// # Errors
 /// See [`Error`].
@@ -434,7 +436,8 @@ impl Supervisor {
         }
     }
 
-    /// `complete`: whether every worker said what its sessions are like; else nothing new is known of them.
+    /// `complete`: whether every worker said what its sessions are like; else nothing new is known
+    /// of them.
     fn hyco_report(
         &mut self,
         moment: Moment,

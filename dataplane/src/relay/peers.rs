@@ -189,7 +189,8 @@ impl Peers {
         (remote, agent)
     }
 
-    /// A session is gone, and all that it was registered for. `why` is for people. How much that was; `None` where its handshake was never done.
+    /// A session is gone, and all that it was registered for. `why` is for people. How much that
+    /// was; `None` where its handshake was never done.
     pub(crate) fn gone(
         &mut self,
         now: Instant,
@@ -223,7 +224,8 @@ impl Peers {
         }
     }
 
-    /// The first stream of a session is its control stream; the others of a sender are flows, and an agent opens no others.
+    /// The first stream of a session is its control stream; the others of a sender are flows, and
+    /// an agent opens no others.
     pub(crate) fn stream_opened(
         &mut self,
         now: Instant,
@@ -243,7 +245,8 @@ impl Peers {
                 conduct::Judged::Refuse => Opened::TooFast,
                 conduct::Judged::Close => Opened::Flood,
             },
-            // Its Hello may be behind: streams have no order among each other. A flow without a registration is of no use anyway.
+            // Its Hello may be behind: streams have no order among each other. A flow without a
+            // registration is of no use anyway.
             _ => Opened::Misplaced,
         }
     }
@@ -259,7 +262,8 @@ impl Peers {
         }
     }
 
-    /// A sender has `live` flows now: it may open more, up to `most`, before it has used what it was allowed.
+    /// A sender has `live` flows now: it may open more, up to `most`, before it has used what it
+    /// was allowed.
     pub(crate) fn make_room(
         &mut self,
         quic: &mut Driver,
@@ -446,7 +450,8 @@ impl Peers {
         }
     }
 
-    /// Sessions that are to be closed: silent about who they are, without a registration, or replaced and silent.
+    /// Sessions that are to be closed: silent about who they are, without a registration, or
+    /// replaced and silent.
     #[must_use]
     pub(crate) fn overdue(
         &mut self,

@@ -1,4 +1,5 @@
-//! A snapshot made ready for the workers, and what they share about it. Changes with each snapshot, never per byte.
+//! A snapshot made ready for the workers, and what they share about it. Changes with each snapshot,
+//! never per byte.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -78,8 +79,8 @@ impl Plan {
     }
 }
 
-/// What workers must know of each other: who listens where, which keys are in use, and how many flows there are. Touched once per registration and
-/// once per flow.
+/// What workers must know of each other: who listens where, which keys are in use, and how many
+/// flows there are. Touched once per registration and once per flow.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     /// Who listens where, and whether endpoints are reached.

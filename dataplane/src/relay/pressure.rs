@@ -1,4 +1,5 @@
-//! Tells of what a relay turned away to stay within its limits: in the log when it rises, at most now and then. The numbers themselves are in the report.
+//! Tells of what a relay turned away to stay within its limits: in the log when it rises, at most
+//! now and then. The numbers themselves are in the report.
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,6 @@
-//! What a relay's worker does with what its loop hears: plans taken over, sessions judged, bindings opened, drains followed. Flows of applications are
-//! in `flows`, those of senders in `joined`, those that wait for room in `queue`,
-//! what is told of all in `tally`.
+//! What a relay's worker does with what its loop hears: plans taken over, sessions judged, bindings
+//! opened, drains followed. Flows of applications are in `flows`, those of senders in `joined`,
+//! those that wait for room in `queue`, what is told of all in `tally`.
 
 mod flows;
 mod joined;

@@ -1,6 +1,7 @@
 //! Who listens on a hybrid connection, and who gets the next flow. Knows no sockets and no clock.
 //!
-//! Health orders the choice and never empties it: a failing or suspect listener is picked when there is no better one.
+//! Health orders the choice and never empties it: a failing or suspect listener is picked when
+//! there is no better one.
 
 use rand::{Rng, RngExt};
 use underpass_proto::snapshot::HycoLimits;

@@ -1,9 +1,11 @@
 //! How many flows a sender may have open: few at first, more as it uses them.
 
-/// Flows that a sender may open at first. Doubled whenever half of them are in use, because each place costs memory, used or not.
+/// Flows that a sender may open at first. Doubled whenever half of them are in use, because each
+/// place costs memory, used or not.
 pub(crate) const FLOWS_FIRST: u32 = 256;
 
-/// How many flows a sender may have from now on, that has `live` of the `allowed` ones; `None`: as before.
+/// How many flows a sender may have from now on, that has `live` of the `allowed` ones; `None`: as
+/// before.
 #[must_use]
 pub(crate) fn more_flows(allowed: u32, live: usize, most: u32) -> Option<u32> {
     let roomier = allowed.saturating_mul(2).min(most);

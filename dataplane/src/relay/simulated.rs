@@ -1,4 +1,5 @@
-//! A relay in a simulation: its workers made without threads, and told of snapshots as its supervisor tells them.
+//! A relay in a simulation: its workers made without threads, and told of snapshots as its
+//! supervisor tells them.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,5 +1,6 @@
-//! Says in a word how each hybrid connection is (ready, degraded, no listener), since when and why. Put together each second by the supervisor from
-//! what sessions are like and what the book says of their endpoints; logged when it changes.
+//! Says in a word how each hybrid connection is (ready, degraded, no listener), since when and why.
+//! Put together each second by the supervisor from what sessions are like and what the book says of
+//! their endpoints; logged when it changes.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

@@ -1,7 +1,9 @@
-//! The sender: for applications that are not beside the relay. Listens on local addresses, dials the relay with send keys, and opens a flow for
-//! each application that connects. Dials no endpoint.
+//! The sender: for applications that are not beside the relay. Listens on local addresses, dials
+//! the relay with send keys, and opens a flow for each application that connects. Dials no
+//! endpoint.
 //!
-//! [`run`] starts the workers; each keeps a session to the relay's worker of the same number (`link`) and opens flows on it (`role`).
+//! [`run`] starts the workers; each keeps a session to the relay's worker of the same number
+//! (`link`) and opens flows on it (`role`).
 
 mod role;
 #[cfg(test)]
@@ -31,13 +33,15 @@ use crate::{Settings, drain};
 /// Between two attempts to open a binding that could not be opened.
 const BIND_EVERY: Duration = Duration::from_secs(1);
 
-/// How long an address that is in use at the start is tried again. Ten times what a killed process was seen to hold it for (50 ms, under load).
+/// How long an address that is in use at the start is tried again. Ten times what a killed process
+/// was seen to hold it for (50 ms, under load).
 const TAKEN_FOR: Duration = Duration::from_millis(500);
 
 /// A hybrid connection and where applications find it on this machine.
 #[derive(Clone, Debug)]
 pub struct Connect {
-    /// File that holds the connection string, for messages and for watching; the string itself is in `string`.
+    /// File that holds the connection string, for messages and for watching; the string itself is
+    /// in `string`.
     pub string_file: Option<PathBuf>,
     /// The parsed string (send rule).
     pub string: ConnectionString,
@@ -59,7 +63,8 @@ pub struct Config {
 /// What a sender has to say while it runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Heard {
-    /// A hybrid connection can be used. Said again when its endpoint or its binding changes, and after a session was renewed.
+    /// A hybrid connection can be used. Said again when its endpoint or its binding changes, and
+    /// after a session was renewed.
     Registered {
         /// Which.
         hyco: HycoName,
@@ -75,11 +80,12 @@ pub enum Heard {
     },
 }
 
-/// Runs a sender until it was asked to end and has drained. Retries for ever but for [`Error::NotAuthorised`]; a binding that cannot be opened
-/// within half a second of the start is [`Error::Bind`], a later one is told and tried again each second.
+/// Runs a sender until it was asked to end and has drained. Retries for ever but for
+/// [`Error::NotAuthorised`]; a binding that cannot be opened within half a second of the start is
+/// [`Error::Bind`], a later one is told and tried again each second.
 ///
-/// A configuration that comes by `updates` takes the place of the one before: keys that changed are proven on the live sessions, bindings are opened
-/// and closed, and no flow is cut.
+/// A configuration that comes by `updates` takes the place of the one before: keys that changed are
+/// proven on the live sessions, bindings are opened and closed, and no flow is cut.
 ///
 /// # Errors
 /// See [`Error`].
@@ -229,7 +235,8 @@ impl Keeper {
         self.next_bind = Instant::now() + BIND_EVERY;
     }
 
-    /// Opens all, or none is of use. A process that was killed may hold its addresses for a moment: the kernel ends its io_uring behind its back.
+    /// Opens all, or none is of use. A process that was killed may hold its addresses for a moment:
+    /// the kernel ends its io_uring behind its back.
     fn bind_at_start(&mut self) -> Result<(), Error> {
         let give_up = Instant::now() + TAKEN_FOR;
         loop {

@@ -1,4 +1,5 @@
-//! What a sender's worker does with what its loop hears: sessions kept up, bindings opened, drains followed. Its flows are in `flows`.
+//! What a sender's worker does with what its loop hears: sessions kept up, bindings opened, drains
+//! followed. Its flows are in `flows`.
 
 mod flows;
 #[cfg(test)]
@@ -56,7 +57,8 @@ pub(crate) struct Sender {
     plan: Arc<Plan>,
     links: Links,
     listening: Listening,
-    /// The relay's worker that has a listener, where that is not the one of this worker's own session.
+    /// The relay's worker that has a listener, where that is not the one of this worker's own
+    /// session.
     elsewhere: HashMap<HycoName, u8>,
     waiting: Waiting<Application>,
     /// Flows that are to be asked for again.

@@ -1,4 +1,5 @@
-//! A sender in a simulation: its workers made without threads, and told of configurations as its supervisor tells them.
+//! A sender in a simulation: its workers made without threads, and told of configurations as its
+//! supervisor tells them.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,4 +1,5 @@
-//! What breaks, when, and for how long: machines, paths, endpoints, and what control says. All of it by chance, and all of it mended in the end.
+//! What breaks, when, and for how long: machines, paths, endpoints, and what control says. All of
+//! it by chance, and all of it mended in the end.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! The machines of a world: one process each, of some workers. A process that is killed is gone with all that it had; the next one is another life.
+//! The machines of a world: one process each, of some workers. A process that is killed is gone
+//! with all that it had; the next one is another life.
 
 use std::collections::BTreeSet;
 use std::time::Instant;

@@ -1,7 +1,9 @@
-//! A whole installation in one thread and in virtual time: the real relay, agents and senders (their roles, their loop, their QUIC) over a network, a
-//! clock and a chance that come from one seed. What must hold is looked at while it runs; a seed that fails says the same again.
+//! A whole installation in one thread and in virtual time: the real relay, agents and senders
+//! (their roles, their loop, their QUIC) over a network, a clock and a chance that come from one
+//! seed. What must hold is looked at while it runs; a seed that fails says the same again.
 //!
-//! No sockets, no threads, no clocks. TLS takes its keys from the system, but lengths and order do not depend on them: the certificate is Ed25519.
+//! No sockets, no threads, no clocks. TLS takes its keys from the system, but lengths and order do
+//! not depend on them: the certificate is Ed25519.
 
 pub(crate) mod crew;
 mod faults;

@@ -1,5 +1,6 @@
-//! UDP between the relay and those who dial it: delay, jitter, loss, order, copies, flipped bits, a rate with a queue, a path MTU, black holes, and
-//! translated addresses that change. One path for each machine that dials, alike in both directions.
+//! UDP between the relay and those who dial it: delay, jitter, loss, order, copies, flipped bits, a
+//! rate with a queue, a path MTU, black holes, and translated addresses that change. One path for
+//! each machine that dials, alike in both directions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -129,7 +130,8 @@ impl Net {
         self.by_outer.get(&outer).copied()
     }
 
-    /// A worker sends; `relay` says whether it is one of the relay. Answers how many datagrams will arrive.
+    /// A worker sends; `relay` says whether it is one of the relay. Answers how many datagrams will
+    /// arrive.
     pub(super) fn depart(
         &mut self,
         plan: &mut Queue<Event>,
@@ -223,7 +225,8 @@ impl Passing<'_> {
                 let again = at + Duration::from_micros(rng.random_range(1..5_000));
                 self.fly(plan, again, bytes.len(), bytes.clone());
             }
-            // Equal ones that arrive together are joined, as kernels do; a shorter one ends the batch.
+            // Equal ones that arrive together are joined, as kernels do; a shorter one ends the
+            // batch.
             match &mut joined {
                 Some((together, stride, batch))
                     if *together == at && batch.len() % *stride == 0 && bytes.len() <= *stride =>

@@ -1,5 +1,6 @@
-//! What peers say to each other: a header that names who speaks, and bytes that depend on who and where. So a receiver knows of each byte whether it is
-//! the right one, and a chunk that is lost, said twice or out of its place is noticed at its first byte.
+//! What peers say to each other: a header that names who speaks, and bytes that depend on who and
+//! where. So a receiver knows of each byte whether it is the right one, and a chunk that is lost,
+//! said twice or out of its place is noticed at its first byte.
 
 use std::sync::OnceLock;
 

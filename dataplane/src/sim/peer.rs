@@ -1,4 +1,5 @@
-//! Applications and endpoints: who says how much, how fast, who reads slowly, half-closes, resets or says nothing. Each checks every byte that it hears.
+//! Applications and endpoints: who says how much, how fast, who reads slowly, half-closes, resets
+//! or says nothing. Each checks every byte that it hears.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;

@@ -1,4 +1,5 @@
-//! What happens when: virtual time, which goes on from one event to the next. Two events of one moment happen in the order in which they were planned.
+//! What happens when: virtual time, which goes on from one event to the next. Two events of one
+//! moment happen in the order in which they were planned.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! What an installation is made of: hybrid connections with their keys, and what the relay, agents and senders are told of them.
+//! What an installation is made of: hybrid connections with their keys, and what the relay, agents
+//! and senders are told of them.
 
 use std::sync::OnceLock;
 

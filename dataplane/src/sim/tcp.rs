@@ -1,5 +1,5 @@
-//! TCP between the machines and the peers of a world: connections with two ends, bytes on their way in order, buffers that fill, FIN and RST.
-//! Knows nobody: an end's owner is told by [`Signal`]s.
+//! TCP between the machines and the peers of a world: connections with two ends, bytes on their way
+//! in order, buffers that fill, FIN and RST. Knows nobody: an end's owner is told by [`Signal`]s.
 
 mod ends;
 

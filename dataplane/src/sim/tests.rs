@@ -1,4 +1,5 @@
-//! Seeds: 256 in each run, as many as `SIM_SEEDS` says, or the one that `SIM_SEED` names. And whether the oracle can see anything at all.
+//! Seeds: 256 in each run, as many as `SIM_SEEDS` says, or the one that `SIM_SEED` names. And
+//! whether the oracle can see anything at all.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};

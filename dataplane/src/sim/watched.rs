@@ -1,4 +1,5 @@
-//! A worker as a simulation sees it: turned by hand, its role heard through a wrapper that counts endings, and asked what it still holds.
+//! A worker as a simulation sees it: turned by hand, its role heard through a wrapper that counts
+//! endings, and asked what it still holds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -185,8 +186,9 @@ impl<R: Watchable> Role for Watched<R> {
         why: &ConnectionError,
     ) {
         let news = format!("session lost: {why}");
-        // Each end keeps to the protocol: no credit is overdrawn, no frame is wrong, whatever the network does.
-        // (A process that closes during a handshake says APPLICATION_ERROR: it may not say more yet.)
+        // Each end keeps to the protocol: no credit is overdrawn, no frame is wrong, whatever the
+        // network does. (A process that closes during a handshake says APPLICATION_ERROR: it may
+        // not say more yet.)
         let broken = match why {
             ConnectionError::TransportError(error) => {
                 error.code != TransportErrorCode::APPLICATION_ERROR

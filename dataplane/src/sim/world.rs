@@ -26,11 +26,13 @@ use crate::{agent, relay, sender};
 /// How often it is looked whether all holds.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// From the end of the last fault until everything is over, everybody is back and nothing is left: what a session that fell silent takes (15 s), an
-/// Open without an answer (15 s), and the longest pause before a refused registration is asked for again (30 s).
+/// From the end of the last fault until everything is over, everybody is back and nothing is left:
+/// what a session that fell silent takes (15 s), an Open without an answer (15 s), and the longest
+/// pause before a refused registration is asked for again (30 s).
 const QUIET_WITHIN: Duration = Duration::from_secs(75);
 
-/// Whoever hears something goes on after that time, however slowly: a conversation hangs when nobody heard a byte for so long.
+/// Whoever hears something goes on after that time, however slowly: a conversation hangs when
+/// nobody heard a byte for so long.
 const SILENT_MAX: Duration = Duration::from_secs(20);
 
 /// How long sessions and registrations take at the start.
@@ -39,8 +41,9 @@ const REGISTERED_WITHIN: Duration = Duration::from_secs(2);
 /// How long the flows of the end may take: nothing disturbs them.
 const LAST_WITHIN: Duration = Duration::from_secs(60);
 
-/// The most that is under way over one hop from one who speaks to one who hears: the stream's window, and what kernels on both sides and workers have
-/// in their hands. Below what the longest conversation says, so that it can be passed.
+/// The most that is under way over one hop from one who speaks to one who hears: the stream's
+/// window, and what kernels on both sides and workers have in their hands. Below what the longest
+/// conversation says, so that it can be passed.
 pub(super) const UNDER_WAY_MAX: u64 = STREAM_WINDOW as u64 + 2 * 1024 * 1024;
 
 /// Datagrams that wait for a worker at most, in batches: what a socket's buffer holds.
@@ -120,7 +123,8 @@ pub(super) struct World {
     under_way: u64,
     /// Bytes that were heard in all, and since when no more.
     heard: (u64, Duration),
-    /// The longest time in which nobody heard anything, while somebody was waiting to; and since when it is so.
+    /// The longest time in which nobody heard anything, while somebody was waiting to; and since
+    /// when it is so.
     silence: Duration,
     silent_since: Duration,
 }

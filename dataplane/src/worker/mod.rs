@@ -1,4 +1,5 @@
-//! The worker: one thread, one loop, its own sessions and flows. What a process is for, its role, hears of what the loop does not decide itself.
+//! The worker: one thread, one loop, its own sessions and flows. What a process is for, its role,
+//! hears of what the loop does not decide itself.
 
 mod role;
 mod spawn;
@@ -27,7 +28,8 @@ use crate::quic::{Driver, Event, SessionId, cid};
 /// How often a role looks after deadlines of its own.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
-/// Messages that may wait for a worker. More than all of 10,000 definitions changing at once need, for they travel together.
+/// Messages that may wait for a worker. More than all of 10,000 definitions changing at once need,
+/// for they travel together.
 const INBOX_MAX: usize = 4096;
 
 /// Messages that a worker takes in one turn.
@@ -106,7 +108,8 @@ impl<I: Io, R: Role> Worker<I, R> {
             .wait(Some(self.core.now), &mut self.completions)
     }
 
-    /// One turn: what came in until `deadline`, what it means, what goes out. Whether anything came in.
+    /// One turn: what came in until `deadline`, what it means, what goes out. Whether anything came
+    /// in.
     pub(crate) fn turn(&mut self, deadline: Instant) -> std::io::Result<bool> {
         self.wait(deadline)?;
         Ok(self.act())

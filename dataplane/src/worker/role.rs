@@ -1,4 +1,5 @@
-//! What a process is for: relay, agent and sender are each a role of a worker, which tells them what it does not decide itself.
+//! What a process is for: relay, agent and sender are each a role of a worker, which tells them
+//! what it does not decide itself.
 
 use std::net::SocketAddr;
 use std::time::Instant;

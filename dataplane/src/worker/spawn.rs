@@ -59,7 +59,8 @@ impl<M> Handle<M> {
         }
     }
 
-    /// Tells the worker if there is a place now; gives the message back otherwise. For other workers, which must not wait.
+    /// Tells the worker if there is a place now; gives the message back otherwise. For other
+    /// workers, which must not wait.
     ///
     /// # Errors
     /// The message, when the inbox is full or the worker gone.
@@ -86,8 +87,9 @@ pub(crate) struct Parts {
     pub(crate) quic: Driver,
 }
 
-/// Workers of a process that was told no number: one for every two cores. The kernel's half of the work, and whoever else is on the machine,
-/// have the others; more workers batch less and wake each other more (measured, ARCHITECTURE.md).
+/// Workers of a process that was told no number: one for every two cores. The kernel's half of the
+/// work, and whoever else is on the machine, have the others; more workers batch less and wake each
+/// other more (measured, ARCHITECTURE.md).
 pub(crate) fn usual_count() -> u16 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     u16::try_from(cores / 2).unwrap_or(u16::MAX).max(1)
@@ -165,7 +167,8 @@ fn begin<I: Io, R: Role>(
     worker.run()
 }
 
-/// aws-lc seeds its generator in each thread at the first use, which takes 70 ms. Done here, it is not in the first handshake's round-trip time.
+/// aws-lc seeds its generator in each thread at the first use, which takes 70 ms. Done here, it is
+/// not in the first handshake's round-trip time.
 fn seed_randomness() {
     // Where this fails, the handshake fails, and says so.
     let _ = aws_lc_rs::rand::fill(&mut [0]);

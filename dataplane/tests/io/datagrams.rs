@@ -85,7 +85,8 @@ fn large_datagrams_pass(mut worker: Driver<impl Io>) {
 }
 
 fn many_datagrams_arrive_in_order(mut worker: Driver<impl Io>) {
-    // More than all receive buffers there are while the worker does not look, and within what the kernel holds.
+    // More than all receive buffers there are while the worker does not look, and within what the
+    // kernel holds.
     const DATAGRAMS: u32 = 200;
     let stranger = UdpSocket::bind(local()).unwrap();
     for _ in 0..10 {

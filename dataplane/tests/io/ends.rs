@@ -121,7 +121,8 @@ fn a_reset_is_never_a_clean_end(mut worker: Driver<impl Io>) {
 }
 
 fn what_came_before_a_reset_is_read_first(mut worker: Driver<impl Io>) {
-    // However the reset is noticed first: by the receive itself, under watch, or by a send that fails.
+    // However the reset is noticed first: by the receive itself, under watch, or by a send that
+    // fails.
     for noticed in ["receive", "watch", "send"] {
         let (socket, mut peer) = worker.pair();
         peer.write_all(b"last words").unwrap();
@@ -273,8 +274,9 @@ fn what_is_sent_last_arrives_with_fin(mut worker: Driver<impl Io>) {
     }
 }
 
-/// FIN and the last bytes make one packet, where the system can: nothing comes before FIN. The kernel keeps bytes back for some 200 ms, so a machine that
-/// stands still may let them go once, not each time.
+/// FIN and the last bytes make one packet, where the system can: nothing comes before FIN. The
+/// kernel keeps bytes back for some 200 ms, so a machine that stands still may let them go once,
+/// not each time.
 fn what_is_sent_last_waits_for_fin(mut worker: Driver<impl Io>) {
     let kept_back = (0..10).any(|_| {
         let (socket, mut peer) = worker.pair();

@@ -1,4 +1,5 @@
-//! What every backend of the io seam must do, tried on each: bytes exact, ends told as they happened, nothing lost, nothing late.
+//! What every backend of the io seam must do, tried on each: bytes exact, ends told as they
+//! happened, nothing lost, nothing late.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 

@@ -1,4 +1,5 @@
-//! Sends that nobody waits for: no wait ends for their sake, unless there is no room or the socket has failed.
+//! Sends that nobody waits for: no wait ends for their sake, unless there is no room or the socket
+//! has failed.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -114,7 +115,8 @@ fn nothing_is_told_of_a_socket_that_was_closed(mut worker: Driver<impl Io>) {
     assert_eq!(read_to_error(&mut peer), ErrorKind::ConnectionReset);
 }
 
-/// A socket on which something was sent before: `poll` may end a wait for the first news of a socket.
+/// A socket on which something was sent before: `poll` may end a wait for the first news of a
+/// socket.
 fn used_pair(worker: &mut Driver<impl Io>) -> (SocketId, TcpStream) {
     let (socket, mut peer) = worker.pair();
     worker.send_all(socket, &WORD);

@@ -1,4 +1,5 @@
-//! Sockets come and go: connected, accepted, many at once, at the limit of descriptors, from one worker to another.
+//! Sockets come and go: connected, accepted, many at once, at the limit of descriptors, from one
+//! worker to another.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -144,7 +145,8 @@ fn a_thousand_sockets_at_once(mut worker: Driver<impl Io>) {
 }
 
 fn more_receives_than_buffers(mut worker: Driver<impl Io>) {
-    // All become readable at once, far more than any pool of 64 KiB buffers holds, and each fills one.
+    // All become readable at once, far more than any pool of 64 KiB buffers holds, and each fills
+    // one.
     let (sockets, mut peers) = worker.pairs(700);
     let data = pattern(READ_SIZE);
     for socket in &sockets {
@@ -163,7 +165,8 @@ fn more_receives_than_buffers(mut worker: Driver<impl Io>) {
 }
 
 fn accepting_recovers_from_the_descriptor_limit(mut worker: Driver<impl Io>) {
-    // The limit is the process's, and other tests must not run into it: this one goes on in a process of its own.
+    // The limit is the process's, and other tests must not run into it: this one goes on in a
+    // process of its own.
     if in_a_child(
         "accepting_recovers_from_the_descriptor_limit",
         worker.io.name(),

@@ -38,7 +38,8 @@ fn wakes_are_joined(mut worker: Driver<impl Io>) {
 }
 
 fn no_wake_is_lost(mut worker: Driver<impl Io>) {
-    // The other thread says the next number only when the worker has seen the one before, so each wake meets another moment of the worker's turn.
+    // The other thread says the next number only when the worker has seen the one before, so each
+    // wake meets another moment of the worker's turn.
     const ROUNDS: u32 = 5000;
     let (said, seen) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
     let thread = thread::spawn({

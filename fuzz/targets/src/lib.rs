@@ -1,5 +1,6 @@
-//! What is fuzzed: one function for each kind of bytes that a stranger or a file may bring. Each panics where something must hold and does not; what is
-//! merely wrong input it takes without a word. Run by an ordinary test, and fit for libFuzzer.
+//! What is fuzzed: one function for each kind of bytes that a stranger or a file may bring. Each
+//! panics where something must hold and does not; what is merely wrong input it takes without a
+//! word. Run by an ordinary test, and fit for libFuzzer.
 
 mod live;
 mod texts;
@@ -23,7 +24,8 @@ pub const ALL: [(&str, Target); 6] = [
     ("datagrams", datagrams),
 ];
 
-/// Frames of a stream that comes in pieces: the first byte is the length of a piece. A frame that is read is written as the same bytes again.
+/// Frames of a stream that comes in pieces: the first byte is the length of a piece. A frame that
+/// is read is written as the same bytes again.
 pub fn frames(data: &[u8]) {
     let Some((&piece, stream)) = data.split_first() else {
         return;

@@ -1,5 +1,6 @@
-//! A live relay and what a stranger says to it: datagrams at its door, and a session from Hello on. No panic, not even one that a guard caught; nothing
-//! of a session is left once it is over; and an address that nobody proved is told at most three times what it said.
+//! A live relay and what a stranger says to it: datagrams at its door, and a session from Hello on.
+//! No panic, not even one that a guard caught; nothing of a session is left once it is over; and an
+//! address that nobody proved is told at most three times what it said.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -36,8 +37,9 @@ fn open() -> Strangers {
     Strangers::new(certificate, &key, Key::from_random([7; 32])).expect("a relay")
 }
 
-/// Datagrams at the door. Each is two bytes of length and its bytes; length 0xffff takes the next byte as a number of those with which a handshake
-/// begins, and the three after it as a place in it and what stands there instead.
+/// Datagrams at the door. Each is two bytes of length and its bytes; length 0xffff takes the next
+/// byte as a number of those with which a handshake begins, and the three after it as a place in it
+/// and what stands there instead.
 pub fn datagrams(data: &[u8]) {
     with_relay(|relay, words| {
         let mut input = Input(data);

@@ -1,5 +1,5 @@
-//! Texts that people and files bring: connection strings, tokens, definitions and keys. None panics, none is repeated where it holds a key, and what is
-//! read and written is the same again.
+//! Texts that people and files bring: connection strings, tokens, definitions and keys. None
+//! panics, none is repeated where it holds a key, and what is read and written is the same again.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! Each target with its corpus, and with what chance makes of it. `UNDERPASS_FUZZ_SECONDS` says for how long; the seed is printed, and `UNDERPASS_SEED`
-//! repeats a run.
+//! Each target with its corpus, and with what chance makes of it. `UNDERPASS_FUZZ_SECONDS` says for
+//! how long; the seed is printed, and `UNDERPASS_SEED` repeats a run.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -24,10 +24,12 @@ pub(crate) struct Args {
     /// Flows at once.
     #[arg(long, default_value_t = 1)]
     flows: u64,
-    /// Flows in all; without it, as many as at once, or, with both --bytes and --duration, as many as fit.
+    /// Flows in all; without it, as many as at once, or, with both --bytes and --duration, as many
+    /// as fit.
     #[arg(long)]
     total: Option<u64>,
-    /// Bytes each way in one flow, with a unit if you like: 4096, 64k, 10m, 1g. Without it, as many as fit into --duration.
+    /// Bytes each way in one flow, with a unit if you like: 4096, 64k, 10m, 1g. Without it, as many
+    /// as fit into --duration.
     #[arg(long, value_parser = size)]
     bytes: Option<u64>,
     /// Length of a message of ping-pong.

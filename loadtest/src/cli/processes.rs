@@ -1,9 +1,10 @@
-//! A run in several processes, each with its own part of the flows and its own source addresses: where one process may not have
-//! enough files, or one core does not make enough load.
+//! A run in several processes, each with its own part of the flows and its own source addresses:
+//! where one process may not have enough files, or one core does not make enough load.
 //!
-//! The parent starts itself again for each part. It writes the scenario to the child's stdin as one line; the child answers with a
-//! line when it can begin, begins at an empty line, and from then on tells its progress, and its outcome at the end. The end of
-//! stdin stops it: so does the end of the parent.
+//! The parent starts itself again for each part. It writes the scenario to the child's stdin as one
+//! line; the child answers with a line when it can begin, begins at an empty line, and from then on
+//! tells its progress, and its outcome at the end. The end of stdin stops it: so does the end of
+//! the parent.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -107,8 +108,8 @@ pub(crate) fn run(
     outcome.context("no process has told its outcome")
 }
 
-/// The addresses of one part. Where none are given and all targets are on loopback, each part has one of its own: a pair of
-/// addresses has no more ports than 28,000 or so.
+/// The addresses of one part. Where none are given and all targets are on loopback, each part has
+/// one of its own: a pair of addresses has no more ports than 28,000 or so.
 fn sources(all: &[IpAddr], targets: &[SocketAddr], n: u64, processes: u64) -> Vec<IpAddr> {
     if all.is_empty() {
         let loopback = |target: &SocketAddr| target.is_ipv4() && target.ip().is_loopback();

@@ -12,7 +12,8 @@ const FILE_MAX: u64 = 1 << 30;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Results that `run --json` has written. The first is what the others are compared with; their file names are their names.
+    /// Results that `run --json` has written. The first is what the others are compared with; their
+    /// file names are their names.
     #[arg(required = true, value_name = "JSON")]
     results: Vec<PathBuf>,
     /// The page to write.

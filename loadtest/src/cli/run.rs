@@ -26,16 +26,19 @@ pub(crate) struct Args {
     /// Where the flows go, host:port; several: in turn. Without it, straight to --endpoint.
     #[arg(long, value_parser = resolve, value_delimiter = ',')]
     target: Vec<SocketAddr>,
-    /// Start the far end in this process as well, on this address; without one on a free port of 127.0.0.1.
+    /// Start the far end in this process as well, on this address; without one on a free port of
+    /// 127.0.0.1.
     #[arg(long, value_name = "ADDR", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:0")]
     endpoint: Option<SocketAddr>,
     /// In place of the scenario's duration: 10, 10s, 500ms, 2m.
     #[arg(long, value_parser = duration)]
     duration: Option<Duration>,
-    /// Flows come from this address, or from this and the next ones, 127.0.0.2/4 being four of them; several: in turn.
+    /// Flows come from this address, or from this and the next ones, 127.0.0.2/4 being four of
+    /// them; several: in turn.
     #[arg(long, value_name = "ADDR[/COUNT]", value_parser = sources)]
     source: Vec<Sources>,
-    /// Split the flows over so many processes, each with its own share of the sources; on loopback each has an address of its own.
+    /// Split the flows over so many processes, each with its own share of the sources; on loopback
+    /// each has an address of its own.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=PROCESSES_MAX))]
     processes: u64,
     /// Seed of the bytes and of all chances; without it a random one, which is printed.
@@ -47,7 +50,8 @@ pub(crate) struct Args {
     /// How to talk to sockets.
     #[arg(long, value_enum, default_value_t)]
     io: Choice,
-    /// Write the result as JSON, with every bucket of its histograms; - is stdout, in place of the table.
+    /// Write the result as JSON, with every bucket of its histograms; - is stdout, in place of the
+    /// table.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Write a page with charts: one file that needs nothing else.

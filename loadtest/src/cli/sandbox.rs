@@ -1,4 +1,5 @@
-//! `without-io-uring`: becomes another program to which the kernel refuses io_uring, as many containers do.
+//! `without-io-uring`: becomes another program to which the kernel refuses io_uring, as many
+//! containers do.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -1,4 +1,5 @@
-//! How the endpoint serves calls: reads each request to its end, checks it, and answers with the response that was asked for.
+//! How the endpoint serves calls: reads each request to its end, checks it, and answers with the
+//! response that was asked for.
 
 use std::io;
 
@@ -9,7 +10,8 @@ use crate::io::Socket;
 use crate::pattern::Pattern;
 use crate::wire::{Header, Trailer, Verdict};
 
-/// Bytes of the buffer of a flow that waits for a call: most requests whole, and little enough for tens of thousands of flows.
+/// Bytes of the buffer of a flow that waits for a call: most requests whole, and little enough for
+/// tens of thousands of flows.
 const WAITING: usize = 2048;
 
 const _: () = assert!(WAITING >= CALL && CHUNK >= WAITING);
@@ -93,7 +95,8 @@ impl Flow<'_> {
         let mut left = call.request;
         let first = (have - CALL) as u64;
         if first > left {
-            return Ok(Request::NoCall); // The client waits for its answer: nothing may follow a request.
+            // The client waits for its answer: nothing may follow a request.
+            return Ok(Request::NoCall);
         }
         self.take(&buffer[CALL..have]);
         left -= first;
@@ -101,7 +104,8 @@ impl Flow<'_> {
             buffer = vec![0; CHUNK];
         }
         while left > 0 {
-            buffer.truncate(usize::try_from(left).unwrap_or(CHUNK)); // A byte too many is then no call.
+            // A byte too many is then no call.
+            buffer.truncate(usize::try_from(left).unwrap_or(CHUNK));
             let (result, returned) = socket.read(buffer, 0).await;
             buffer = returned;
             let len = result?;

@@ -1,7 +1,8 @@
-//! An endpoint that is at fault: refuses, drops, dribbles, resets, ends one side first, or says nothing. For any client.
+//! An endpoint that is at fault: refuses, drops, dribbles, resets, ends one side first, or says
+//! nothing. For any client.
 //!
-//! What it sends and expects is the pattern of its seed, so that a client can tell how far it came. A thread for each connection:
-//! such an endpoint has few.
+//! What it sends and expects is the pattern of its seed, so that a client can tell how far it came.
+//! A thread for each connection: such an endpoint has few.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

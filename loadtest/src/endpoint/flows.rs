@@ -62,7 +62,8 @@ async fn read_header<S: Socket>(socket: &S) -> io::Result<Option<Header>> {
     Ok(buffer.as_array().and_then(Header::decode))
 }
 
-/// Returns all that comes, right or wrong: the client sees for itself. Gives the number of bytes returned.
+/// Returns all that comes, right or wrong: the client sees for itself. Gives the number of bytes
+/// returned.
 async fn echo<S: Socket>(socket: &S, arrivals: &mut Arrivals, tally: &Tally) -> io::Result<u64> {
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -97,7 +98,8 @@ async fn drain<S: Socket>(socket: &S, arrivals: &mut Arrivals, tally: &Tally) ->
     }
 }
 
-/// Answers at once, for a client may wait for its first message to come back, and then reads to the end, whatever it is.
+/// Answers at once, for a client may wait for its first message to come back, and then reads to the
+/// end, whatever it is.
 pub(super) async fn refuse<S: Socket>(socket: &S, verdict: Verdict) -> io::Result<Verdict> {
     let trailer = Trailer {
         verdict,
@@ -115,7 +117,8 @@ pub(super) async fn refuse<S: Socket>(socket: &S, verdict: Verdict) -> io::Resul
     }
 }
 
-/// Sends what the header asks for; where it gives no length, until the client has ended its side. Gives the number of bytes.
+/// Sends what the header asks for; where it gives no length, until the client has ended its side.
+/// Gives the number of bytes.
 async fn make<S: Socket>(
     socket: &S,
     header: &Header,

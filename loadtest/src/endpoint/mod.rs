@@ -1,6 +1,8 @@
-//! The far end of verified flows: checks what the client sends, returns or makes what the client expects, and says what it found.
+//! The far end of verified flows: checks what the client sends, returns or makes what the client
+//! expects, and says what it found.
 //!
-//! What a flow shall be is in its header (`wire`). The endpoint sets no deadline: a flow that hangs is the client's to notice.
+//! What a flow shall be is in its header (`wire`). The endpoint sets no deadline: a flow that hangs
+//! is the client's to notice.
 
 mod calls;
 pub mod faulty;
@@ -20,10 +22,12 @@ use tokio::task::JoinSet;
 use crate::io::{self as way, Choice, Job, Kind, Socket, or_abort};
 use crate::wire::{Header, Style, Verdict};
 
-/// Bytes per read and per write: what one pipe of the tunnel's other end carries at once, and small enough for thousands of flows.
+/// Bytes per read and per write: what one pipe of the tunnel's other end carries at once, and small
+/// enough for thousands of flows.
 pub(crate) const CHUNK: usize = 64 * 1024;
 
-/// Connections that the kernel may hold before they are accepted: the burst of the fault plan (4,000 opens in a second), rounded up.
+/// Connections that the kernel may hold before they are accepted: the burst of the fault plan
+/// (4,000 opens in a second), rounded up.
 const BACKLOG: i32 = 4096;
 
 /// Which flows an endpoint serves.
@@ -168,7 +172,8 @@ impl Endpoint {
     fn end(&mut self) {
         self.stop.send_replace(true);
         for thread in self.threads.drain(..) {
-            let _ = thread.join(); // A thread that failed has nothing more to say than its missing flows do.
+            // A thread that failed has nothing more to say than its missing flows do.
+            let _ = thread.join();
         }
     }
 }
@@ -223,7 +228,8 @@ async fn flow<S: Socket>(
         return add(&tally.failed, 1);
     };
     let stopped = async move {
-        let _ = stop.wait_for(|&stop| stop).await; // An error means that the endpoint is gone: stop as well.
+        // An error means that the endpoint is gone: stop as well.
+        let _ = stop.wait_for(|&stop| stop).await;
     };
     let conversation = async {
         match serves {
@@ -279,8 +285,8 @@ fn add(counter: &AtomicU64, amount: u64) {
     counter.fetch_add(amount, Ordering::Relaxed);
 }
 
-/// Bytes that the kernel keeps unsent of each flow: many flows whose readers stand still would otherwise take the memory that all TCP of this machine
-/// has, from whatever is measured on it.
+/// Bytes that the kernel keeps unsent of each flow: many flows whose readers stand still would
+/// otherwise take the memory that all TCP of this machine has, from whatever is measured on it.
 #[cfg(target_os = "linux")]
 const UNSENT_MAX: u32 = 256 * 1024;
 

@@ -1,4 +1,5 @@
-//! Servers without a protocol of ours, for any client: one that returns what it gets, one that swallows it.
+//! Servers without a protocol of ours, for any client: one that returns what it gets, one that
+//! swallows it.
 
 use std::io;
 

@@ -1,4 +1,5 @@
-//! Recovery times as one SVG picture: a line of dots for each kind of recovery, on a scale of times.
+//! Recovery times as one SVG picture: a line of dots for each kind of recovery, on a scale of
+//! times.
 
 use std::fmt::Write as _;
 

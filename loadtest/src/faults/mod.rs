@@ -1,8 +1,10 @@
-//! The fault table as a program: rows that do harm to Underpass as users run it, while every byte of every flow is checked.
+//! The fault table as a program: rows that do harm to Underpass as users run it, while every byte
+//! of every flow is checked.
 //!
-//! A row starts control, relay, agents, an endpoint and a client as processes of their own, does one kind of harm again and again,
-//! and measures what came of it against what must hold. Whatever the row, no flow may ever be corrupt, silently truncated or hung.
-//! A run has one seed: each row's chances come from it and from the row's number, so that the same seed does the same harm.
+//! A row starts control, relay, agents, an endpoint and a client as processes of their own, does
+//! one kind of harm again and again, and measures what came of it against what must hold. Whatever
+//! the row, no flow may ever be corrupt, silently truncated or hung. A run has one seed: each row's
+//! chances come from it and from the row's number, so that the same seed does the same harm.
 
 mod apart;
 mod calls;

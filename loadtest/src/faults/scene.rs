@@ -1,5 +1,5 @@
-//! What a row plays on: control, relay, agents, an endpoint and a client, each a process of its own; and probes that tell when a way
-//! is usable again.
+//! What a row plays on: control, relay, agents, an endpoint and a client, each a process of its
+//! own; and probes that tell when a way is usable again.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -22,7 +22,8 @@ use crate::stand::process::Process;
 /// The hybrid connection that every row has.
 pub(crate) const NAME: &str = "fault-way";
 
-/// The deadline of flows: above the 15 s after which a silent session is given up, and what follows from that.
+/// The deadline of flows: above the 15 s after which a silent session is given up, and what follows
+/// from that.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Between two probes: what a recovery's time is exact to.
@@ -278,7 +279,8 @@ fn mode_name(mode: Mode) -> &'static str {
     }
 }
 
-/// Small flows, one after another and beside each other, each on a thread of its own: a probe that finds nobody must not delay the next.
+/// Small flows, one after another and beside each other, each on a thread of its own: a probe that
+/// finds nobody must not delay the next.
 pub(crate) struct Probes {
     target: SocketAddr,
     seed: u64,
@@ -311,7 +313,8 @@ impl Probes {
         }
     }
 
-    /// Begins probes until one that began after `since` gets through. Gives the time from `since` to its end.
+    /// Begins probes until one that began after `since` gets through. Gives the time from `since`
+    /// to its end.
     pub(crate) fn until_usable(&mut self, since: Instant, within: Duration) -> Result<Duration> {
         let end = Instant::now() + within;
         while Instant::now() < end {

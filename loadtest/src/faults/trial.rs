@@ -1,4 +1,5 @@
-//! One row under way: what was done and when, what was measured against which bar, and how every flow ended.
+//! One row under way: what was done and when, what was measured against which bar, and how every
+//! flow ended.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,5 +1,6 @@
-//! What a bad network does to the datagrams of one direction: which are lost, held back, doubled or changed, and when the others leave.
-//! Knows no socket; time and seed are arguments, so the same seed does the same to the same datagrams.
+//! What a bad network does to the datagrams of one direction: which are lost, held back, doubled or
+//! changed, and when the others leave. Knows no socket; time and seed are arguments, so the same
+//! seed does the same to the same datagrams.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,10 +10,12 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde::Serialize;
 
-/// Datagrams under way in one direction; what comes above is dropped. More than 100 Mbit/s put into a path of 600 ms.
+/// Datagrams under way in one direction; what comes above is dropped. More than 100 Mbit/s put into
+/// a path of 600 ms.
 const UNDER_WAY_MAX: usize = 64 * 1024;
 
-/// How much later than its turn a datagram that changes its place leaves, at most; at least a quarter of it.
+/// How much later than its turn a datagram that changes its place leaves, at most; at least a
+/// quarter of it.
 const HELD_BACK: Duration = Duration::from_millis(8);
 
 /// One direction of a network. Chances are from 0 to 1.
@@ -24,7 +27,8 @@ pub struct Link {
     pub jitter: Duration,
     /// Lost, of all datagrams.
     pub loss: f64,
-    /// Lost ones come in runs of this mean length (Gilbert-Elliott: all of a bad time is lost); 1: each by itself.
+    /// Lost ones come in runs of this mean length (Gilbert-Elliott: all of a bad time is lost); 1:
+    /// each by itself.
     pub burst: f64,
     /// Held back, so that others pass.
     pub reorder: f64,
@@ -144,7 +148,8 @@ impl Way {
     pub(super) fn take(&mut self, now: Instant, datagram: &[u8], link: &Link, counts: &mut Counts) {
         counts.received += 1;
         counts.bytes += datagram.len() as u64;
-        // Every chance is drawn for every datagram, so that one that is lost does not move the chances of those behind it.
+        // Every chance is drawn for every datagram, so that one that is lost does not move the
+        // chances of those behind it.
         let [lost, turn, late, double, flip] = [(); 5].map(|()| self.rng.random::<f64>());
         let (jitter, bit) = (self.rng.random::<f64>(), self.rng.random::<u64>());
         if self.is_lost(lost, link) {
@@ -195,7 +200,8 @@ impl Way {
         self.under_way.peek().map(|Reverse(held)| held.due)
     }
 
-    /// Gilbert-Elliott with nothing lost in good times and all in bad ones; a mean run of 1 is each by itself.
+    /// Gilbert-Elliott with nothing lost in good times and all in bad ones; a mean run of 1 is each
+    /// by itself.
     fn is_lost(&mut self, chance: f64, link: &Link) -> bool {
         if link.burst <= 1.0 || link.loss <= 0.0 || link.loss >= 1.0 {
             return chance < link.loss;

@@ -1,7 +1,9 @@
-//! A bad network for UDP: a proxy that delays, loses, reorders, doubles, changes and limits datagrams, by a seed.
+//! A bad network for UDP: a proxy that delays, loses, reorders, doubles, changes and limits
+//! datagrams, by a seed.
 //!
-//! Each client has an address of its own towards the server, as behind a NAT, which can be changed under way. One thread carries
-//! all: what happens to the datagrams of a client and direction depends on the seed and on their number alone.
+//! Each client has an address of its own towards the server, as behind a NAT, which can be changed
+//! under way. One thread carries all: what happens to the datagrams of a client and direction
+//! depends on the seed and on their number alone.
 
 mod link;
 mod profile;
@@ -25,7 +27,8 @@ pub use profile::{PROFILES, Profile};
 
 use crate::pattern::derive;
 
-/// Clients at once: as many sockets, and a poll of each per turn. A datagram of one more client is dropped.
+/// Clients at once: as many sockets, and a poll of each per turn. A datagram of one more client is
+/// dropped.
 const CLIENTS_MAX: usize = 1_024;
 
 /// Datagrams that are read from one socket before the others have their turn.
@@ -34,7 +37,8 @@ const READS_EACH_TURN: usize = 64;
 /// Largest datagram, bytes.
 const DATAGRAM_MAX: usize = 65_535;
 
-/// Buffers of each socket, bytes, as far as the kernel permits: several times what arrives while the thread is not scheduled.
+/// Buffers of each socket, bytes, as far as the kernel permits: several times what arrives while
+/// the thread is not scheduled.
 const SOCKET_BUFFER: usize = 8 << 20;
 
 /// The longest wait for a datagram: how soon an order of another thread is noticed.
@@ -187,7 +191,8 @@ impl Carrier {
         }
     }
 
-    /// Until a datagram comes, one is due, or it is time to look for orders. Says of each socket whether it is readable.
+    /// Until a datagram comes, one is due, or it is time to look for orders. Says of each socket
+    /// whether it is readable.
     fn wait(&self, readable: &mut Vec<bool>) {
         let now = Instant::now();
         let due = self

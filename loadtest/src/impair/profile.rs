@@ -1,4 +1,5 @@
-//! Networks by name: rounded figures of what such links are commonly measured to be, for both directions alike.
+//! Networks by name: rounded figures of what such links are commonly measured to be, for both
+//! directions alike.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! A page about one run, or about several beside each other: one file that needs nothing else, light or dark as the reader likes.
+//! A page about one run, or about several beside each other: one file that needs nothing else,
+//! light or dark as the reader likes.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -24,7 +25,8 @@ pub struct Run<'a> {
     pub outcome: &'a Outcome,
 }
 
-/// The page. With several runs the first is what the others are compared with; groups belong together by name.
+/// The page. With several runs the first is what the others are compared with; groups belong
+/// together by name.
 ///
 /// # Panics
 /// Without a run.
@@ -318,7 +320,8 @@ fn faults(out: &mut String, groups: &[Part<'_>]) {
     out.push_str("</ul>\n");
 }
 
-/// A point in the middle of each entry until the group's end; the last entry may be shorter than the others.
+/// A point in the middle of each entry until the group's end; the last entry may be shorter than
+/// the others.
 fn over_time(part: &Part<'_>, value: impl Fn(&Second, f64) -> f64) -> Vec<(f64, f64)> {
     let interval = part.run.outcome.interval_seconds;
     let end = part.group.seconds;

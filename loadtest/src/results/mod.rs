@@ -12,7 +12,8 @@ pub use table::Table;
 
 use crate::scenario::Outcome;
 
-/// The outcome as JSON: its own fields, and the rates of each group. It can be read back as an [`Outcome`].
+/// The outcome as JSON: its own fields, and the rates of each group. It can be read back as an
+/// [`Outcome`].
 pub fn to_json(outcome: &Outcome) -> String {
     let mut value = serde_json::to_value(outcome).expect("numbers and strings are JSON");
     let groups = value["groups"].as_array_mut().into_iter().flatten();

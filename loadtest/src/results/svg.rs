@@ -1,4 +1,5 @@
-//! Line charts as SVG, to be put into a page: no script, no font, colours from the page's style sheet.
+//! Line charts as SVG, to be put into a page: no script, no font, colours from the page's style
+//! sheet.
 
 use std::fmt::Write;
 

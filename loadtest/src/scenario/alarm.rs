@@ -1,5 +1,6 @@
-//! Wakes flows at their time. The runtime's own timers are exact to a millisecond, which is many times the latency to be measured
-//! here; this one stands on a timer of the kernel, and the thread is awake a little before each time, for waking takes its own.
+//! Wakes flows at their time. The runtime's own timers are exact to a millisecond, which is many
+//! times the latency to be measured here; this one stands on a timer of the kernel, and the thread
+//! is awake a little before each time, for waking takes its own.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -19,11 +20,12 @@ use tokio::net::unix::pipe::Receiver;
 /// Shortest setting of the timer, nanoseconds: zero would turn it off.
 const SOON: i64 = 1;
 
-/// The timer rings so long before the time, and the thread waits awake for the rest: what it takes to wake a core that sleeps.
-/// At 500 calls a second that is five percent of a core.
+/// The timer rings so long before the time, and the thread waits awake for the rest: what it takes
+/// to wake a core that sleeps. At 500 calls a second that is five percent of a core.
 const EARLY: Duration = Duration::from_micros(100);
 
-/// What whoever is in no hurry is woken by, with all others of that tick: 3,500 wakes a second, each awaited awake, take a tenth of a core from what is measured.
+/// What whoever is in no hurry is woken by, with all others of that tick: 3,500 wakes a second,
+/// each awaited awake, take a tenth of a core from what is measured.
 pub(super) const TICK: Duration = Duration::from_millis(10);
 
 /// The alarm of one thread.
@@ -131,7 +133,8 @@ impl Alarm {
                     self.arm(first, now);
                     break;
                 } else {
-                    tokio::task::yield_now().await; // Not a busy wait: what comes meanwhile is served.
+                    // Not a busy wait: what comes meanwhile is served.
+                    tokio::task::yield_now().await;
                 }
             }
         }

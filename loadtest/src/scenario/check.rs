@@ -1,4 +1,5 @@
-//! Whether a scenario makes sense, before anything runs. Says which group and which field it is that does not.
+//! Whether a scenario makes sense, before anything runs. Says which group and which field it is
+//! that does not.
 
 use std::time::Duration;
 

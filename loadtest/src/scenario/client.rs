@@ -1,4 +1,5 @@
-//! One flow of a group: waits until its calls are due, carries them over one connection or many, and notes how each ended.
+//! One flow of a group: waits until its calls are due, carries them over one connection or many,
+//! and notes how each ended.
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +21,8 @@ use crate::flow::{Ending, Fault};
 use crate::io::{self as way, Socket, or_abort};
 use crate::pattern::derive;
 
-/// Receive buffer of a slow reader, bytes: small, so that its slowness reaches the sender soon. The kernel doubles it.
+/// Receive buffer of a slow reader, bytes: small, so that its slowness reaches the sender soon. The
+/// kernel doubles it.
 const SLOW_READER_BUFFER: u32 = 32 * 1024;
 
 /// How far a run is.
@@ -37,7 +39,8 @@ pub(super) struct Context {
     pub(super) group: Group,
     pub(super) targets: Vec<SocketAddr>,
     pub(super) sources: Vec<IpAddr>,
-    /// Parts of the whole run: a flow's number steps by this from one flow of this part to the next.
+    /// Parts of the whole run: a flow's number steps by this from one flow of this part to the
+    /// next.
     pub(super) parts: u64,
     pub(super) seed: u64,
     pub(super) deadline: Duration,
@@ -66,7 +69,8 @@ pub(super) async fn run<S: Socket>(context: &Context, index: u64) {
         schedule,
         rng: SmallRng::seed_from_u64(derive(context.seed, !index)),
     };
-    // The first connection is made at once, so that flows are there before their calls; a later one when a call needs it.
+    // The first connection is made at once, so that flows are there before their calls; a later one
+    // when a call needs it.
     let mut next = None;
     loop {
         flow.connection::<S>(next).await;
@@ -88,11 +92,13 @@ impl Context {
         self.alarm.wait(self.start + at).await
     }
 
-    /// Waits until the run is cut. A cut run has ended, for whoever hears of it first: else a flow that lost its call to the cut begins those
-    /// that have waited, and they count as under way too.
+    /// Waits until the run is cut. A cut run has ended, for whoever hears of it first: else a flow
+    /// that lost its call to the cut begins those that have waited, and they count as under way
+    /// too.
     async fn cut(&self) {
         let mut phase = self.phase.clone();
-        let _ = phase.wait_for(|phase| phase.cut).await; // An error means that nobody runs us: cut as well.
+        // An error means that nobody runs us: cut as well.
+        let _ = phase.wait_for(|phase| phase.cut).await;
         self.alarm.end();
     }
 }
@@ -148,7 +154,8 @@ impl Flow<'_> {
         }
     }
 
-    /// One connection, to its end or to that of its calls. `first`: a call that waits for it already.
+    /// One connection, to its end or to that of its calls. `first`: a call that waits for it
+    /// already.
     async fn connection<S: Socket>(&mut self, first: Option<Begun>) {
         let context = self.context;
         let stream = match self.connect().await {
@@ -156,7 +163,8 @@ impl Flow<'_> {
             Err(None) => return self.cut(first),
             Err(Some(ending)) => {
                 self.failed(&ending);
-                return way::pause().await; // A target that refuses is asked again, but not hammered.
+                // A target that refuses is asked again, but not hammered.
+                return way::pause().await;
             }
         };
         let socket = match S::adopt(stream) {

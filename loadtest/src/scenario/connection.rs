@@ -1,4 +1,5 @@
-//! One connection of a scenario's flow, as a client speaks it: calls one after another, each checked to its last byte, and a proper end.
+//! One connection of a scenario's flow, as a client speaks it: calls one after another, each
+//! checked to its last byte, and a proper end.
 
 use std::cell::Cell;
 use std::io;
@@ -351,7 +352,8 @@ impl<'a> Throttle<'a> {
         usize::try_from(sip).unwrap_or(CHUNK).min(CHUNK)
     }
 
-    /// The next bytes may be read when these would have been through. What a tick came late is made good, and nothing more.
+    /// The next bytes may be read when these would have been through. What a tick came late is made
+    /// good, and nothing more.
     fn took(&self, len: usize) {
         let time = Duration::from_secs_f64(len as f64 / self.rate as f64);
         let now = Instant::now();

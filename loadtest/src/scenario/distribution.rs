@@ -1,4 +1,5 @@
-//! A distribution of times that can be merged and written to a file without loss: an HDR histogram with three significant digits.
+//! A distribution of times that can be merged and written to a file without loss: an HDR histogram
+//! with three significant digits.
 
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ const DIGITS: u8 = 3;
 /// More in one bucket of a file than any run can count; so sums do not overflow.
 const COUNT_MAX: u64 = u64::MAX >> 24;
 
-/// Times, counted. In JSON: the usual percentiles in microseconds, and every bucket, so that it can be read back and merged.
+/// Times, counted. In JSON: the usual percentiles in microseconds, and every bucket, so that it can
+/// be read back and merged.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Distribution {
     histogram: Histogram<u64>,
@@ -76,7 +78,8 @@ impl Distribution {
         self.histogram.len()
     }
 
-    /// The time that this share of all did not exceed: `at(0.99)` is the 99th percentile. `None` where nothing was counted.
+    /// The time that this share of all did not exceed: `at(0.99)` is the 99th percentile. `None`
+    /// where nothing was counted.
     pub fn at(&self, quantile: f64) -> Option<Duration> {
         self.some(self.histogram.value_at_quantile(quantile))
     }
@@ -108,7 +111,8 @@ impl Distribution {
     }
 }
 
-/// A small distribution for one entry of a series: times to a percent, in as little memory as they need.
+/// A small distribution for one entry of a series: times to a percent, in as little memory as they
+/// need.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Sketch {
     /// Times in nanoseconds, ascending, and how often each came.

@@ -1,4 +1,5 @@
-//! Scenario files: TOML, read strictly. A mistake is told with file, line and what to write instead.
+//! Scenario files: TOML, read strictly. A mistake is told with file, line and what to write
+//! instead.
 
 use std::path::Path;
 
@@ -50,7 +51,8 @@ impl Scenario {
         Scenario::parse(&text, &file, stem.unwrap_or("scenario"))
     }
 
-    /// Reads the text of a file. `file` is how it is called in faults, `name` what the scenario is called where it says nothing.
+    /// Reads the text of a file. `file` is how it is called in faults, `name` what the scenario is
+    /// called where it says nothing.
     ///
     /// # Errors
     /// It is no scenario that makes sense.

@@ -1,8 +1,10 @@
-//! Scenarios: groups of flows that run side by side, each with its own sizes and its own pace, and what came of them.
+//! Scenarios: groups of flows that run side by side, each with its own sizes and its own pace, and
+//! what came of them.
 //!
-//! A group in open loop (`rate`) sends when the clock says so, and a call counts from the moment when it was *due*: a way that
-//! stands still for a second shows in the latency of every call of that second, not of the one that happened to be under way
-//! (no coordinated omission). A group in closed loop sends when the call before was answered; its latency is service time.
+//! A group in open loop (`rate`) sends when the clock says so, and a call counts from the moment
+//! when it was *due*: a way that stands still for a second shows in the latency of every call of
+//! that second, not of the one that happened to be under way (no coordinated omission). A group in
+//! closed loop sends when the call before was answered; its latency is service time.
 //!
 //! ```
 //! use std::time::Duration;
@@ -11,7 +13,8 @@
 //!
 //! let endpoint = Endpoint::start(endpoint::Settings::new("127.0.0.1:0".parse().unwrap()))?;
 //! let ping = Group { pace: Pace::Rate(200.0), ..Group::new("ping") };
-//! let scenario = Scenario { duration: Duration::from_millis(300), ..Scenario::new("example", vec![ping]) };
+//! let mut scenario = Scenario::new("example", vec![ping]);
+//! scenario.duration = Duration::from_millis(300);
 //! let outcome = scenario::run(&scenario, &[endpoint.address()])?;
 //! let ping = &outcome.groups[0];
 //! assert_eq!((ping.counts.right, ping.counts.bad()), (60, 0));
@@ -42,7 +45,8 @@ pub use file::Fault as FileFault;
 pub use outcome::{Counts, Fault, GroupOutcome, Outcome, Second};
 pub use run::{Error, GRACE, GroupProgress, Progress, Settings, Stop, run, run_with};
 
-/// Largest request or response, bytes: what one call moves in a minute at 100 Gbit/s. More is more calls.
+/// Largest request or response, bytes: what one call moves in a minute at 100 Gbit/s. More is more
+/// calls.
 pub const SIZE_MAX: u64 = 1 << 40;
 
 /// Most flows of one group: what all ports of a hundred source addresses could carry.
@@ -134,7 +138,8 @@ pub struct Think {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
-    /// An endpoint of this program: it reads the request, checks it, and answers with the response asked for.
+    /// An endpoint of this program: it reads the request, checks it, and answers with the response
+    /// asked for.
     #[default]
     Call,
     /// Any echo server: the response is the request.

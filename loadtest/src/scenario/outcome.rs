@@ -1,4 +1,5 @@
-//! What came of a scenario. Written to JSON as it is, read back from there, and merged from threads and processes.
+//! What came of a scenario. Written to JSON as it is, read back from there, and merged from threads
+//! and processes.
 
 use std::time::Duration;
 
@@ -23,7 +24,8 @@ pub struct Outcome {
     pub io: String,
     /// Seed of the bytes and of all chances.
     pub seed: u64,
-    /// How long calls were begun, seconds: less than the scenario says where the run was ended early.
+    /// How long calls were begun, seconds: less than the scenario says where the run was ended
+    /// early.
     pub seconds: f64,
     /// Whether somebody ended it early.
     pub stopped_early: bool,
@@ -50,12 +52,15 @@ pub struct GroupOutcome {
     pub bytes_up: u64,
     /// Bytes of responses that were received within `seconds`.
     pub bytes_down: u64,
-    /// Of each call that was right; in open loop from the time when it was due, in closed loop service time.
-    /// In open loop a call that had no answer when the run ended counts with the time it had waited.
+    /// Of each call that was right; in open loop from the time when it was due, in closed loop
+    /// service time. In open loop a call that had no answer when the run ended counts with the time
+    /// it had waited.
     pub latency: Distribution,
-    /// In open loop: of each call that was right, from its first byte. What an observer would see who asks only when it is answered.
+    /// In open loop: of each call that was right, from its first byte. What an observer would see
+    /// who asks only when it is answered.
     pub service: Distribution,
-    /// In open loop: how late this program itself began calls whose flow was free. The machine's share of the latency.
+    /// In open loop: how late this program itself began calls whose flow was free. The machine's
+    /// share of the latency.
     pub lateness: Distribution,
     /// Of each connect that succeeded.
     pub connect: Distribution,
@@ -82,7 +87,8 @@ pub struct Counts {
     pub hung: u64,
     /// Under way when the run ended, and given up.
     pub cut: u64,
-    /// Open loop: due, and not begun before the run ended. More than a few: the rate is more than this way carries.
+    /// Open loop: due, and not begun before the run ended. More than a few: the rate is more than
+    /// this way carries.
     pub unsent: u64,
     /// Connections that were opened.
     pub connections: u64,

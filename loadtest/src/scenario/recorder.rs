@@ -1,4 +1,5 @@
-//! Notes what the flows of one group on one thread do, as it happens. Times are counted from the start of the run.
+//! Notes what the flows of one group on one thread do, as it happens. Times are counted from the
+//! start of the run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -153,7 +154,8 @@ impl Recorder {
             self.settle();
             self.outcome.series.resize_with(index + 1, Second::default);
         }
-        // One clock, but read before an await here and after one there: the last entry stands for those before.
+        // One clock, but read before an await here and after one there: the last entry stands for
+        // those before.
         self.outcome
             .series
             .last_mut()

@@ -1,4 +1,5 @@
-//! Runs a scenario: each group on threads of its own, so that a busy group does not disturb the clock of another.
+//! Runs a scenario: each group on threads of its own, so that a busy group does not disturb the
+//! clock of another.
 
 use std::cell::RefCell;
 use std::io;
@@ -45,7 +46,8 @@ pub struct Settings {
     pub stop: Stop,
 }
 
-/// Ends a run early, from any thread: no call begins any more, and the outcome tells what was done until then.
+/// Ends a run early, from any thread: no call begins any more, and the outcome tells what was done
+/// until then.
 #[derive(Clone, Default, Debug)]
 pub struct Stop(Arc<AtomicBool>);
 

@@ -1,4 +1,5 @@
-//! When the calls of one flow are due. Knows no clock: times are counted from the start of the run, and "now" is an argument.
+//! When the calls of one flow are due. Knows no clock: times are counted from the start of the run,
+//! and "now" is an argument.
 
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use super::{Group, Pace, Think};
 pub(super) enum Due {
     /// At this time, whatever has happened: latency counts from here.
     At(Duration),
-    /// Not before this time, and then as soon as the flow gets to it: latency counts from the call's beginning.
+    /// Not before this time, and then as soon as the flow gets to it: latency counts from the
+    /// call's beginning.
     After(Duration),
 }
 
@@ -48,8 +50,8 @@ impl Schedule {
         let begin = group.ramp.mul_f64(index as f64 / group.flows.max(1) as f64);
         let next = match group.pace {
             Pace::Closed { think, .. } => Next::Closed { think, first: true },
-            // The flows take turns, so that all calls together are evenly spaced. Each keeps its own list: a flow that hangs
-            // does not slow the others.
+            // The flows take turns, so that all calls together are evenly spaced. Each keeps its
+            // own list: a flow that hangs does not slow the others.
             Pace::Rate(rate) => {
                 let step = group.flows as f64 / rate;
                 let turn = index as f64 / rate;

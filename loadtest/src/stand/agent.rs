@@ -21,7 +21,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Writes the files of an agent for some hybrid connections, with allow-list entries beyond their targets, and starts it.
+    /// Writes the files of an agent for some hybrid connections, with allow-list entries beyond
+    /// their targets, and starts it.
     ///
     /// # Errors
     /// When it cannot be started.

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How long between two looks at a condition: short beside all that is measured here, long enough to cost nothing.
+/// How long between two looks at a condition: short beside all that is measured here, long enough
+/// to cost nothing.
 pub const LOOK_EACH: Duration = Duration::from_millis(5);
 
 /// A deadline for what should take a moment, on a machine that is busy with other tests.

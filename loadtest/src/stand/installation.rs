@@ -1,4 +1,5 @@
-//! A whole installation from the built binary: a directory of files, control, relay and agents as processes of their own.
+//! A whole installation from the built binary: a directory of files, control, relay and agents as
+//! processes of their own.
 
 use std::fs;
 use std::io::Write as _;
@@ -54,7 +55,8 @@ impl Installation {
         })
     }
 
-    /// Makes a directory with some definitions, starts control and relay, and waits until the relay has applied them.
+    /// Makes a directory with some definitions, starts control and relay, and waits until the relay
+    /// has applied them.
     ///
     /// # Errors
     /// When that does not come about.
@@ -91,7 +93,8 @@ impl Installation {
             .join(format!("{name}.toml"))
     }
 
-    /// Writes a definition, with a free port as its binding; an old one is replaced at once and keeps its binding.
+    /// Writes a definition, with a free port as its binding; an old one is replaced at once and
+    /// keeps its binding.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -193,7 +196,8 @@ impl Installation {
         Ok(())
     }
 
-    /// Starts control and relay as children of one process, and waits until it says that it is ready.
+    /// Starts control and relay as children of one process, and waits until it says that it is
+    /// ready.
     ///
     /// # Errors
     /// When it does not.
@@ -221,7 +225,8 @@ impl Installation {
         lock(&self.relay)
     }
 
-    /// Starts an agent for some hybrid connections, with allow-list entries beyond their targets, and waits until all are registered.
+    /// Starts an agent for some hybrid connections, with allow-list entries beyond their targets,
+    /// and waits until all are registered.
     ///
     /// # Errors
     /// When that does not come about.
@@ -329,7 +334,8 @@ impl Installation {
         }))
     }
 
-    /// Waits until the relay reports of a hybrid connection what is wanted, and answers that report.
+    /// Waits until the relay reports of a hybrid connection what is wanted, and answers that
+    /// report.
     ///
     /// # Errors
     /// When it does not; what it reported last is in the message.

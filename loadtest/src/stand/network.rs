@@ -1,5 +1,5 @@
-//! Network namespaces joined by veth pairs: machines of their own, each with its hosts file, where a test may be root.
-//! And processes of this machine that see another hosts file than the others.
+//! Network namespaces joined by veth pairs: machines of their own, each with its hosts file, where
+//! a test may be root. And processes of this machine that see another hosts file than the others.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -32,7 +32,8 @@ impl Machine {
         }
     }
 
-    /// A machine that reaches nothing but itself, and knows these names. Its own name is of this test's process alone.
+    /// A machine that reaches nothing but itself, and knows these names. Its own name is of this
+    /// test's process alone.
     ///
     /// # Errors
     /// When the kernel or a missing program (iproute2) does not permit it.
@@ -55,7 +56,8 @@ impl Machine {
     /// # Errors
     /// When the kernel does not permit it.
     pub fn join(&self, own: Ipv4Addr, other: &Self, address: Ipv4Addr) -> Result<()> {
-        // Names of interfaces have at most 15 characters; each is alone in its namespace but for a machine with two cables.
+        // Names of interfaces have at most 15 characters; each is alone in its namespace but for a
+        // machine with two cables.
         let (here, there) = (interface(own), interface(address));
         let ends = ["netns", &self.name, "type", "veth", "peer", "name", &there];
         ip(&[&["link", "add", &*here][..], &ends, &["netns", &other.name]].concat())?;
@@ -110,7 +112,8 @@ pub fn no_own_hosts_file() -> Option<String> {
     tried.err().map(|error| format!("{error:#}"))
 }
 
-/// A command that sees `hosts` as /etc/hosts, in a mount namespace of its own. It becomes the program: no process is between.
+/// A command that sees `hosts` as /etc/hosts, in a mount namespace of its own. It becomes the
+/// program: no process is between.
 #[must_use]
 pub fn with_hosts(hosts: &Path, program: impl AsRef<OsStr>) -> Command {
     with_files(&[("/etc/hosts", hosts)], program)

@@ -1,4 +1,5 @@
-//! Real processes: started with their log kept, ended by the id that started them, and never left behind.
+//! Real processes: started with their log kept, ended by the id that started them, and never left
+//! behind.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -25,11 +26,12 @@ const LOG_SHOWN: usize = 16 * 1024;
 
 /// Held to read while a process is started, and to write while a port is tried.
 ///
-/// A process holds copies of all sockets from its fork until it has become its program. With a copy of the socket that tried a port, the port
-/// stays taken after the socket was closed.
+/// A process holds copies of all sockets from its fork until it has become its program. With a copy
+/// of the socket that tried a port, the port stays taken after the socket was closed.
 static FORKS: RwLock<()> = RwLock::new(());
 
-/// A process that runs beside the test. Dropped, it is killed and reaped; when the test is failing, the end of its log is printed.
+/// A process that runs beside the test. Dropped, it is killed and reaped; when the test is failing,
+/// the end of its log is printed.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -153,7 +155,8 @@ impl Process {
         Ok(())
     }
 
-    /// Asks it to end (SIGINT), once it has a handler for that: one that has only just begun would end without a word.
+    /// Asks it to end (SIGINT), once it has a handler for that: one that has only just begun would
+    /// end without a word.
     ///
     /// # Errors
     /// When it has ended, or has no handler within [`MOMENT`].
@@ -279,7 +282,8 @@ pub fn run_ok(command: &mut Command, within: Duration) -> Result<String> {
     Ok(ran.stdout)
 }
 
-/// Runs a script for `sh -eu` that must succeed. Arguments are `$1`, `$2` and so on, so that nothing needs to be quoted.
+/// Runs a script for `sh -eu` that must succeed. Arguments are `$1`, `$2` and so on, so that
+/// nothing needs to be quoted.
 ///
 /// # Errors
 /// As [`run_ok`].
@@ -312,9 +316,11 @@ pub fn quick(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&stdout).trim().to_owned())
 }
 
-/// An address of this machine where nobody listens, for servers that cannot be asked for a port of the kernel's choice.
+/// An address of this machine where nobody listens, for servers that cannot be asked for a port of
+/// the kernel's choice.
 ///
-/// Ports are taken in turn from a range below the one that the kernel gives to clients, starting at a place that depends on the process, so two tests hardly ever want the same.
+/// Ports are taken in turn from a range below the one that the kernel gives to clients, starting at
+/// a place that depends on the process, so two tests hardly ever want the same.
 ///
 /// # Panics
 /// When no port of the range is free.
@@ -339,7 +345,8 @@ fn spawn(command: &mut Command) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Ports handed out: above what services use, below 32768, where Linux begins to give ports to clients.
+/// Ports handed out: above what services use, below 32768, where Linux begins to give ports to
+/// clients.
 const PORTS: std::ops::Range<u32> = 15_000..32_000;
 
 fn free_port(free: impl Fn(u16) -> bool) -> u16 {
@@ -355,7 +362,8 @@ fn free_port(free: impl Fn(u16) -> bool) -> u16 {
         .expect("a port is free")
 }
 
-/// What other threads of a test share. A test that failed with the lock must not hide its own message behind another.
+/// What other threads of a test share. A test that failed with the lock must not hide its own
+/// message behind another.
 pub fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

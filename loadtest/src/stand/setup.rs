@@ -44,7 +44,8 @@ pub struct Setup {
     pub grace: &'static str,
     /// Variables of relay and agents.
     pub environment: Vec<(&'static str, OsString)>,
-    /// Whether the relay may dial endpoints by itself. An endpoint that takes its connections for flows wants none.
+    /// Whether the relay may dial endpoints by itself. An endpoint that takes its connections for
+    /// flows wants none.
     pub probe: bool,
     /// What agents see as /etc/hosts; `None`: this machine's.
     pub hosts: Option<PathBuf>,
@@ -143,7 +144,8 @@ pub fn binary() -> Result<PathBuf> {
     found.ok_or_else(|| anyhow!("no binary `underpass` beside {}: build it with the same profile (`cargo build -p underpass`), or name one in UNDERPASS_BIN", test.display()))
 }
 
-/// The binary, ready to be given arguments. Nothing of the caller's environment tells it where to look.
+/// The binary, ready to be given arguments. Nothing of the caller's environment tells it where to
+/// look.
 ///
 /// # Errors
 /// As [`binary`].

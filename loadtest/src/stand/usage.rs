@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::process::Signal;
 
-/// Clock ticks of a second in proc_pid_stat(5): USER_HZ, which is this on every architecture that Rust's std runs on.
+/// Clock ticks of a second in proc_pid_stat(5): USER_HZ, which is this on every architecture that
+/// Rust's std runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Processor time of a process and its threads up to now, user and kernel.
@@ -21,7 +22,8 @@ pub fn cpu_time(process: u32) -> Result<Duration> {
     Ok(Duration::from_secs_f64(ticks as f64 / TICKS_PER_SECOND))
 }
 
-/// User and system time: fields 14 and 15 of proc_pid_stat(5). The name before is in parentheses and may hold anything, the third field follows it.
+/// User and system time: fields 14 and 15 of proc_pid_stat(5). The name before is in parentheses
+/// and may hold anything, the third field follows it.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;
     let mut fields = after_name.split_whitespace().skip(11);
@@ -30,7 +32,8 @@ fn ticks(stat: &str) -> Option<u64> {
     Some(user + kernel)
 }
 
-/// Resident memory of its own just now, bytes: what it shares with others (its program's file) aside.
+/// Resident memory of its own just now, bytes: what it shares with others (its program's file)
+/// aside.
 ///
 /// # Errors
 /// It has ended.
@@ -78,7 +81,8 @@ pub fn handles(process: u32, signal: Signal) -> Result<bool> {
     Ok(mask & (1 << (signal.as_raw() - 1)) != 0)
 }
 
-/// Whether every thread of it is stopped: the third field of proc_pid_stat(5). A signal that stops a process is there before its threads have heard of it.
+/// Whether every thread of it is stopped: the third field of proc_pid_stat(5). A signal that stops
+/// a process is there before its threads have heard of it.
 ///
 /// # Errors
 /// It has ended.
@@ -125,7 +129,8 @@ mod tests {
         assert!(open_files(own).is_ok_and(|files| files > 2));
         assert!(cpu_time(own).is_ok_and(|time| time < Duration::from_secs(3_600)));
         assert!(cpu_time(u32::MAX).is_err());
-        // Rust's own runtime ignores SIGPIPE, and handles SIGSEGV to tell of an overflow of the stack.
+        // Rust's own runtime ignores SIGPIPE, and handles SIGSEGV to tell of an overflow of the
+        // stack.
         assert!(handles(own, Signal::SEGV).is_ok_and(|handles| handles));
         assert!(handles(own, Signal::INT).is_ok_and(|handles| !handles));
     }

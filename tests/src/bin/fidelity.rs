@@ -1,4 +1,5 @@
-//! Runs the TCP fidelity suite against any tunnel that forwards one address to another, and prints one row each.
+//! Runs the TCP fidelity suite against any tunnel that forwards one address to another, and prints
+//! one row each.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;

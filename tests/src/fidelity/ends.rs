@@ -72,7 +72,8 @@ pub(super) fn endpoint_closes_while_sent_to(stage: &mut Stage<'_>) -> Result<(),
     closes_while_sent_to(endpoint, application)
 }
 
-/// `leaver` closes with nothing unread, which is a clean end; `stayer` learns from writing on that nobody reads any more.
+/// `leaver` closes with nothing unread, which is a clean end; `stayer` learns from writing on that
+/// nobody reads any more.
 fn closes_while_sent_to(mut leaver: Speaker, mut stayer: Speaker) -> Result<(), Fault> {
     stayer.line.send(&stayer.says, 0..REQUEST)?;
     leaver.line.receive(&stayer.says, 0..REQUEST)?;

@@ -1,4 +1,5 @@
-//! Rows about things that fail: an endpoint that refuses, is silent or unknown, and processes that die.
+//! Rows about things that fail: an endpoint that refuses, is silent or unknown, and processes that
+//! die.
 
 use std::sync::mpsc;
 use std::thread;
@@ -99,7 +100,8 @@ pub(super) fn kill_sender(stage: &mut Stage<'_>) -> Result<(), Fault> {
     kill(stage, Part::Sender)
 }
 
-/// Kills a process under a flow at rest, an upload and a download. No end of them may look clean; the far ends may learn of it only when the process is back.
+/// Kills a process under a flow at rest, an upload and a download. No end of them may look clean;
+/// the far ends may learn of it only when the process is back.
 fn kill(stage: &mut Stage<'_>, part: Part) -> Result<(), Fault> {
     let processes = stage.processes()?;
     let (mut rest, upload, download) = (stage.open()?, stage.open()?, stage.open()?);

@@ -1,8 +1,10 @@
 //! The TCP fidelity suite: does a tunnel keep the exact meaning of TCP?
 //!
-//! Runs against any pair of addresses: the suite connects to `listen` as the application, and owns the listener at `endpoint`, to which the tunnel
-//! must forward. Direct TCP (`listen == endpoint`) passes every row. Every byte is checked against a pattern, every end is either clean (FIN) or a reset (RST),
-//! and everything has a deadline, so a fault is *corrupt*, *silently truncated*, *hung* or a wrong kind of end, each named apart.
+//! Runs against any pair of addresses: the suite connects to `listen` as the application, and owns
+//! the listener at `endpoint`, to which the tunnel must forward. Direct TCP (`listen == endpoint`)
+//! passes every row. Every byte is checked against a pattern, every end is either clean (FIN) or a
+//! reset (RST), and everything has a deadline, so a fault is *corrupt*, *silently truncated*,
+//! *hung* or a wrong kind of end, each named apart.
 
 mod ends;
 mod failures;
@@ -139,7 +141,8 @@ pub enum Verdict {
 /// Runs every row, one after the other.
 ///
 /// # Errors
-/// When the suite itself cannot work: the endpoint's address is taken, or not even one byte gets through at the start.
+/// When the suite itself cannot work: the endpoint's address is taken, or not even one byte gets
+/// through at the start.
 pub fn run(tunnel: &Tunnel<'_>, options: &Options) -> anyhow::Result<Report> {
     let mut stage = Stage::new(tunnel, options)?;
     stage.settle()?;

@@ -1,4 +1,5 @@
-//! Rows about resets, by either side at several moments. Whatever came before a reset must be true, and it must never look like a clean end.
+//! Rows about resets, by either side at several moments. Whatever came before a reset must be true,
+//! and it must never look like a clean end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -18,7 +18,8 @@ const BACKLOG: i32 = 4096;
 /// Length of the token by which the suite knows its own probe, bytes.
 const TOKEN_LEN: usize = 16;
 
-/// How long a probe may be under way before another is sent: a tunnel that comes back may have lost the first.
+/// How long a probe may be under way before another is sent: a tunnel that comes back may have lost
+/// the first.
 const PROBE_AGAIN: Duration = Duration::from_secs(2);
 
 pub(super) struct Stage<'a> {
@@ -88,7 +89,8 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// Plays one row, then makes sure that the tunnel is usable and nothing of the row is left over.
+    /// Plays one row, then makes sure that the tunnel is usable and nothing of the row is left
+    /// over.
     pub(super) fn play(&mut self, row: fn(&mut Self) -> Result<(), Fault>) -> Verdict {
         if !self.usable {
             return Verdict::Skipped("the tunnel became unusable in an earlier row");
@@ -181,7 +183,8 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Opens probing flows until one gets a token through. Returns every other connection that reached the endpoint meanwhile.
+    /// Opens probing flows until one gets a token through. Returns every other connection that
+    /// reached the endpoint meanwhile.
     pub(super) fn settle(&mut self) -> Result<Vec<Conversation>, Fault> {
         let mut waiting: Vec<Conversation> = Vec::new();
         let mut tokens: Vec<[u8; TOKEN_LEN]> = Vec::new();

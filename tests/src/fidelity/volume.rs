@@ -12,7 +12,8 @@ use super::stage::{Speaker, Stage};
 use crate::conversation::{Conversation, gravest};
 use crate::deadline::{LOOK_EACH, pause};
 
-/// What a tunnel may take from a writer whose reader has stopped, bytes: generous beside the windows of kernels and tunnels (tens of MiB), far from "without limit".
+/// What a tunnel may take from a writer whose reader has stopped, bytes: generous beside the
+/// windows of kernels and tunnels (tens of MiB), far from "without limit".
 const HOARD_MAX: u64 = 64 << 20;
 
 /// A writer that gets nothing more into a tunnel for this long has felt its reader.
@@ -27,13 +28,15 @@ const STACK: usize = 256 * 1024;
 /// Single bytes that a slow writer sends.
 const SINGLE_BYTES: u64 = 300;
 
-/// The most that a single byte may be under way by the median: far above a busy machine, below any timer that waits for more bytes.
+/// The most that a single byte may be under way by the median: far above a busy machine, below any
+/// timer that waits for more bytes.
 const SINGLE_BYTE_MAX: Duration = Duration::from_millis(100);
 
 /// How long a slow writer waits between its bytes when it is at its slowest.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Neither end begins to close before it has all bytes, so this row is passed even where half-closed flows are cut.
+/// Neither end begins to close before it has all bytes, so this row is passed even where
+/// half-closed flows are cut.
 pub(super) fn size<const LEN: u64>(stage: &mut Stage<'_>) -> Result<(), Fault> {
     let (mut application, mut endpoint) = stage.open()?.application_first();
     application.line.send(&application.says, 0..LEN)?;
@@ -145,7 +148,8 @@ pub(super) fn slow_reader_at_endpoint(stage: &mut Stage<'_>) -> Result<(), Fault
     slow_reader(stage, endpoint, application)
 }
 
-/// The reader stops; the writer must come to a halt. Then the reader takes a little at a time, then all of it, and nothing is missing.
+/// The reader stops; the writer must come to a halt. Then the reader takes a little at a time, then
+/// all of it, and nothing is missing.
 fn slow_reader(stage: &Stage<'_>, mut reader: Speaker, mut writer: Speaker) -> Result<(), Fault> {
     const STEP: u64 = 64 * 1024;
     const SLOWLY: u64 = 20;

@@ -1,4 +1,5 @@
-//! Real servers of the system's packages, each in a temporary directory, on a free port of loopback, and ended with the test.
+//! Real servers of the system's packages, each in a temporary directory, on a free port of
+//! loopback, and ended with the test.
 
 pub mod mariadb;
 pub mod nginx;

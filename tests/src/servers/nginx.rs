@@ -86,8 +86,10 @@ pub fn write_pattern(path: &std::path::Path, len: u64) -> Result<()> {
     Ok(file.flush()?)
 }
 
-/// One process, no files outside of the folder, connections kept for as long as a client likes. `/small` is answered from memory in one write, as an
-/// application answers: from a file it would be two of them, head and page, and four more system calls of the server, which have nothing to do with a tunnel.
+/// One process, no files outside of the folder, connections kept for as long as a client likes.
+/// `/small` is answered from memory in one write, as an application answers: from a file it would
+/// be two of them, head and page, and four more system calls of the server, which have nothing to
+/// do with a tunnel.
 fn configuration_for(folder: &str, address: SocketAddr) -> String {
     let small = SMALL.escape_default();
     format!(

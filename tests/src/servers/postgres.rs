@@ -201,7 +201,8 @@ pub fn client(name: &str, address: SocketAddr) -> Result<Command> {
     Ok(command)
 }
 
-/// A connection that speaks just enough of the protocol (PostgreSQL manual, "Frontend/Backend Protocol") to listen: psql shows what it was notified of only when it is given the next command.
+/// A connection that speaks just enough of the protocol (PostgreSQL manual, "Frontend/Backend
+/// Protocol") to listen: psql shows what it was notified of only when it is given the next command.
 #[derive(Debug)]
 pub struct Listener {
     stream: TcpStream,

@@ -73,7 +73,8 @@ impl Sshd {
         })
     }
 
-    /// A client, `ssh` or `scp`, that will log in at `address` and ask nobody anything. The user's name at that host is [`Self::destination`].
+    /// A client, `ssh` or `scp`, that will log in at `address` and ask nobody anything. The user's
+    /// name at that host is [`Self::destination`].
     ///
     /// # Errors
     /// When it is not installed.

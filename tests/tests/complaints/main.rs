@@ -1,4 +1,5 @@
-//! What users of Azure Hybrid Connections complain about, one test each, in the order of the list: none of it may happen here.
+//! What users of Azure Hybrid Connections complain about, one test each, in the order of the list:
+//! none of it may happen here.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -24,7 +25,8 @@ use underpass_tests::service::{Service, Talk};
 
 use scene::{AWAY, BACK, NAME, Scene, allow, setup, status};
 
-/// The relay reports each second; the test looks by starting a process, and shares two cores with other tests.
+/// The relay reports each second; the test looks by starting a process, and shares two cores with
+/// other tests.
 const TOLD: Duration = Duration::from_millis(2_500);
 
 #[test]
@@ -37,7 +39,8 @@ fn c01() {
     let agent = scene.agent.process().as_ref().unwrap().id();
     scene.kill_relay();
     let gone = Instant::now();
-    // Longer than a session may be silent, and longer than what a backoff that doubles would have grown to.
+    // Longer than a session may be silent, and longer than what a backoff that doubles would have
+    // grown to.
     while gone.elapsed() < LOST + Duration::from_secs(2) {
         TcpStream::connect(scene.binding).unwrap_err();
         pause(Duration::from_millis(200));
@@ -58,7 +61,8 @@ fn c02_connected_but_dead() {
     scene.wait_until("both to listen", |hyco| hyco.listeners == 2);
     scene.signal_agent(Signal::STOP);
     let stopped = Instant::now();
-    // Nobody knows yet that it is dead: who asks it waits for no longer than it takes to be found out.
+    // Nobody knows yet that it is dead: who asks it waits for no longer than it takes to be found
+    // out.
     let at_once = [scene.binding, sender.address(NAME).unwrap()].map(|address| {
         [(); 10].map(|()| thread::spawn(move || (Talk::start(address), Instant::now())))
     });
@@ -386,7 +390,8 @@ fn c12() {
     let mut idle = Talk::start(scene.binding).unwrap();
     let before = sessions(&scene);
     assert!(!before.is_empty());
-    // Over every limit that there is on silence: no timer may end a session, or a flow on which nothing is said.
+    // Over every limit that there is on silence: no timer may end a session, or a flow on which
+    // nothing is said.
     pause(LOST * 2 + Duration::from_secs(1));
     idle.exchange().unwrap();
     assert_eq!(sessions(&scene), before);
@@ -394,7 +399,8 @@ fn c12() {
     assert_eq!(scene.flows_failed(), 0);
 }
 
-/// Tests that wait for a quarter of a minute and more. All begin with the first, so that the file takes no longer than the longest.
+/// Tests that wait for a quarter of a minute and more. All begin with the first, so that the file
+/// takes no longer than the longest.
 #[derive(Clone, Copy)]
 enum Long {
     C01,

@@ -1,4 +1,5 @@
-//! What every complaint is tried on: one hybrid connection with one agent, and one whose endpoint is not there.
+//! What every complaint is tried on: one hybrid connection with one agent, and one whose endpoint
+//! is not there.
 
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};

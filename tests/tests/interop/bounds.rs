@@ -1,4 +1,5 @@
-//! What a relay bears of peers that ask for much: each bound is reached from outside, and others notice nothing.
+//! What a relay bears of peers that ask for much: each bound is reached from outside, and others
+//! notice nothing.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -18,7 +19,8 @@ use crate::{NAME, Relay, with_relay};
 /// Code of a session or a flow that was at a limit.
 pub(crate) const OVERLOADED: u64 = 8;
 
-/// Newcomers at once: more than may begin without a proof of their address, and more than may be under way for one address.
+/// Newcomers at once: more than may begin without a proof of their address, and more than may be
+/// under way for one address.
 const CROWD: usize = 300;
 
 /// How long a crowd may take. The handshakes of both sides are done by two cores, unoptimised.
@@ -298,7 +300,8 @@ fn drain(socket: &UdpSocket) -> usize {
         .sum()
 }
 
-/// Carries datagrams between one client and the relay until the client has been silent for a while; answers what the client said.
+/// Carries datagrams between one client and the relay until the client has been silent for a while;
+/// answers what the client said.
 fn listen_between(tap: &UdpSocket, relay: SocketAddr) -> Vec<Vec<u8>> {
     let mut heard = Vec::new();
     let mut buffer = [0; 65_536];

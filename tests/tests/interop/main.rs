@@ -1,4 +1,5 @@
-//! Peers built on the unmodified `quinn` crate from the wire's description alone, against the real relay and the real agent.
+//! Peers built on the unmodified `quinn` crate from the wire's description alone, against the real
+//! relay and the real agent.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -70,7 +71,8 @@ on_every_backend! {
             let stolen = Register::listen(NAME).frame(&relay.secret.key, &first.exporter());
             first.say(&stolen).await;
             first.hear(wire::REGISTERED).await;
-            // Nobody is registered any more, so whatever were served now would be on the word of the thief.
+            // Nobody is registered any more, so whatever were served now would be on the word of
+            // the thief.
             first.connection.close(VarInt::from_u32(0), b"");
             let mut thief = Session::greet(relay.listen, &relay.secret.pin).await;
             thief.say(&stolen).await;
@@ -234,7 +236,8 @@ impl Relay {
             .unwrap()
     }
 
-    /// An application that connects and says `early` at once, and the stream that the relay opens for it.
+    /// An application that connects and says `early` at once, and the stream that the relay opens
+    /// for it.
     async fn flow(&self, session: &Connection) -> Flow {
         let socket = self.application().await;
         let (to_relay, mut from_relay) = soon("a flow", session.accept_bi()).await.unwrap();
@@ -457,7 +460,8 @@ impl StrangeRelay {
     }
 }
 
-/// A relay with the right certificate that does not know the key: the agent dials nothing for it and leaves.
+/// A relay with the right certificate that does not know the key: the agent dials nothing for it
+/// and leaves.
 async fn a_false_relay_gets_nothing(io: Io) {
     let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
     endpoint.set_nonblocking(true).unwrap();

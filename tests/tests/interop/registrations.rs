@@ -1,4 +1,5 @@
-//! How registrations come and go while a session lives: given back, one too many, out of order, and what an agent's file no longer names.
+//! How registrations come and go while a session lives: given back, one too many, out of order, and
+//! what an agent's file no longer names.
 
 use std::fs;
 use std::net::TcpListener;
@@ -199,7 +200,8 @@ on_every_backend! {
         let (one, _) = both.rsplit_once("[[connect]]").unwrap();
         fs::write(agent.config(), one).unwrap();
         installation.wait_for_hyco(OTHER, "no listener", |hyco| hyco.listeners == 0).unwrap();
-        // The flow that is there goes on, a new one finds nobody, and the other hybrid connection notices nothing.
+        // The flow that is there goes on, a new one finds nobody, and the other hybrid connection
+        // notices nothing.
         before.exchange().unwrap();
         assert!(Talk::start(orders).is_err(), "served by nobody");
         assert_eq!(Talk::start(payroll).unwrap().letter, b'p');

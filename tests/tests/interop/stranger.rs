@@ -1,4 +1,5 @@
-//! Peers that are not of this project: the `quinn` crate as it is, as a client that plays the agent and as a server that plays the relay.
+//! Peers that are not of this project: the `quinn` crate as it is, as a client that plays the agent
+//! and as a server that plays the relay.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -138,7 +139,8 @@ impl Session {
         exporter(&self.connection)
     }
 
-    /// Asserts that the relay opens no flow. Called when the application of the flow that there might be has its reset already.
+    /// Asserts that the relay opens no flow. Called when the application of the flow that there
+    /// might be has its reset already.
     pub(crate) async fn has_no_flow(&self) {
         let flow =
             tokio::time::timeout(Duration::from_millis(300), self.connection.accept_bi()).await;

@@ -1,4 +1,5 @@
-//! The wire, written from `dataplane/proto/WIRE.md` alone. Takes nothing from the crates of the project, so that a mistake there is not made here too.
+//! The wire, written from `dataplane/proto/WIRE.md` alone. Takes nothing from the crates of the
+//! project, so that a mistake there is not made here too.
 
 use std::net::SocketAddr;
 

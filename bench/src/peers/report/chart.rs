@@ -1,4 +1,5 @@
-//! A report as one picture for a README: a panel for each work, a bar for each way, light or dark as the reader's page is.
+//! A report as one picture for a README: a panel for each work, a bar for each way, light or dark
+//! as the reader's page is.
 
 use crate::svg::{escaped, wrapped};
 use std::fmt::Write as _;

@@ -1,4 +1,5 @@
-//! What flows in bulk do to the one beside them, as a picture: the times of a SQL-like flow over how many there are, a colour for each way.
+//! What flows in bulk do to the one beside them, as a picture: the times of a SQL-like flow over
+//! how many there are, a colour for each way.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,5 @@
-//! What a run came to, for programs: JSON, whose fields stay as they are. For people it displays as Markdown, and draws itself.
+//! What a run came to, for programs: JSON, whose fields stay as they are. For people it displays as
+//! Markdown, and draws itself.
 
 mod chart;
 mod curve;
@@ -48,7 +49,8 @@ pub struct Line {
     pub way: Way,
     /// What was measured, by its name.
     pub figures: BTreeMap<Measure, Taken>,
-    /// Median of the rounds' ratios of the work's first figure to the baseline's with datagrams of the same size.
+    /// Median of the rounds' ratios of the work's first figure to the baseline's with datagrams of
+    /// the same size.
     pub to_stock: Option<f64>,
     /// Median of the rounds' ratios of the same to that without a tunnel.
     pub to_direct: Option<f64>,
@@ -95,10 +97,12 @@ impl Report {
 }
 
 impl Report {
-    /// Runs of different works as one report: what takes an hour may be taken in parts. Every ratio and bar stays that of its own run.
+    /// Runs of different works as one report: what takes an hour may be taken in parts. Every ratio
+    /// and bar stays that of its own run.
     ///
     /// # Errors
-    /// There is none; they were not taken alike but for the number of their rounds, or two of them measured the same work.
+    /// There is none; they were not taken alike but for the number of their rounds, or two of them
+    /// measured the same work.
     pub fn join(reports: Vec<Report>) -> Result<Report> {
         let mut reports = reports.into_iter();
         let Some(mut whole) = reports.next() else {
@@ -175,7 +179,8 @@ impl Report {
         chart::draw(self)
     }
 
-    /// The times of a SQL-like flow beside more and more flows in bulk, as a picture, SVG; nothing where they were not measured.
+    /// The times of a SQL-like flow beside more and more flows in bulk, as a picture, SVG; nothing
+    /// where they were not measured.
     #[must_use]
     pub fn curve(&self) -> Option<String> {
         curve::draw(self)
@@ -213,8 +218,9 @@ impl Line {
     }
 }
 
-/// Median of the rounds' ratios of a figure of one work and way to that of another; or of the figure itself.
-/// A round whose other figure is not above zero, as a difference may be on a machine that is not quiet, has no ratio.
+/// Median of the rounds' ratios of a figure of one work and way to that of another; or of the
+/// figure itself. A round whose other figure is not above zero, as a difference may be on a machine
+/// that is not quiet, has no ratio.
 pub(super) fn ratio(
     samples: &[Sample],
     measure: Measure,

@@ -1,4 +1,5 @@
-//! Flows that mostly rest: what each of them takes of memory, and whether all are heard when all speak at once.
+//! Flows that mostly rest: what each of them takes of memory, and whether all are heard when all
+//! speak at once.
 //!
 //! Client and server are parts of this program; what is counted is the tunnel's alone.
 
@@ -133,7 +134,8 @@ fn at_rest(look: impl Fn() -> Result<[u64; 2]>) -> Result<[u64; 2]> {
     Ok(settled.unwrap_or(last))
 }
 
-/// Opens flows, lets all of them speak at once, and tells how many were not answered and how long it took until the others were.
+/// Opens flows, lets all of them speak at once, and tells how many were not answered and how long
+/// it took until the others were.
 pub(super) fn burst(open: &Open, echo: &Echo, flows: usize) -> Result<Done> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let all = runtime.block_on(flows::open(open.address, flows, false))?;

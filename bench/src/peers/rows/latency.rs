@@ -1,6 +1,8 @@
-//! The time of a small message there and back: at rest, and beside flows in bulk on the same session.
+//! The time of a small message there and back: at rest, and beside flows in bulk on the same
+//! session.
 //!
-//! Open loop: a message is sent when it is due, whether the one before was answered or not, and its time counts from when it was due.
+//! Open loop: a message is sent when it is due, whether the one before was answered or not, and its
+//! time counts from when it was due.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -12,13 +14,15 @@ use underpass_loadtest::{Endpoint, endpoint};
 use super::{Done, Running, Server};
 use crate::peers::measure::{Figures, Measure};
 
-/// Messages a second at rest. A flow carries one at a time, so this is far below saturation as long as one takes less than a millisecond.
+/// Messages a second at rest. A flow carries one at a time, so this is far below saturation as long
+/// as one takes less than a millisecond.
 const RATE: f64 = 500.0;
 
 /// The same beside bulk, where one may take some milliseconds.
 const RATE_BESIDE_BULK: f64 = 100.0;
 
-/// Length of the bulk flow's requests: long beside the pause between two of them, which is a round trip.
+/// Length of the bulk flow's requests: long beside the pause between two of them, which is a round
+/// trip.
 const BULK: u64 = 64 << 20;
 
 pub(super) fn serve() -> Result<Server> {
@@ -50,7 +54,8 @@ pub(super) fn beside_bulk(address: SocketAddr, length: Duration) -> Result<Done>
     told_with_bulk(&outcome)
 }
 
-/// One connection to a database, its statements and results, beside so many flows that send as fast as they can.
+/// One connection to a database, its statements and results, beside so many flows that send as fast
+/// as they can.
 pub(super) fn statements(address: SocketAddr, beside: u32, length: Duration) -> Result<Done> {
     if beside == 0 {
         let outcome = run(vec![sql()], address, length)?;
@@ -84,7 +89,8 @@ fn bulk(flows: u32) -> Group {
     }
 }
 
-/// Short statements, mostly small results; the sizes of `underpass-loadtest`'s own scenario, less its few large results.
+/// Short statements, mostly small results; the sizes of `underpass-loadtest`'s own scenario, less
+/// its few large results.
 fn sql() -> Group {
     Group {
         pace: Pace::Rate(RATE_BESIDE_BULK),

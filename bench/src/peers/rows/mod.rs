@@ -1,4 +1,5 @@
-//! The works that are measured: a server, a client that tells figures, and what a unit of the work is.
+//! The works that are measured: a server, a client that tells figures, and what a unit of the work
+//! is.
 
 mod http;
 mod idle;
@@ -45,7 +46,8 @@ pub enum Row {
     /// iperf3, 8 flows, endpoint to application.
     #[value(name = "bulk-8-reverse")]
     Bulk8Reverse,
-    /// iperf3, one flow, between two network namespaces joined by a cable of 1,500 bytes. Needs root.
+    /// iperf3, one flow, between two network namespaces joined by a cable of 1,500 bytes. Needs
+    /// root.
     Namespaces,
     /// wrk, 64 kept connections, small replies of nginx.
     #[value(name = "http-64")]
@@ -58,7 +60,8 @@ pub enum Row {
     PingPong,
     /// The same beside one flow in bulk, one worker in relay and agent each: on the same session.
     PingBesideBulk,
-    /// Statements of one connection to a database, open loop, alone; one worker each in this row and the next three.
+    /// Statements of one connection to a database, open loop, alone; one worker each in this row
+    /// and the next three.
     #[value(name = "sql-beside-0")]
     SqlBeside0,
     /// The same beside one flow in bulk of the same session.
@@ -223,7 +226,8 @@ impl Row {
         self == Row::Namespaces
     }
 
-    /// Workers or threads of relay and agent, of those that the run has: one where two flows must share a session.
+    /// Workers or threads of relay and agent, of those that the run has: one where two flows must
+    /// share a session.
     #[must_use]
     pub fn workers(self, usual: usize) -> usize {
         match self.kind() {
@@ -232,7 +236,8 @@ impl Row {
         }
     }
 
-    /// Flows in bulk beside the one whose times it tells, where it is one of those that make a curve.
+    /// Flows in bulk beside the one whose times it tells, where it is one of those that make a
+    /// curve.
     #[must_use]
     pub fn in_bulk(self) -> Option<u32> {
         match self.kind() {
@@ -247,8 +252,8 @@ impl Row {
         self == Row::Pgbench
     }
 
-    /// Whether it is measured over a way. Where the cable holds datagrams at 1,500 bytes, a way that is held there too says nothing new,
-    /// and where there is no tunnel, it has no memory.
+    /// Whether it is measured over a way. Where the cable holds datagrams at 1,500 bytes, a way
+    /// that is held there too says nothing new, and where there is no tunnel, it has no memory.
     #[must_use]
     pub fn takes(self, way: Way) -> bool {
         match self {

@@ -24,7 +24,8 @@ use super::site::Site;
 use super::tools::{self, Missing};
 use super::usage::Usage;
 
-/// UDP payload of the ways that are held at it: what the internet's 1,500 bytes leave for QUIC over IPv6.
+/// UDP payload of the ways that are held at it: what the internet's 1,500 bytes leave for QUIC over
+/// IPv6.
 pub const MTU_HELD: u16 = 1452;
 
 /// A way.
@@ -65,7 +66,8 @@ pub enum Mtu {
 }
 
 impl Way {
-    /// Those that are measured when none is asked for: readiness is for comparing the product with itself.
+    /// Those that are measured when none is asked for: readiness is for comparing the product with
+    /// itself.
     pub const USUAL: [Way; 8] = [
         Way::Direct,
         Way::Ssh,
@@ -267,7 +269,8 @@ impl Open {
     }
 }
 
-/// Waits until one listens at `address` in the network namespace of `near`. Looked up, not tried: iperf3 would take a connection for a client.
+/// Waits until one listens at `address` in the network namespace of `near`. Looked up, not tried:
+/// iperf3 would take a connection for a client.
 fn wait_until_bound(far: &mut Process, near: &Process, address: SocketAddr) -> Result<()> {
     let sockets = format!("/proc/{}/net/tcp", near.id());
     let bound = || {
@@ -283,7 +286,8 @@ fn wait_until_bound(far: &mut Process, near: &Process, address: SocketAddr) -> R
     Ok(())
 }
 
-/// Addresses of a `net/tcp` file in the state LISTEN (proc_pid_net(5)): hexadecimal, the IP in the machine's order of bytes.
+/// Addresses of a `net/tcp` file in the state LISTEN (proc_pid_net(5)): hexadecimal, the IP in the
+/// machine's order of bytes.
 fn listeners(sockets: &str) -> impl Iterator<Item = SocketAddr> {
     sockets.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_whitespace().skip(1);

@@ -1,4 +1,5 @@
-//! OpenSSH: a server of its own beside the clients, and `ssh -R` from the far side, with the cipher that is fastest where there is AES in hardware.
+//! OpenSSH: a server of its own beside the clients, and `ssh -R` from the far side, with the cipher
+//! that is fastest where there is AES in hardware.
 
 use std::net::{Ipv4Addr, SocketAddr};
 

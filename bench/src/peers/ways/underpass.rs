@@ -1,4 +1,5 @@
-//! The product: what `underpass up` starts, each by itself so that what it takes is known, and an agent.
+//! The product: what `underpass up` starts, each by itself so that what it takes is known, and an
+//! agent.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,7 +17,8 @@ use crate::peers::machine;
 /// The hybrid connection of each run.
 const NAME: &str = "bench-run";
 
-/// Opens it on a backend of the data plane, with datagrams held at `mtu` or as large as the path carries.
+/// Opens it on a backend of the data plane, with datagrams held at `mtu` or as large as the path
+/// carries.
 pub(super) fn open(tunnel: &Tunnel<'_>, io: &str, mtu: Option<u16>) -> Result<Open> {
     let folder = TempDir::with_prefix("underpass-bench-")?;
     let dir = folder.path().join("dir");
@@ -62,7 +64,8 @@ fn wait_until_ready(tunnel: &Tunnel<'_>, relay: &mut Process, agent: &mut Proces
     relay.wait_for_line("binding open", MOMENT).map(drop)
 }
 
-/// Makes the files of an installation with one hybrid connection. Gives the binding and the agent's connection string.
+/// Makes the files of an installation with one hybrid connection. Gives the binding and the agent's
+/// connection string.
 fn define(tunnel: &Tunnel<'_>, dir: &Path, listen: SocketAddr) -> Result<(SocketAddr, String)> {
     fs::create_dir(dir)?;
     fs::write(

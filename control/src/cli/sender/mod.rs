@@ -1,4 +1,5 @@
-//! `underpass sender run`: gives applications on this machine local addresses for endpoints elsewhere.
+//! `underpass sender run`: gives applications on this machine local addresses for endpoints
+//! elsewhere.
 
 mod names;
 mod permit;
@@ -60,14 +61,16 @@ pub(super) enum Command {
 pub(super) struct RunArgs {
     #[command(flatten)]
     from: SourceArgs,
-    /// Where applications connect, like 127.0.0.1:1433 [default: the endpoint's own port, at an address 127.0.0.x that its host has alone]
+    /// Where applications connect, like 127.0.0.1:1433
+    /// [default: the endpoint's own port, at an address 127.0.0.x that its host has alone]
     #[arg(long, value_name = "ADDR", value_parser = binding, conflicts_with = "config")]
     bind: Option<SocketAddr>,
     /// Host and port that the sender may take on this machine, like sql01.corp:1433 [default: the
     /// target in the connection string]
     #[arg(long, value_name = "ENTRY", conflicts_with = "config")]
     allow: Vec<AllowEntry>,
-    /// Let applications use the original host names: print the hosts entries for that, or keep them in the hosts file while the sender runs
+    /// Let applications use the original host names: print the hosts entries for that, or keep them
+    /// in the hosts file while the sender runs
     #[arg(
         long,
         value_enum,
@@ -84,7 +87,8 @@ pub(super) struct RunArgs {
         requires = "hosts"
     )]
     hosts_file: PathBuf,
-    /// Trust these CA certificates (PEM) where a connection string has no pin [default: the system's]
+    /// Trust these CA certificates (PEM) where a connection string has no pin
+    /// [default: the system's]
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     /// Ask the relay once whether it would take this sender, say what was found, and exit: 0 well,
@@ -212,7 +216,8 @@ fn first(
     }
 }
 
-/// Hands on what changes: files, endpoints that move, and those that are known later than the others.
+/// Hands on what changes: files, endpoints that move, and those that are known later than the
+/// others.
 fn watch(
     loader: WatchedLoader<SenderFile>,
     site: &Arc<Site>,

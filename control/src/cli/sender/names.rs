@@ -1,4 +1,5 @@
-//! Lets applications go on using the original host names: says, or writes, the hosts entries that lead them to the sender's addresses.
+//! Lets applications go on using the original host names: says, or writes, the hosts entries that
+//! lead them to the sender's addresses.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::OpenOptions;

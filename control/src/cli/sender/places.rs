@@ -1,5 +1,6 @@
-//! Where each hybrid connection is bound when nobody said: on the endpoint's own port, at a loopback address that its host has alone, so that two SQL
-//! servers with one port both work. Knows no sockets; the same hosts get the same addresses after every start.
+//! Where each hybrid connection is bound when nobody said: on the endpoint's own port, at a
+//! loopback address that its host has alone, so that two SQL servers with one port both work. Knows
+//! no sockets; the same hosts get the same addresses after every start.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -44,7 +45,8 @@ impl Places {
         self.endpoints.insert(id, endpoint.clone()) != Some(endpoint)
     }
 
-    /// Where each is bound: as it was said, or on a place of its own; `None` while its endpoint is not known.
+    /// Where each is bound: as it was said, or on a place of its own; `None` while its endpoint is
+    /// not known.
     pub(super) fn of(&mut self, wanted: &[(Id, Option<SocketAddr>)]) -> Vec<Option<SocketAddr>> {
         let said: HashSet<SocketAddr> = wanted.iter().filter_map(|(_, bind)| *bind).collect();
         let mut same: HashMap<(String, u16), usize> = HashMap::new();

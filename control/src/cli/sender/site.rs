@@ -186,7 +186,8 @@ impl Site {
         )
     }
 
-    /// Asks the relays where these lead. How many said it; an error when none did: the one that may pass, if there is one.
+    /// Asks the relays where these lead. How many said it; an error when none did: the one that may
+    /// pass, if there is one.
     pub(super) fn ask(&self, strings: &[ConnectionString], ca: &[Vec<u8>]) -> Result<usize, Error> {
         self.known().asked = Some(Instant::now());
         let mut relays: Vec<(String, Vec<ConnectionString>)> = Vec::new();

@@ -1,4 +1,5 @@
-//! One hybrid connection: what state it is in and why, who listens and who sends, and which key each of them proved.
+//! One hybrid connection: what state it is in and why, who listens and who sends, and which key
+//! each of them proved.
 
 use std::fmt::Write;
 

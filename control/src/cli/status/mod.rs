@@ -1,4 +1,5 @@
-//! `underpass status`: asks control what it and the relay know. What is shown of it is [`overview`]'s and [`detail`]'s.
+//! `underpass status`: asks control what it and the relay know. What is shown of it is
+//! [`overview`]'s and [`detail`]'s.
 
 mod detail;
 mod overview;
@@ -112,7 +113,8 @@ pub(super) fn unknown(given: &str, report: &Report) -> Failure {
     }
 }
 
-/// The state in words, as people see it. A relay that does not watch it says only whether anybody listens.
+/// The state in words, as people see it. A relay that does not watch it says only whether anybody
+/// listens.
 fn state(hyco: &HycoReport) -> &'static str {
     match hyco.health.state {
         HealthState::Ready => "ready",

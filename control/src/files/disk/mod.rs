@@ -144,9 +144,9 @@ pub fn create_on(system: &dyn FileSystem, path: &Path, text: &[u8], mode: u32) -
 /// that gets the mode of secrets.
 ///
 /// # Errors
-/// The kernel's; `InvalidData` where the file that is there belongs to another user (see [`trust`]);
-/// `PermissionDenied` where owner and group cannot be kept.
-/// After any error either the old file is there whole, or the new one.
+/// The kernel's; `InvalidData` where the file that is there belongs to another user (see
+/// [`trust`]); `PermissionDenied` where owner and group cannot be kept. After any error either the
+/// old file is there whole, or the new one.
 pub fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     replace_on(&System, path, text, mode)
 }
@@ -173,9 +173,9 @@ pub fn replace_on(system: &dyn FileSystem, path: &Path, text: &[u8], mode: u32) 
     })
 }
 
-/// Writes a file of this program's own state, which is secret, in place of whatever has its name. The
-/// new file has the owner of any file that is made there: one that root left behind in a service's
-/// directory is in nobody's way.
+/// Writes a file of this program's own state, which is secret, in place of whatever has its name.
+/// The new file has the owner of any file that is made there: one that root left behind in a
+/// service's directory is in nobody's way.
 ///
 /// # Errors
 /// The kernel's. After any error either the old file is there whole, or the new one.

@@ -8,7 +8,8 @@ use underpass_proto::HycoName;
 use crate::files::definition::name_of;
 use crate::files::{Directory, Fault, unreadable};
 
-/// The key file of a hybrid connection, however it is spelled; where there is none, the one to make.
+/// The key file of a hybrid connection, however it is spelled; where there is none, the one to
+/// make.
 ///
 /// # Errors
 /// The folder cannot be read, or there are two that differ in case alone.

@@ -33,8 +33,8 @@ pub(super) fn is_private_group(gid: u32, is_trusted: impl Fn(u32) -> bool) -> bo
     is_private(&passwd, &groups, is_local, gid, is_trusted)
 }
 
-/// `is_local`: every group is in `groups`. Otherwise only a trusted user's own group can be known to
-/// be private.
+/// `is_local`: every group is in `groups`. Otherwise only a trusted user's own group can be known
+/// to be private.
 fn is_private(
     passwd: &str,
     groups: &str,

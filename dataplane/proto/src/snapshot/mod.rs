@@ -1,6 +1,8 @@
-//! What control tells the relay, and what the relay tells back: whole snapshots down (here), reports up (`report.rs`). Values only; [`crate::feed`] has their bytes.
+//! What control tells the relay, and what the relay tells back: whole snapshots down (here),
+//! reports up (`report.rs`). Values only; [`crate::feed`] has their bytes.
 //!
-//! Fields that this version does not know are ignored, so that control and relay can be upgraded one after the other.
+//! Fields that this version does not know are ignored, so that control and relay can be upgraded
+//! one after the other.
 
 mod report;
 
@@ -68,7 +70,8 @@ pub struct Tls {
     pub key: Secret,
 }
 
-/// Keys that must be the same after a restart, so that old sessions are told at once that they are over.
+/// Keys that must be the same after a restart, so that old sessions are told at once that they are
+/// over.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RelayKeys {
     /// For stateless reset tokens (RFC 9000, section 10.3).
@@ -100,7 +103,8 @@ pub struct HybridConnection {
     pub name: HycoName,
     /// What it leads to, resolved by the agent.
     pub endpoint: Endpoint,
-    /// Where applications connect on the relay's host; `None`: only senders reach it. Port 0 takes a free one.
+    /// Where applications connect on the relay's host; `None`: only senders reach it. Port 0 takes
+    /// a free one.
     #[serde(default)]
     pub bind: Option<SocketAddr>,
     /// Networks that may connect to the binding. Must be there when the binding is not loopback.
@@ -123,7 +127,8 @@ pub struct HybridConnection {
     pub over_quota: bool,
 }
 
-/// Keys of one hybrid connection. A rule that is `None` takes no new registration (a bad key file); those that stand go on.
+/// Keys of one hybrid connection. A rule that is `None` takes no new registration (a bad key file);
+/// those that stand go on.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HycoKeys {
@@ -186,7 +191,8 @@ impl Snapshot {
     /// Checks what the types alone do not say.
     ///
     /// # Errors
-    /// [`SnapshotError`]: the snapshot is of no use as a whole. What is wrong with one hybrid connection alone is told by [`HybridConnection::fault`].
+    /// [`SnapshotError`]: the snapshot is of no use as a whole. What is wrong with one hybrid
+    /// connection alone is told by [`HybridConnection::fault`].
     pub fn check(&self) -> Result<(), SnapshotError> {
         if self.tls.certificates.is_empty() {
             return Err(SnapshotError::NoCertificate);
@@ -206,7 +212,8 @@ impl Snapshot {
 }
 
 impl HybridConnection {
-    /// Why its binding must not be opened, if so: it is an open door to the endpoint for everybody who reaches it.
+    /// Why its binding must not be opened, if so: it is an open door to the endpoint for everybody
+    /// who reaches it.
     #[must_use]
     pub fn fault(&self) -> Option<Fault> {
         let bind = self
@@ -221,7 +228,8 @@ impl HybridConnection {
         })
     }
 
-    /// Whether an application at this address may connect to the binding. An empty `allow_from` means loopback alone.
+    /// Whether an application at this address may connect to the binding. An empty `allow_from`
+    /// means loopback alone.
     #[must_use]
     pub fn admits(&self, application: SocketAddr) -> bool {
         let ip = application.ip().to_canonical();

@@ -1,4 +1,5 @@
-//! What the relay tells control each second, what a probe found, and what control makes of it for the command line.
+//! What the relay tells control each second, what a probe found, and what control makes of it for
+//! the command line.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -255,7 +256,8 @@ pub struct ListenerReport {
 pub struct DialReport {
     /// Why it was not reached ([`FlowCode::name`](crate::FlowCode::name)); `None`: it was.
     pub failed: Option<String>,
-    /// How long the connection took, microseconds: of a probe as the agent measured it, of a flow with the way there and back.
+    /// How long the connection took, microseconds: of a probe as the agent measured it, of a flow
+    /// with the way there and back.
     pub latency_us: u64,
     /// Whether a flow or a probe says so.
     pub by_flow: bool,
@@ -311,7 +313,8 @@ pub struct ProbedDial {
     pub resolve_us: u32,
     /// How long the connection took, microseconds.
     pub dial_us: u32,
-    /// Why the endpoint was not reached ([`FlowCode::name`](crate::FlowCode::name)); `None`: it was.
+    /// Why the endpoint was not reached ([`FlowCode::name`](crate::FlowCode::name)); `None`: it
+    /// was.
     pub failed: Option<String>,
     /// The same for people.
     pub why: Option<String>,

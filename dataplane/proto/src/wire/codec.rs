@@ -1,6 +1,8 @@
-//! The bytes of frames. Refuses what is not exactly a frame: unknown codes, names that are none, bytes left over.
+//! The bytes of frames. Refuses what is not exactly a frame: unknown codes, names that are none,
+//! bytes left over.
 //!
-//! Integers are big-endian. A text is one byte of length and that many bytes; a list is one byte of count and that many items.
+//! Integers are big-endian. A text is one byte of length and that many bytes; a list is one byte of
+//! count and that many items.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
@@ -120,7 +122,8 @@ impl Frame {
         };
         let frame = read(&mut fields)?;
         match &frame {
-            // A later version may say more in its Hello; it must still be understood far enough to be told ours.
+            // A later version may say more in its Hello; it must still be understood far enough to
+            // be told ours.
             Self::Hello(hello) if hello.version != VERSION => Ok(frame),
             _ if fields.left.is_empty() => Ok(frame),
             _ => Err(FrameError::LeftOver { frame: name }),

@@ -1,7 +1,9 @@
-//! What peers say to each other, as values: the frames. [`codec`] knows their bytes, [`reader`] finds them in a stream.
+//! What peers say to each other, as values: the frames. [`codec`] knows their bytes, [`reader`]
+//! finds them in a stream.
 //!
-//! A frame is its type (one byte), the length of its body (two bytes, big-endian) and the body, at most [`FRAME_MAX`] bytes.
-//! The layout of each body is told in `WIRE.md`, byte for byte, beside this crate.
+//! A frame is its type (one byte), the length of its body (two bytes, big-endian) and the body, at
+//! most [`FRAME_MAX`] bytes. The layout of each body is told in `WIRE.md`, byte for byte, beside
+//! this crate.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -32,7 +34,8 @@ pub const ALPN: &[u8] = b"underpass/1";
 pub const VERSION: u16 = 1;
 /// Bytes before a body: type and length.
 pub const HEADER_LEN: usize = 3;
-/// Most bytes of a body. The longest today is a Welcome with [`RELAYS_MAX`] relays of 253 characters each.
+/// Most bytes of a body. The longest today is a Welcome with [`RELAYS_MAX`] relays of 253
+/// characters each.
 pub const FRAME_MAX: usize = 4096;
 /// Most relays in a Welcome: more are not tried anyway.
 pub const RELAYS_MAX: usize = 15;
@@ -69,9 +72,11 @@ pub enum Frame {
     Hello(Hello),
     /// The relay's answer to it.
     Welcome(Welcome),
-    /// Peer to relay: asks for the right to one hybrid connection, with the proof. Again at any time, to prove another key.
+    /// Peer to relay: asks for the right to one hybrid connection, with the proof. Again at any
+    /// time, to prove another key.
     Register(Register),
-    /// Relay to peer: granted, with the relay's own proof. Again, over the last Register, whenever the endpoint changed.
+    /// Relay to peer: granted, with the relay's own proof. Again, over the last Register, whenever
+    /// the endpoint changed.
     Registered(Registered),
     /// Relay to peer: not granted.
     Refused(Refused),
@@ -92,7 +97,8 @@ pub enum Frame {
     /// Peer to relay, before the first Register: this session only asks whether its registrations
     /// would be granted.
     Check,
-    /// First on a flow stream, from the side that opened it; the application's bytes follow at once.
+    /// First on a flow stream, from the side that opened it; the application's bytes follow at
+    /// once.
     Open(Open),
     /// The answer on a flow stream: the endpoint is connected; its bytes follow.
     Opened(Opened),
@@ -103,7 +109,8 @@ pub enum Frame {
 /// Body of [`Frame::Hello`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hello {
-    /// [`VERSION`]; another one is answered by closing the session with [`crate::SessionCode::Version`].
+    /// [`VERSION`]; another one is answered by closing the session with
+    /// [`crate::SessionCode::Version`].
     pub version: u16,
     /// What the peer is.
     pub role: Role,
@@ -126,7 +133,8 @@ pub struct Welcome {
     pub relays: Vec<Endpoint>,
 }
 
-/// Body of [`Frame::Register`]. Made by [`Register::new`](crate::proof), which computes identifier and proof.
+/// Body of [`Frame::Register`]. Made by [`Register::new`](crate::proof), which computes identifier
+/// and proof.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Register {
     /// The hybrid connection.
@@ -165,7 +173,8 @@ pub struct Refused {
     pub code: RefusedCode,
 }
 
-/// Why a registration was refused. One code for unknown name, wrong key and wrong rule: a stranger learns nothing.
+/// Why a registration was refused. One code for unknown name, wrong key and wrong rule: a stranger
+/// learns nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]

@@ -1,4 +1,5 @@
-//! Finds frames in the chunks of a stream, and hands on what follows them. Keeps at most one frame; copies payload never.
+//! Finds frames in the chunks of a stream, and hands on what follows them. Keeps at most one frame;
+//! copies payload never.
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -6,10 +7,11 @@ use super::{FRAME_MAX, Frame, FrameError, HEADER_LEN};
 
 /// Collects chunks and yields frames.
 ///
-/// Push a chunk, then call [`next`](Self::next) (flow streams) or [`next_known`](Self::next_known) (control streams) until it yields nothing, then push the next one.
-/// After the last frame of a flow stream, [`rest`](Self::rest) is the payload that came in the same chunk.
-/// Memory: one chunk of the caller's, and at most [`HEADER_LEN`] + [`FRAME_MAX`] bytes of a frame that came in pieces.
-/// After an error other than [`FrameError::UnknownType`] the stream is of no more use.
+/// Push a chunk, then call [`next`](Self::next) (flow streams) or [`next_known`](Self::next_known)
+/// (control streams) until it yields nothing, then push the next one. After the last frame of a
+/// flow stream, [`rest`](Self::rest) is the payload that came in the same chunk. Memory: one chunk
+/// of the caller's, and at most [`HEADER_LEN`] + [`FRAME_MAX`] bytes of a frame that came in
+/// pieces. After an error other than [`FrameError::UnknownType`] the stream is of no more use.
 #[derive(Debug, Default)]
 pub struct FrameReader {
     /// A frame of which a part has come.
@@ -69,7 +71,8 @@ impl FrameReader {
         Frame::decode(frame[0], &frame[HEADER_LEN..]).map(Some)
     }
 
-    /// Like [`next`](Self::next), but skips frames of unknown type, so that a later version may say more.
+    /// Like [`next`](Self::next), but skips frames of unknown type, so that a later version may say
+    /// more.
     ///
     /// # Errors
     /// See [`FrameError`], never [`FrameError::UnknownType`].

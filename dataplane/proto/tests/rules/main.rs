@@ -1,4 +1,5 @@
-//! The rules that users rely on, one sentence each: names, hosts, connection strings, the allow-list, frames, snapshots.
+//! The rules that users rely on, one sentence each: names, hosts, connection strings, the
+//! allow-list, frames, snapshots.
 
 mod allow;
 mod frames;

@@ -8,7 +8,8 @@ use super::Poll;
 use super::stream::errno;
 use crate::io::{BATCH_SIZE, COPY_BELOW, Completion, Datagrams};
 
-/// The most datagram batches of one turn, of up to 64 KiB each: enough to fill a turn, few enough to let TCP have its own.
+/// The most datagram batches of one turn, of up to 64 KiB each: enough to fill a turn, few enough
+/// to let TCP have its own.
 const BATCHES_MAX: usize = 16;
 
 impl Poll {
@@ -25,7 +26,8 @@ impl Poll {
                 Ok(batch) => completions.push(Completion::Datagrams(self.compact(batch))),
                 Err((buffer, error)) => {
                     self.datagram_buffer = buffer;
-                    // Any other error is one of an earlier send, told late: the next receive goes on.
+                    // Any other error is one of an earlier send, told late: the next receive goes
+                    // on.
                     self.udp_readable = error.kind() != io::ErrorKind::WouldBlock;
                 }
             }

@@ -1,7 +1,9 @@
-//! Readiness by mio that imitates completions: for every platform, and for containers that forbid io_uring.
+//! Readiness by mio that imitates completions: for every platform, and for containers that forbid
+//! io_uring.
 //!
-//! Sockets are watched by edges: an event sets a flag, an operation that would block clears it. An operation is tried in
-//! [`wait`](Io::wait) when its flag is up, so that a turn's operations leave together as they do with `ring`.
+//! Sockets are watched by edges: an event sets a flag, an operation that would block clears it. An
+//! operation is tried in [`wait`](Io::wait) when its flag is up, so that a turn's operations leave
+//! together as they do with `ring`.
 
 mod datagrams;
 mod stream;
@@ -88,7 +90,8 @@ pub struct PollWaker {
 impl Waker for PollWaker {
     fn wake(&self) {
         if !self.woken.swap(true, Ordering::SeqCst) {
-            // The eventfd's counter cannot overflow: it is written once for each time that the worker saw it.
+            // The eventfd's counter cannot overflow: it is written once for each time that the
+            // worker saw it.
             let _ = self.waker.wake();
         }
     }
@@ -348,7 +351,8 @@ impl Poll {
         }
     }
 
-    /// Plans a look at a socket, if any of its operations may succeed; watches it from its first operation on.
+    /// Plans a look at a socket, if any of its operations may succeed; watches it from its first
+    /// operation on.
     fn enqueue(&mut self, id: SocketId) {
         let Some(Entry::Stream(stream)) = self.sockets.get(id) else {
             return;
@@ -388,7 +392,8 @@ impl Poll {
                 &mut self.counters,
                 completions,
             );
-            // A send that came to its end within one try leaves nothing; one that was cut short waits for an edge.
+            // A send that came to its end within one try leaves nothing; one that was cut short
+            // waits for an edge.
             if stream.is_runnable() {
                 stream.queued = true;
                 self.runnable.push_back(id);
@@ -422,7 +427,8 @@ impl Poll {
                     self.udp_writable |= event.is_writable() || event.is_error();
                 }
                 WAKE => {
-                    // Down before the worker looks at its queues: what comes after that look wakes again.
+                    // Down before the worker looks at its queues: what comes after that look wakes
+                    // again.
                     self.waker.woken.store(false, Ordering::SeqCst);
                     completions.push(Completion::Woken);
                 }

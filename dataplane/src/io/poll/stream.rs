@@ -1,4 +1,5 @@
-//! One TCP connection of `poll`: which operations are wanted, what readiness is known, and the tries.
+//! One TCP connection of `poll`: which operations are wanted, what readiness is known, and the
+//! tries.
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
@@ -31,7 +32,8 @@ pub(super) struct Stream {
     pub(super) last: bool,
     /// Nobody waits for the end of the send.
     pub(super) quiet: bool,
-    /// The socket's error, once any operation has taken it from the kernel, which tells it only once.
+    /// The socket's error, once any operation has taken it from the kernel, which tells it only
+    /// once.
     pub(super) failed: Option<i32>,
 }
 
@@ -66,7 +68,8 @@ impl Stream {
         self.writable |= event.is_writable() || failed || event.is_write_closed();
     }
 
-    /// Whether an operation may succeed now. An error raises both flags, so a try that finds nothing in spite of it waits like any other.
+    /// Whether an operation may succeed now. An error raises both flags, so a try that finds
+    /// nothing in spite of it waits like any other.
     pub(super) fn is_runnable(&self) -> bool {
         let failed = self.failed.is_some();
         if self.connecting {
@@ -77,7 +80,8 @@ impl Stream {
             || (self.watching && (failed || self.errored))
     }
 
-    /// Tries each operation that may succeed once. Tells whether anything came of it that is worth a turn.
+    /// Tries each operation that may succeed once. Tells whether anything came of it that is worth
+    /// a turn.
     pub(super) fn run(
         &mut self,
         id: SocketId,
@@ -140,7 +144,8 @@ impl Stream {
         completions.push(Completion::Connected { socket: id, result });
     }
 
-    /// The socket's error, kept from now on: the kernel tells it once, and afterwards a receive would look like FIN.
+    /// The socket's error, kept from now on: the kernel tells it once, and afterwards a receive
+    /// would look like FIN.
     fn take_error(&mut self) -> Option<i32> {
         if self.failed.is_none() {
             self.failed = match self.stream.take_error() {
@@ -163,7 +168,8 @@ impl Stream {
                 if chunks.is_done() {
                     return Some(Ok(chunks.total()));
                 }
-                // Cut short: the kernel is full and will say when it is not. Others than Linux want to be asked once more.
+                // Cut short: the kernel is full and will say when it is not. Others than Linux want
+                // to be asked once more.
                 self.writable = !cfg!(target_os = "linux");
                 None
             }
@@ -187,10 +193,12 @@ impl Stream {
     ) -> Option<io::Result<Bytes>> {
         let socket = SockRef::from(&self.stream);
         let error = match buffer.fill(|space| socket.recv(space)) {
-            // What came before an error is read before the error is told, although another operation may have taken it from the kernel.
+            // What came before an error is read before the error is told, although another
+            // operation may have taken it from the kernel.
             Ok(0) if self.failed.is_some() => return self.failure().map(Err),
             Ok(len) => {
-                // Not filled: nothing is left, and the next byte makes an edge. FIN and errors made theirs, so they are remembered.
+                // Not filled: nothing is left, and the next byte makes an edge. FIN and errors made
+                // theirs, so they are remembered.
                 if cfg!(target_os = "linux") && len > 0 && len < READ_SIZE && !self.urgent {
                     self.readable = self.ended;
                 }

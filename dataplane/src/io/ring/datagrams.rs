@@ -13,7 +13,8 @@ use crate::io::message::{CONTROL_SIZE, Meta, NAME_SIZE, Outgoing};
 use crate::io::udp::Udp;
 use crate::io::{BATCH_SIZE, COPY_BELOW, Completion, Counters, DatagramBuffer, Transmit};
 
-/// Receive buffers, 64 KiB each: the most that the kernel may fill before the worker looks. What does not fit waits in the socket.
+/// Receive buffers, 64 KiB each: the most that the kernel may fill before the worker looks. What
+/// does not fit waits in the socket.
 const BUFFERS: u16 = 64;
 
 /// What the kernel writes before the name: lengths of name, control data and payload, and flags.
@@ -26,7 +27,8 @@ const PAYLOAD_AT: usize = HEADER_SIZE + NAME_SIZE + CONTROL_SIZE;
 pub(super) struct Datagrams {
     pub(super) udp: Udp,
     provided: Provided,
-    /// Says how much room name and control data have; the kernel reads it when the receive is armed.
+    /// Says how much room name and control data have; the kernel reads it when the receive is
+    /// armed.
     template: Box<libc::msghdr>,
     armed: bool,
     pub(super) transmits: TransmitBuffers,
@@ -102,7 +104,8 @@ impl Datagrams {
         );
         let entry = slot.entry(&self.udp, libc::MSG_DONTWAIT);
         let token = Token::of_slot(Kind::DatagramsOut, number);
-        // SAFETY: message and payload stay in the slot, which is not used again before the completion.
+        // SAFETY: message and payload stay in the slot, which is not used again before the
+        // completion.
         unsafe { queue.push_quiet(token, entry, Some(len)) };
     }
 
@@ -114,7 +117,8 @@ impl Datagrams {
             // No room in the kernel: once more, waiting for it.
             let entry = slot.entry(&self.udp, 0);
             let token = Token::of_slot(Kind::DatagramsOut, done.token.index() as usize);
-            // SAFETY: message and payload stay in the slot, which is not used again before the completion.
+            // SAFETY: message and payload stay in the slot, which is not used again before the
+            // completion.
             return unsafe { queue.push(token, entry) };
         }
         let Some(buffer) = slot.buffer.take() else {
@@ -133,7 +137,8 @@ impl Datagrams {
         counters: &mut Counters,
         completions: &mut Vec<Completion>,
     ) {
-        // Whatever ended it (no buffers, a full completion queue, an error of an earlier send): it is armed again.
+        // Whatever ended it (no buffers, a full completion queue, an error of an earlier send): it
+        // is armed again.
         self.armed &= done.more;
         if done.result == -libc::ENOBUFS {
             self.provided.ran_out();

@@ -1,7 +1,8 @@
 //! io_uring: one ring for TCP and UDP, one system call a turn.
 //!
-//! Operations are queued as entries and leave together in [`wait`](Io::wait); the kernel works completions out while the worker waits.
-//! What the kernel points into (buffers, addresses, message headers) stays in its slot until the operation's last completion came.
+//! Operations are queued as entries and leave together in [`wait`](Io::wait); the kernel works
+//! completions out while the worker waits. What the kernel points into (buffers, addresses, message
+//! headers) stays in its slot until the operation's last completion came.
 
 #![expect(unsafe_code, reason = "the kernel is given pointers")]
 
@@ -38,7 +39,8 @@ use stream::{Gathers, Stream};
 
 pub use wake::RingWaker;
 
-/// Receive buffers for TCP, [`READ_SIZE`] each: the most that the kernel may fill before the worker looks. A receive that finds none waits for the next turn.
+/// Receive buffers for TCP, [`READ_SIZE`] each: the most that the kernel may fill before the worker
+/// looks. A receive that finds none waits for the next turn.
 const BUFFERS: u16 = 128;
 
 /// Group of the TCP receive buffers.
@@ -53,7 +55,8 @@ const COMPLETIONS_MAX: usize = 512;
 /// How long a ring that ends waits for its cancelled operations.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Receive: arm a poll at once instead of trying first, for a socket that had nothing left (`IORING_RECVSEND_POLL_FIRST`).
+/// Receive: arm a poll at once instead of trying first, for a socket that had nothing left
+/// (`IORING_RECVSEND_POLL_FIRST`).
 const POLL_FIRST: u16 = 1;
 
 /// The backend. Made and used on one thread.
@@ -62,7 +65,8 @@ pub struct Ring {
     sockets: Table<Entry>,
     gathers: Gathers,
     provided: Provided,
-    /// Receives to arm at the turn's end, behind what the turn sends: what was made for the kernel is still in the cache then.
+    /// Receives to arm at the turn's end, behind what the turn sends: what was made for the kernel
+    /// is still in the cache then.
     receives: Vec<SocketId>,
     /// Receives that found no buffer, in order.
     starved: VecDeque<SocketId>,
@@ -249,7 +253,8 @@ impl Io for Ring {
         let Some(stream) = open(&mut self.sockets, socket) else {
             return;
         };
-        // By a call: as an operation of the ring it would go to a thread of the kernel. It fails where the connection has failed, which other operations tell.
+        // By a call: as an operation of the ring it would go to a thread of the kernel. It fails
+        // where the connection has failed, which other operations tell.
         let _ = SockRef::from(&stream.fd).shutdown(Shutdown::Write);
         self.counters.system_calls += 1;
     }
@@ -299,7 +304,8 @@ impl Io for Ring {
             let sleeps = !in_hand && self.set_alarm(deadline);
             self.queue.enter((!sleeps).then_some(Duration::ZERO))?;
             self.collect(completions);
-            // Completions that concern nobody outside (cancellations, polls, an alarm that went off early) do not end the wait.
+            // Completions that concern nobody outside (cancellations, polls, an alarm that went off
+            // early) do not end the wait.
             if completions.len() > before
                 || !sleeps
                 || deadline.is_some_and(|deadline| deadline <= Instant::now())
@@ -328,7 +334,8 @@ impl Ring {
         }
     }
 
-    /// Arms the watches that are still wanted. One that was armed stays until the socket is closed: it costs nothing while nothing happens.
+    /// Arms the watches that are still wanted. One that was armed stays until the socket is closed:
+    /// it costs nothing while nothing happens.
     fn arm_watches(&mut self) {
         for id in std::mem::take(&mut self.watches) {
             let Some(stream) = open(&mut self.sockets, id) else {
@@ -456,7 +463,8 @@ impl Ring {
 
     fn woken(&mut self, done: Done, completions: &mut Vec<Completion>) {
         self.wake_armed = done.more;
-        // Down before the worker looks at its queues: what comes after that look wakes again. The eventfd need not be read: each write is an event.
+        // Down before the worker looks at its queues: what comes after that look wakes again. The
+        // eventfd need not be read: each write is an event.
         self.waker.lower();
         completions.push(Completion::Woken);
     }
@@ -481,7 +489,8 @@ impl Drop for Ring {
             self.queue.reap(COMPLETIONS_MAX, &mut self.done);
             for done in self.done.drain(..) {
                 if done.token.kind() == Some(Kind::Accept) && done.result >= 0 {
-                    // SAFETY: the kernel just made this descriptor for this accept; nobody else has it.
+                    // SAFETY: the kernel just made this descriptor for this accept; nobody else has
+                    // it.
                     drop(unsafe { OwnedFd::from_raw_fd(done.result) });
                 }
             }

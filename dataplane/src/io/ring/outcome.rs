@@ -170,7 +170,8 @@ impl Ring {
         if stream.closing {
             return;
         }
-        // The kernel tells hang-up, too, which a FIN in both directions is; only an error is a failure.
+        // The kernel tells hang-up, too, which a FIN in both directions is; only an error is a
+        // failure.
         stream.errored |= done.result < 0 || done.result & i32::from(libc::POLLERR) != 0;
         if stream.watching && stream.errored {
             completions.push(stream.hang_up(id));

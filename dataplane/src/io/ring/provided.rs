@@ -1,4 +1,5 @@
-//! Buffers that the kernel picks from when a receive has something to write. Each slot owns its buffer; a large result leaves with it.
+//! Buffers that the kernel picks from when a receive has something to write. Each slot owns its
+//! buffer; a large result leaves with it.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
@@ -16,17 +17,20 @@ const PAGE: usize = 4096;
 /// Buffers that the kernel has at the start of a turn, at least: what an idle worker holds.
 const STOCK_MIN: usize = 4;
 
-/// Buffers that large results may take in one turn: with 64 KiB each, a megabyte. More would fall out of the processor's cache before the worker
-/// has looked at it, which costs more than another turn.
+/// Buffers that large results may take in one turn: with 64 KiB each, a megabyte. More would fall
+/// out of the processor's cache before the worker has looked at it, which costs more than another
+/// turn.
 const STOCK_OF_LARGE: usize = 16;
 
 /// Turns after which the stock is fitted to what was used meanwhile.
 const FIT_EVERY: u32 = 64;
 
-/// A group of provided buffers. Must be [`unregister`](Self::unregister)ed, after the last operation that uses it, before it is dropped.
+/// A group of provided buffers. Must be [`unregister`](Self::unregister)ed, after the last
+/// operation that uses it, before it is dropped.
 ///
-/// The kernel takes them in turn, so it touches all that it has before it touches the first again. So it has few, more as soon as it ran out,
-/// and fewer again when less was used for a while. A slot that the kernel does not have holds no memory.
+/// The kernel takes them in turn, so it touches all that it has before it touches the first again.
+/// So it has few, more as soon as it ran out, and fewer again when less was used for a while. A
+/// slot that the kernel does not have holds no memory.
 pub(super) struct Provided {
     group: u16,
     entries: NonNull<BufRingEntry>,
@@ -54,8 +58,8 @@ struct Stock {
 }
 
 impl Provided {
-    /// Gives the kernel up to `count` (a power of two) buffers of `size` bytes as group `group`. Of the first `head` bytes the kernel may leave some
-    /// unwritten before the end of what it wrote.
+    /// Gives the kernel up to `count` (a power of two) buffers of `size` bytes as group `group`. Of
+    /// the first `head` bytes the kernel may leave some unwritten before the end of what it wrote.
     pub(super) fn register(
         queue: &Queue,
         group: u16,
@@ -79,7 +83,8 @@ impl Provided {
             idle: (0..count).rev().collect(),
             stock: Stock::new(count.into()),
         };
-        // SAFETY: page-aligned memory for `count` entries that lives as long as `provided`, which is unregistered before it goes.
+        // SAFETY: page-aligned memory for `count` entries that lives as long as `provided`, which
+        // is unregistered before it goes.
         unsafe {
             queue
                 .submitter()
@@ -105,8 +110,8 @@ impl Provided {
             len <= buffer.capacity(),
             "the kernel keeps to the size it was told"
         );
-        // SAFETY: the kernel wrote `len` bytes from the buffer's start, but for some of its head, which was zeroed; it does not write again
-        // before the buffer is given to it again.
+        // SAFETY: the kernel wrote `len` bytes from the buffer's start, but for some of its head,
+        // which was zeroed; it does not write again before the buffer is given to it again.
         unsafe { std::slice::from_raw_parts(buffer.as_ptr(), len) }
     }
 
@@ -165,7 +170,8 @@ impl Provided {
             buffer.resize(self.head, 0);
             buffer.clear();
         }
-        // SAFETY: masked, the index is within the ring; the kernel does not read entries at or beyond the published tail.
+        // SAFETY: masked, the index is within the ring; the kernel does not read entries at or
+        // beyond the published tail.
         let entry = unsafe { self.entries.add(usize::from(self.tail) & mask).as_mut() };
         entry.set_addr(buffer.as_mut_ptr() as u64);
         entry.set_len(self.size as u32);
@@ -175,7 +181,8 @@ impl Provided {
 
     /// Tells the kernel of all that was given since.
     fn publish(&self) {
-        // SAFETY: the tail lies within the first entry, is aligned, and is only ever accessed atomically.
+        // SAFETY: the tail lies within the first entry, is aligned, and is only ever accessed
+        // atomically.
         let tail = unsafe {
             let tail = BufRingEntry::tail(self.entries.as_ptr()).cast_mut();
             AtomicU16::from_ptr(tail)
@@ -217,7 +224,8 @@ impl Stock {
         }
     }
 
-    /// Draws the conclusion from a turn. Tells whether the stock was fitted, which happens once in a while.
+    /// Draws the conclusion from a turn. Tells whether the stock was fitted, which happens once in
+    /// a while.
     fn end_turn(&mut self) -> bool {
         let mostly_large = self.large * 2 > self.used;
         if self.ran_out && !(mostly_large && self.now >= STOCK_OF_LARGE) {

@@ -1,4 +1,5 @@
-//! The submission and completion queues: operations in, raw completions out, one system call a turn. Knows no sockets.
+//! The submission and completion queues: operations in, raw completions out, one system call a
+//! turn. Knows no sockets.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,7 +13,8 @@ use crate::io::SocketId;
 /// Operations that one turn may queue before they wait for the next submission.
 const SUBMISSIONS: u32 = 1024;
 
-/// Completions that the kernel holds without allocating; beyond these it keeps a list, so none is lost. Several turns' worth.
+/// Completions that the kernel holds without allocating; beyond these it keeps a list, so none is
+/// lost. Several turns' worth.
 const COMPLETIONS: u32 = 8192;
 
 /// Which operation a completion belongs to.
@@ -51,7 +53,8 @@ impl Kind {
     ];
 }
 
-/// What the kernel gives back with each completion: kind (8 bits), generation (24 bits), index (32 bits).
+/// What the kernel gives back with each completion: kind (8 bits), generation (24 bits), index (32
+/// bits).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Token(u64);
 
@@ -128,7 +131,8 @@ impl Queue {
             .setup_clamp()
             .setup_cqsize(COMPLETIONS)
             .setup_submit_all()
-            // One thread submits, and completions are worked out when it waits: no interruption, no lock between cores.
+            // One thread submits, and completions are worked out when it waits: no interruption, no
+            // lock between cores.
             .setup_single_issuer()
             .setup_coop_taskrun()
             .setup_defer_taskrun()
@@ -170,11 +174,13 @@ impl Queue {
         unsafe { self.enqueue(entry.user_data(token.0)) };
     }
 
-    /// Queues an operation that the kernel carries out as it takes it, or refuses, and that ends no wait unless it fails. Where it succeeds,
-    /// `success`, in bytes, is told with what ends a wait next, ahead of that.
+    /// Queues an operation that the kernel carries out as it takes it, or refuses, and that ends no
+    /// wait unless it fails. Where it succeeds, `success`, in bytes, is told with what ends a wait
+    /// next, ahead of that.
     ///
     /// # Safety
-    /// All that the entry points at stays where it is until the operation is told; of one without `success`, until it was submitted.
+    /// All that the entry points at stays where it is until the operation is told; of one without
+    /// `success`, until it was submitted.
     pub(super) unsafe fn push_quiet(
         &mut self,
         token: Token,
@@ -184,7 +190,8 @@ impl Queue {
         let token = token.quiet();
         self.quiet.extend(success.map(|bytes| Done {
             token,
-            // What does not fit is more than the kernel takes at once: it fails as what finds no room does.
+            // What does not fit is more than the kernel takes at once: it fails as what finds no
+            // room does.
             result: i32::try_from(bytes).unwrap_or(i32::MAX),
             buffer: None,
             more: false,
@@ -208,7 +215,8 @@ impl Queue {
         }
     }
 
-    /// Submits everything and waits for a completion, for `timeout` at most; not at all when it is zero.
+    /// Submits everything and waits for a completion, for `timeout` at most; not at all when it is
+    /// zero.
     pub(super) fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         while !self.waiting.is_empty() {
             self.refill();
@@ -229,7 +237,8 @@ impl Queue {
         self.call(u32::from(waits), flags, Some(&args)).map(drop)
     }
 
-    /// Takes at most `max` completions, and tells the quiet operations that succeeded ahead of them.
+    /// Takes at most `max` completions, and tells the quiet operations that succeeded ahead of
+    /// them.
     pub(super) fn reap(&mut self, max: usize, into: &mut Vec<Done>) {
         let submitted = self.waiting.is_empty() && self.ring.submission().is_empty();
         let completions = self.ring.completion();
@@ -261,7 +270,8 @@ impl Queue {
         }
     }
 
-    /// Submits a full queue. Tells whether the kernel took it; else completions must be reaped first.
+    /// Submits a full queue. Tells whether the kernel took it; else completions must be reaped
+    /// first.
     fn submit_only(&mut self) -> io::Result<bool> {
         let args = SubmitArgs::new();
         self.call(0, EnterFlags::EXT_ARG, Some(&args))
@@ -275,7 +285,8 @@ impl Queue {
     ) -> io::Result<bool> {
         let len = self.ring.submission().len() as u32;
         self.system_calls += 1;
-        // SAFETY: the flags announce the extended argument, which lives until the call returns; entries were promised to be sound.
+        // SAFETY: the flags announce the extended argument, which lives until the call returns;
+        // entries were promised to be sound.
         match unsafe { self.ring.submitter().enter(len, want, flags.bits(), args) } {
             Ok(_) => Ok(true),
             Err(error) => match error.raw_os_error() {

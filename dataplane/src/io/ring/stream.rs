@@ -1,4 +1,5 @@
-//! One TCP connection of the ring: what is under way on it, and the memory that the kernel reads meanwhile.
+//! One TCP connection of the ring: what is under way on it, and the memory that the kernel reads
+//! meanwhile.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -29,7 +30,8 @@ pub(super) struct Stream {
     pub(super) drained: bool,
     /// The watch saw an error that nobody has taken yet.
     pub(super) errored: bool,
-    /// The socket's error, once any operation has taken it from the kernel, which tells it only once.
+    /// The socket's error, once any operation has taken it from the kernel, which tells it only
+    /// once.
     pub(super) failed: Option<i32>,
     pub(super) bytes_received: u64,
     pub(super) sending: Option<Chunks>,
@@ -123,7 +125,8 @@ impl Stream {
         if let Some(error) = self.failed {
             return Err(self.fail(error));
         }
-        // A send that is under way may have taken the error and kept it to itself, because it had written something before.
+        // A send that is under way may have taken the error and kept it to itself, because it had
+        // written something before.
         if self.sending.is_some() && !socket::fin_came(&self.fd, self.bytes_received) {
             return Err(self.fail(libc::ECONNRESET));
         }
@@ -159,7 +162,8 @@ impl Gather {
         Box::new(unsafe { std::mem::zeroed() })
     }
 
-    /// The header of a message of these chunks. Valid while `self` and the chunks stay where they are.
+    /// The header of a message of these chunks. Valid while `self` and the chunks stay where they
+    /// are.
     fn point(&mut self, chunks: &[Bytes]) -> *const libc::msghdr {
         let count = chunks.len().min(GATHER_MAX);
         for (slot, chunk) in self.chunks.iter_mut().zip(chunks) {

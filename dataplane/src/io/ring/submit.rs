@@ -49,7 +49,8 @@ impl Ring {
             .ioprio(if stream.drained { POLL_FIRST } else { 0 })
             .build()
             .flags(squeue::Flags::BUFFER_SELECT);
-        // SAFETY: the kernel writes into a provided buffer, which lives as long as the ring's operations.
+        // SAFETY: the kernel writes into a provided buffer, which lives as long as the ring's
+        // operations.
         unsafe { self.queue.push(Token::of_socket(Kind::Receive, id), entry) };
     }
 
@@ -69,7 +70,8 @@ impl Ring {
             return;
         };
         stream.under_way += 1;
-        // SAFETY: chunks and message stay in the stream, which stays in its slot, until the completion.
+        // SAFETY: chunks and message stay in the stream, which stays in its slot, until the
+        // completion.
         unsafe { self.queue.push(Token::of_socket(Kind::Send, id), entry) };
     }
 
@@ -85,7 +87,8 @@ impl Ring {
         };
         stream.under_way += 1;
         let token = Token::of_socket(Kind::Send, id);
-        // SAFETY: chunks and message stay in the stream, which stays in its slot, until the completion.
+        // SAFETY: chunks and message stay in the stream, which stays in its slot, until the
+        // completion.
         unsafe { self.queue.push_quiet(token, entry, Some(len)) };
     }
 
@@ -110,7 +113,8 @@ impl Ring {
         stream.closing = true;
         match how {
             Close::Clean => socket::lift_linger(&stream.fd),
-            // What is under way holds the socket open beyond close(2): the peer gets its RST now, and the operations end by it.
+            // What is under way holds the socket open beyond close(2): the peer gets its RST now,
+            // and the operations end by it.
             Close::Reset if stream.under_way > 0 => disconnect(&stream.fd),
             Close::Reset => {}
         }
@@ -120,8 +124,8 @@ impl Ring {
 
     /// Closes a socket, once nothing is under way on it.
     ///
-    /// What is under way is cancelled one by one: the kernel finds an operation by its token at once, and those of a descriptor by a walk over all
-    /// that wait in the ring.
+    /// What is under way is cancelled one by one: the kernel finds an operation by its token at
+    /// once, and those of a descriptor by a walk over all that wait in the ring.
     fn cancel_or_remove(&mut self, id: SocketId) {
         let kinds = match self.sockets.get(id) {
             Some(Entry::Stream(stream)) if stream.under_way > 0 => stream.kinds_under_way(),
@@ -144,7 +148,8 @@ impl Ring {
 
 /// Ends a connection with RST now, whoever still holds the socket.
 fn disconnect(fd: &impl AsFd) {
-    // SAFETY: all zeroes are a valid address; its family is AF_UNSPEC, which dissolves a connection.
+    // SAFETY: all zeroes are a valid address; its family is AF_UNSPEC, which dissolves a
+    // connection.
     let nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
     let len = size_of::<libc::sockaddr>() as libc::socklen_t;
     // SAFETY: the address lives until the call returns and has the length that is told.

@@ -24,7 +24,8 @@ impl Waker for RingWaker {
             return;
         }
         let one = 1_u64.to_ne_bytes();
-        // SAFETY: the kernel reads eight bytes of `one`. The counter is written once for each time that the worker saw it, so it never overflows.
+        // SAFETY: the kernel reads eight bytes of `one`. The counter is written once for each time
+        // that the worker saw it, so it never overflows.
         unsafe {
             libc::write(
                 self.shared.event.as_raw_fd(),

@@ -1,5 +1,6 @@
-//! What only Linux offers, and receiving and sending by hand, which costs less there than by `quinn-udp`: no 32 message headers
-//! to clear for one batch, no buffer to zero before the kernel writes into it.
+//! What only Linux offers, and receiving and sending by hand, which costs less there than by
+//! `quinn-udp`: no 32 message headers to clear for one batch, no buffer to zero before the kernel
+//! writes into it.
 
 #![expect(unsafe_code, reason = "options and messages that no crate wraps")]
 
@@ -10,7 +11,8 @@ use super::*;
 use crate::io::message::{CONTROL_SIZE, Meta, NAME_SIZE, Outgoing};
 
 impl Udp {
-    /// Receives one batch into the spare capacity of an empty buffer of at least `BATCH_SIZE` bytes.
+    /// Receives one batch into the spare capacity of an empty buffer of at least `BATCH_SIZE`
+    /// bytes.
     pub(in crate::io) fn receive(
         &self,
         mut data: BytesMut,
@@ -30,7 +32,8 @@ impl Udp {
         header.msg_iovlen = 1;
         header.msg_control = control.0.as_mut_ptr().cast();
         header.msg_controllen = CONTROL_SIZE as _;
-        // SAFETY: the header points at live memory of the lengths it names, for the time of the call.
+        // SAFETY: the header points at live memory of the lengths it names, for the time of the
+        // call.
         let received = unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut header, 0) };
         let Ok(len) = usize::try_from(received) else {
             return Err((data, io::Error::last_os_error()));
@@ -53,7 +56,8 @@ impl Udp {
         let mut message = Outgoing::new();
         message.address(transmit, payload.len(), self.is_dual());
         let header = message.point(payload.as_ptr(), payload.len());
-        // SAFETY: the header points into `message` and at `payload`, both both alive for the time of the call.
+        // SAFETY: the header points into `message` and at `payload`, both both alive for the time
+        // of the call.
         match unsafe { libc::sendmsg(self.socket.as_raw_fd(), header, libc::MSG_NOSIGNAL) } {
             0.. => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -113,7 +117,8 @@ pub(super) fn set_option<S: AsFd, T>(
     name: libc::c_int,
     value: T,
 ) -> io::Result<()> {
-    // SAFETY: the kernel reads `size_of::<T>()` bytes at `value`, which lives until the call returns.
+    // SAFETY: the kernel reads `size_of::<T>()` bytes at `value`, which lives until the call
+    // returns.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),

@@ -24,8 +24,9 @@ use linux::{attach_program, interface_mtu};
 #[cfg(not(target_os = "linux"))]
 use portable::{attach_program, interface_mtu};
 
-/// What is asked for in each direction, bytes: at 10 Gbit/s this holds 6 ms, more than a worker's longest turn. Where the process has no right to
-/// force it, the kernel gives what `net.core.rmem_max` and `wmem_max` allow.
+/// What is asked for in each direction, bytes: at 10 Gbit/s this holds 6 ms, more than a worker's
+/// longest turn. Where the process has no right to force it, the kernel gives what
+/// `net.core.rmem_max` and `wmem_max` allow.
 const BUFFER_SIZE: u32 = 8 * 1024 * 1024;
 
 /// How long a taken port is tried again: a killed ring frees its sockets late.
@@ -43,7 +44,8 @@ const HEADERS_V4: u32 = 20 + 8;
 /// Headers of IPv6 and UDP, bytes.
 const HEADERS_V6: u32 = 40 + 8;
 
-/// A UDP socket of one worker, set up for QUIC: receive and send offload, the local address of each datagram, ECN, no fragmentation, large buffers.
+/// A UDP socket of one worker, set up for QUIC: receive and send offload, the local address of each
+/// datagram, ECN, no fragmentation, large buffers.
 #[derive(Debug)]
 pub struct Udp {
     socket: UdpSocket,
@@ -71,7 +73,8 @@ impl Udp {
         self.send_buffer
     }
 
-    /// The most datagrams that one send may carry; falls to 1 when the network interface turns out not to segment.
+    /// The most datagrams that one send may carry; falls to 1 when the network interface turns out
+    /// not to segment.
     pub fn max_segments(&self) -> usize {
         self.max_segments.get()
     }
@@ -87,7 +90,8 @@ impl Udp {
         &self.socket
     }
 
-    /// Draws the conclusion from a failed send: an interface that does not segment says EIO or EINVAL.
+    /// Draws the conclusion from a failed send: an interface that does not segment says EIO or
+    /// EINVAL.
     pub(in crate::io) fn note_send_error(&self, error: i32) {
         if matches!(error, libc::EIO | libc::EINVAL) && self.max_segments.get() > 1 {
             tracing::info!(
@@ -142,7 +146,8 @@ pub fn bind_both() -> io::Result<Udp> {
     both().or_else(|_| bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), false))
 }
 
-/// `count` sockets on one address, in the order of the workers that take them. A port that is still in use is tried again for up to a second.
+/// `count` sockets on one address, in the order of the workers that take them. A port that is still
+/// in use is tried again for up to a second.
 ///
 /// # Errors
 /// As [`bind`].
@@ -168,9 +173,10 @@ fn try_bind_workers(address: SocketAddr, count: usize) -> io::Result<Vec<Udp>> {
         .collect()
 }
 
-/// Makes the kernel place each datagram of a shared port by the first byte of its destination connection ID, modulo the number of workers:
-/// byte 6 of a long header, byte 1 of a short one (RFC 9000, section 17). `workers` are all sockets of [`bind_workers`], in its order.
-/// A datagram too short for that goes to the first worker.
+/// Makes the kernel place each datagram of a shared port by the first byte of its destination
+/// connection ID, modulo the number of workers: byte 6 of a long header, byte 1 of a short one (RFC
+/// 9000, section 17). `workers` are all sockets of [`bind_workers`], in its order. A datagram too
+/// short for that goes to the first worker.
 ///
 /// # Errors
 /// Where the kernel cannot; then datagrams come to any worker and must be handed over.
@@ -181,7 +187,8 @@ pub fn steer(workers: &[Udp]) -> io::Result<()> {
     }
 }
 
-/// The largest UDP payload that the interface towards `peer` takes: what an upper bound for path MTU discovery is. 1200 where nothing is known.
+/// The largest UDP payload that the interface towards `peer` takes: what an upper bound for path
+/// MTU discovery is. 1200 where nothing is known.
 pub fn path_mtu(peer: SocketAddr) -> u16 {
     let largest = interface_mtu(peer).map_or(0, |mtu| {
         mtu.saturating_sub(if peer.ip().to_canonical().is_ipv4() {
@@ -196,7 +203,8 @@ pub fn path_mtu(peer: SocketAddr) -> u16 {
         .max(PATH_MTU_MIN)
 }
 
-/// Binds once without SO_REUSEPORT and lets go, so that a port that somebody uses is noticed; tells the address that was free.
+/// Binds once without SO_REUSEPORT and lets go, so that a port that somebody uses is noticed; tells
+/// the address that was free.
 fn reserve(address: SocketAddr) -> io::Result<SocketAddr> {
     local_address(&bound(address, false)?)
 }
@@ -219,7 +227,8 @@ fn datagram_socket(address: SocketAddr) -> io::Result<Socket> {
 fn enlarge(socket: &UdpSocket) -> io::Result<(usize, usize)> {
     #[cfg(target_os = "linux")]
     for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
-        // Needs CAP_NET_ADMIN; without it the plain request below takes what the system's limit allows.
+        // Needs CAP_NET_ADMIN; without it the plain request below takes what the system's limit
+        // allows.
         let _ = linux::set_option(socket, libc::SOL_SOCKET, option, BUFFER_SIZE);
     }
     let socket = SockRef::from(socket);

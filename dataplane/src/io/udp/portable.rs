@@ -1,4 +1,5 @@
-//! Other systems: `quinn-udp` receives and sends, datagrams are not steered, and the interface's MTU is not asked for.
+//! Other systems: `quinn-udp` receives and sends, datagrams are not steered, and the interface's
+//! MTU is not asked for.
 
 use std::io::IoSliceMut;
 

@@ -17,7 +17,8 @@ const RETRY_OFTEN: u32 = 24;
 /// The most that it grows to then.
 const RETRY_MAX_LATER: Duration = Duration::from_secs(300);
 
-/// Who is to be probed when. Each listener of each hybrid connection is in it once at most, so nothing is looked at before its time.
+/// Who is to be probed when. Each listener of each hybrid connection is in it once at most, so
+/// nothing is looked at before its time.
 #[derive(Debug, Default)]
 pub(super) struct Due(HashMap<u8, BTreeSet<(Instant, HycoName, Instance)>>);
 

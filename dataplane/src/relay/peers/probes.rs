@@ -1,4 +1,5 @@
-//! The probes of one worker: asks agents to dial their endpoints, waits for their answers under a deadline, and writes what they found into the book.
+//! The probes of one worker: asks agents to dial their endpoints, waits for their answers under a
+//! deadline, and writes what they found into the book.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use super::Peers;
 use crate::quic::{Driver, SessionId};
 use crate::relay::listeners::{Dial, Errand, Moment};
 
-/// Probes that may be under way at once on one worker: far below what an agent dials at once, and 10,000 endpoints are still asked within seconds.
+/// Probes that may be under way at once on one worker: far below what an agent dials at once, and
+/// 10,000 endpoints are still asked within seconds.
 const PROBES_MAX: usize = 1024;
 
 /// Probes that a person asked for, beyond those. The supervisor bounds how many ask at once.

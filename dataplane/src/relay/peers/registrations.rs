@@ -1,4 +1,5 @@
-//! What each session is registered for: proven by a key, held against every new plan, and ended when its key, its name or its place is gone.
+//! What each session is registered for: proven by a key, held against every new plan, and ended
+//! when its key, its name or its place is gone.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -176,7 +177,8 @@ impl Peers {
         }
     }
 
-    /// Holds every registration against a new plan. Answers which are over; tells peers of those, and of endpoints that changed.
+    /// Holds every registration against a new plan. Answers which are over; tells peers of those,
+    /// and of endpoints that changed.
     pub(crate) fn apply(
         &mut self,
         now: Instant,
@@ -255,7 +257,8 @@ impl Peers {
         self.rosters.keys().filter_map(beyond).collect()
     }
 
-    /// Sends Registered again, with a proof over the last Register: the endpoint is another one now.
+    /// Sends Registered again, with a proof over the last Register: the endpoint is another one
+    /// now.
     pub(super) fn tell_endpoint(
         &mut self,
         quic: &mut Driver,
@@ -272,7 +275,8 @@ impl Peers {
 }
 
 impl Peer {
-    /// The answer to what it asked for before, by what the plan says now; `None` where its key is not known just now.
+    /// The answer to what it asked for before, by what the plan says now; `None` where its key is
+    /// not known just now.
     fn registered_again(&self, plan: &Plan, name: &HycoName) -> Option<Frame> {
         let registration = self.registrations.get(name)?;
         let definition = plan.hyco(name)?;

@@ -1,4 +1,5 @@
-//! The relay's sessions beside a peer that is played by hand: what it may do, how fast, and what is made of a session that is gone.
+//! The relay's sessions beside a peer that is played by hand: what it may do, how fast, and what is
+//! made of a session that is gone.
 
 use crossbeam_channel::{TryRecvError, bounded};
 use underpass_proto::limits::{OPEN_DEADLINE, REPLACED_AFTER};

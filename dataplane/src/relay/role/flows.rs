@@ -1,5 +1,6 @@
-//! Flows of applications that connected here: each goes to a listener, is handed to a worker that has one, or is turned away; an explicit refusal is
-//! tried once elsewhere, never after bytes may have reached an endpoint.
+//! Flows of applications that connected here: each goes to a listener, is handed to a worker that
+//! has one, or is turned away; an explicit refusal is tried once elsewhere, never after bytes may
+//! have reached an endpoint.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -37,7 +38,8 @@ pub(super) enum Choice {
 }
 
 impl Relay {
-    /// An application connected: its flow goes to a listener here, or the socket to a worker that has one.
+    /// An application connected: its flow goes to a listener here, or the socket to a worker that
+    /// has one.
     pub(super) fn begin<I: Io>(
         &mut self,
         core: &mut Core<I, RelayFlow>,
@@ -188,7 +190,8 @@ impl Relay {
         }
     }
 
-    /// A listener's session with a stream on it: the best one, or that of another process where the best has no room.
+    /// A listener's session with a stream on it: the best one, or that of another process where the
+    /// best has no room.
     pub(super) fn choose<I: Io>(
         &mut self,
         core: &mut Core<I, RelayFlow>,
@@ -372,7 +375,8 @@ impl Relay {
         }
     }
 
-    /// The session is gone or does not answer. Flows that sent nothing yet lose nothing by another listener; all others stay with it.
+    /// The session is gone or does not answer. Flows that sent nothing yet lose nothing by another
+    /// listener; all others stay with it.
     pub(super) fn rescue<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId) {
         self.rescue_joined(core, session);
         for key in core.flows.of_session(session) {

@@ -1,4 +1,5 @@
-//! Flows that senders ask for: each is joined to a listener here, sent to the worker that has one, or refused with a code.
+//! Flows that senders ask for: each is joined to a listener here, sent to the worker that has one,
+//! or refused with a code.
 
 use std::sync::Arc;
 
@@ -21,7 +22,8 @@ use crate::quic::SessionId;
 use crate::relay::plan::Place;
 
 impl Relay {
-    /// A sender asks for a flow: it is joined to a listener here, or sent to the worker that has one.
+    /// A sender asks for a flow: it is joined to a listener here, or sent to the worker that has
+    /// one.
     pub(super) fn begin_joined<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, asked: Asked) {
         let (session, stream, open) = (asked.session, asked.stream, &asked.open);
         let plan = Arc::clone(&self.plan);

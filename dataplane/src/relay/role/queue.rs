@@ -1,4 +1,5 @@
-//! Flows for which there is a listener and no room: each of its sessions carries as many as it may. They are served in turn as others end, or refused.
+//! Flows for which there is a listener and no room: each of its sessions carries as many as it may.
+//! They are served in turn as others end, or refused.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! Descriptors, shared among those whose applications connect here: while many are free each may
-//! have as many as it likes; where few are left, one that has several times that number already gets
-//! no more.
+//! have as many as it likes; where few are left, one that has several times that number already
+//! gets no more.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash};

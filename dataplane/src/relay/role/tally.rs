@@ -1,4 +1,5 @@
-//! What flows did, for the log and the report: each flow that ends is counted once, and one that failed says why and whose fault it was.
+//! What flows did, for the log and the report: each flow that ends is counted once, and one that
+//! failed says why and whose fault it was.
 
 use std::net::SocketAddr;
 

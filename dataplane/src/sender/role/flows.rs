@@ -1,5 +1,5 @@
-//! The flows of a sender's worker: opened at the relay for each application, followed to the relay's worker that has a listener, and asked for again
-//! where nothing can be lost by that.
+//! The flows of a sender's worker: opened at the relay for each application, followed to the
+//! relay's worker that has a listener, and asked for again where nothing can be lost by that.
 
 use std::time::Instant;
 
@@ -65,7 +65,8 @@ impl Sender {
         self.opening.push_back((core.now + OPEN_DEADLINE, key));
     }
 
-    /// A session with a stream on it: to this worker of the relay, or to the one that has a listener if that is known, or to any.
+    /// A session with a stream on it: to this worker of the relay, or to the one that has a
+    /// listener if that is known, or to any.
     fn choose<I: Io>(
         &self,
         core: &mut Core<I, SenderFlow>,
@@ -110,7 +111,8 @@ impl Sender {
         }
     }
 
-    /// The relay named a worker that has a listener: the flow goes on there, when there is a session with room for it.
+    /// The relay named a worker that has a listener: the flow goes on there, when there is a
+    /// session with room for it.
     fn follow<I: Io>(&mut self, core: &mut Core<I, SenderFlow>, key: FlowKey, worker: u8) {
         let Some(flow) = core.flows.get(key) else {
             return;

@@ -1,4 +1,5 @@
-//! The ends of connections: what is written, read, finished, reset; what arrives, and what then can be completed.
+//! The ends of connections: what is written, read, finished, reset; what arrives, and what then can
+//! be completed.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -125,7 +126,8 @@ impl Tcp {
         self.close(wire);
     }
 
-    /// The kernel goes on delivering what was sent; what comes now, or was not read, is answered by RST.
+    /// The kernel goes on delivering what was sent; what comes now, or was not read, is answered by
+    /// RST.
     pub(in crate::sim) fn close_clean(&mut self, plan: &mut Plan, wire: Wire) {
         let Some(end) = self.ends.get_mut(&wire) else {
             return;

@@ -1,4 +1,5 @@
-//! What workers ask of their machines is carried out, and what network and TCP have to say is told to whom it is for.
+//! What workers ask of their machines is carried out, and what network and TCP have to say is told
+//! to whom it is for.
 
 use std::net::SocketAddr;
 

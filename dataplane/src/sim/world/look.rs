@@ -1,5 +1,6 @@
-//! What must hold: counters that agree at every moment; and once everything is mended, that every conversation is over, nothing is left, everybody is
-//! registered, and flows go through as if nothing had been.
+//! What must hold: counters that agree at every moment; and once everything is mended, that every
+//! conversation is over, nothing is left, everybody is registered, and flows go through as if
+//! nothing had been.
 
 use std::collections::BTreeSet;
 
@@ -51,7 +52,8 @@ impl World {
         Ok(false)
     }
 
-    /// Counters that agree at every moment, and what is under way: nobody says more than there is credit for.
+    /// Counters that agree at every moment, and what is under way: nobody says more than there is
+    /// credit for.
     fn bounds(&mut self) -> Result<(), String> {
         let heard = |number| {
             let mut peers = self.peers.values();

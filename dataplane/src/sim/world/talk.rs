@@ -1,4 +1,5 @@
-//! Applications connect, endpoints serve, and what either hears is held against what the other said.
+//! Applications connect, endpoints serve, and what either hears is held against what the other
+//! said.
 
 use std::net::SocketAddr;
 
@@ -123,7 +124,8 @@ impl World {
         Ok(())
     }
 
-    /// Whoever hears somebody hears the peer of the own conversation, and that one hears nobody else.
+    /// Whoever hears somebody hears the peer of the own conversation, and that one hears nobody
+    /// else.
     fn pairing(&self, number: u64) -> Result<(), String> {
         let Some(peer) = self.peers.get(&number) else {
             return Ok(());

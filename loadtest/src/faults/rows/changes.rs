@@ -1,4 +1,5 @@
-//! Rows 22 to 25: keys, definitions and processes that change as they should, under load; and a kernel that forbids io_uring.
+//! Rows 22 to 25: keys, definitions and processes that change as they should, under load; and a
+//! kernel that forbids io_uring.
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
@@ -25,7 +26,8 @@ const SECOND: Duration = Duration::from_secs(1);
 /// A change of a key is applied by then (some 30 ms are usual): what it cuts is cut.
 const APPLIED: Duration = Duration::from_millis(250);
 
-/// The longest that a flow may wait for its echo where nothing is done to it, on two cores that it shares with the harm.
+/// The longest that a flow may wait for its echo where nothing is done to it, on two cores that it
+/// shares with the harm.
 const NOT_NOTICED_MS: f64 = 750.0;
 
 /// Its keys are made anew.

@@ -1,4 +1,5 @@
-//! Row 11: endpoints that are at fault. What an application sees through the relay is compared with what it sees directly.
+//! Row 11: endpoints that are at fault. What an application sees through the relay is compared with
+//! what it sees directly.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -17,7 +18,8 @@ use crate::stand::deadline::MOMENT;
 use crate::stand::installation::{Installation, Setup};
 use crate::stand::process::Signal;
 
-/// The longest that an application waits for a connection or for bytes: above the 10 s after which an endpoint that does not answer is given up.
+/// The longest that an application waits for a connection or for bytes: above the 10 s after which
+/// an endpoint that does not answer is given up.
 const PATIENCE: Duration = Duration::from_secs(13);
 
 /// How long it looks at an endpoint that says little or nothing.

@@ -286,11 +286,13 @@ fn flood(socket: &UdpSocket, seed: u64, end: &AtomicBool) -> Flooded {
     flooded
 }
 
-/// Version 1 of QUIC (RFC 9000), and one that nobody has (RFC 9000, section 15: for forcing a negotiation).
+/// Version 1 of QUIC (RFC 9000), and one that nobody has (RFC 9000, section 15: for forcing a
+/// negotiation).
 const VERSIONS: [u32; 3] = [1, 0x1a2a_3a4a, 0];
 
-/// One of: any bytes; an Initial that cannot be decrypted, of the right size or cut short; a packet of an unknown version, or one
-/// that only servers send; a short header with a connection ID that nobody gave; lengths that say more than is there.
+/// One of: any bytes; an Initial that cannot be decrypted, of the right size or cut short; a packet
+/// of an unknown version, or one that only servers send; a short header with a connection ID that
+/// nobody gave; lengths that say more than is there.
 fn malform(rng: &mut StdRng, out: &mut Vec<u8>) {
     out.clear();
     let kind = rng.random_range(0..6_u8);
@@ -311,7 +313,8 @@ fn malform(rng: &mut StdRng, out: &mut Vec<u8>) {
     match kind {
         1 => {
             long(out, 0xc0, 1, 8);
-            // After 8 bytes of destination ID: an empty source ID, an empty token, the length of the rest.
+            // After 8 bytes of destination ID: an empty source ID, an empty token, the length of
+            // the rest.
             if let Some([source, token, high, low]) =
                 out.get_mut(14..18).and_then(|part| part.as_mut_array())
             {

@@ -1,4 +1,5 @@
-//! Rows 12 to 15: more than is comfortable. Slow readers, a burst of opens, agents that all come back at once, too few files.
+//! Rows 12 to 15: more than is comfortable. Slow readers, a burst of opens, agents that all come
+//! back at once, too few files.
 
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -17,11 +18,13 @@ use crate::stand::installation::{Installation, Setup, write_secret};
 use crate::stand::process::Process;
 use crate::stand::usage;
 
-/// What one flow pins at its far end while its reader does not read, bytes: the data plane's window of a stream, and one write to its socket.
+/// What one flow pins at its far end while its reader does not read, bytes: the data plane's window
+/// of a stream, and one write to its socket.
 const STREAM_WINDOW: u64 = 2 << 20;
 const WRITE: u64 = 256 << 10;
 
-/// What a byte of that takes: a datagram of nearly 64 KiB lies in a block of 80 KiB, six of which the allocator has in 512 KiB.
+/// What a byte of that takes: a datagram of nearly 64 KiB lies in a block of 80 KiB, six of which
+/// the allocator has in 512 KiB.
 const BLOCKS: f64 = 512.0 / (6.0 * 64.0);
 
 /// What a worker keeps to receive into and to send from, bytes: 64 blocks and 16.
@@ -43,7 +46,8 @@ const CALM_BYTES: u64 = 1 << 20;
 /// Longest wait for that.
 const CALM_WITHIN: Duration = Duration::from_secs(60);
 
-/// Other flows go to an endpoint of their own, through the same session: one endpoint that fills 1,000 flows serves nobody else in time, with or without a tunnel.
+/// Other flows go to an endpoint of their own, through the same session: one endpoint that fills
+/// 1,000 flows serves nobody else in time, with or without a tunnel.
 const OTHERS: &str = "other-way";
 
 /// Row 12.
@@ -171,7 +175,8 @@ pub(in crate::faults) fn burst(trial: &mut Trial<'_>) -> Result<()> {
         trial.fault(format!(
             "{opens} opens in a second beside {idle} idle flows, round {round}"
         ));
-        // A flow connects just before its first call is due, and anew for each other: every call is an open.
+        // A flow connects just before its first call is due, and anew for each other: every call is
+        // an open.
         let burst = format!(
             "[[group]]\nname = \"opens\"\nflows = {}\nramp = \"240ms\"\nrate = {opens}\nchurn = 1\nrequest = 1\nresponse = 1\n",
             opens / 4

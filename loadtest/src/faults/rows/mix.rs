@@ -111,11 +111,13 @@ fn signal(scene: &Scene, part: Part, signal: Signal) -> Result<()> {
     }
 }
 
-/// Row 4: first with kills, then without, so that what a process that was not killed keeps can be told from what it should.
+/// Row 4: first with kills, then without, so that what a process that was not killed keeps can be
+/// told from what it should.
 pub(in crate::faults) fn mix(trial: &mut Trial<'_>) -> Result<()> {
     let mut state = State::open(trial)?;
     let rounds = trial.pick(10, 30, 250);
-    // The second half is like what follows the weighing: what such harm makes a process keep, it has by then.
+    // The second half is like what follows the weighing: what such harm makes a process keep, it
+    // has by then.
     for round in 0..rounds {
         let kinds = if round < rounds / 2 {
             KINDS
@@ -256,7 +258,8 @@ impl State {
         Ok(())
     }
 
-    /// Removes what was made, waits until all is as it should be, exactly, and lets the same load run each time before anything is weighed.
+    /// Removes what was made, waits until all is as it should be, exactly, and lets the same load
+    /// run each time before anything is weighed.
     pub(in crate::faults) fn settle(&mut self, trial: &mut Trial<'_>) -> Result<()> {
         self.is_exact()?;
         for name in std::mem::take(&mut self.definitions) {
@@ -274,7 +277,8 @@ impl State {
             client.stop(trial)?;
         }
         wait_until_idle(scene)?;
-        // Sessions that were opened beside suspect ones, and files of ended flows, go within a moment.
+        // Sessions that were opened beside suspect ones, and files of ended flows, go within a
+        // moment.
         pause(Duration::from_secs(2));
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! A soak: harm by chance, round after round, of kinds that leave every process alive, and what each process takes whenever all rests. What grows
-//! over an hour is a leak, however slow.
+//! A soak: harm by chance, round after round, of kinds that leave every process alive, and what
+//! each process takes whenever all rests. What grows over an hour is a leak, however slow.
 
 mod chart;
 
@@ -19,7 +19,8 @@ use crate::stand::usage::{self, Taken};
 /// Between two looks at what processes take.
 const LOOK_EACH: Duration = Duration::from_secs(15);
 
-/// After all flows have ended, until a look: sessions that were opened beside suspect ones, and buffers of ended flows, go within a moment.
+/// After all flows have ended, until a look: sessions that were opened beside suspect ones, and
+/// buffers of ended flows, go within a moment.
 const REST: Duration = Duration::from_secs(1);
 
 /// Looks of which a comparison can be made: a quarter of them is compared with another.
@@ -28,7 +29,8 @@ const LOOKS_MIN: usize = 8;
 /// The processes, in the order of every look.
 const PROCESSES: [&str; 4] = ["relay", "agent", "other agent", "control"];
 
-/// What a process may have grown by from the second quarter to the last: a share, and MB, for a young one has few in all.
+/// What a process may have grown by from the second quarter to the last: a share, and MB, for a
+/// young one has few in all.
 const GROWTH: f64 = 1.02;
 const GROWTH_MB: f64 = 1.0;
 
@@ -114,7 +116,8 @@ fn judge(trial: &mut Trial<'_>, looks: &[Look]) -> Result<()> {
     );
     for (nth, name) in PROCESSES.iter().enumerate() {
         let memory = |looks: &[Look]| median(looks, |look| look.processes[nth].memory) / 1e6;
-        // A binding that was made by chance has a socket, and may be there at a look or not: what leaks is there each time.
+        // A binding that was made by chance has a socket, and may be there at a look or not: what
+        // leaks is there each time.
         let files = |looks: &[Look]| fewest(looks, |look| look.processes[nth].files);
         trial.figure(
             format!("memory of the {name}, second quarter"),
