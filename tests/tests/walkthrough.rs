@@ -1,4 +1,5 @@
-//! The README's walk-through as it is printed there: three networks, a real PostgreSQL in one, `psql` in another, which uses the original host name and port.
+//! The walk-through of docs/use/three-networks.md as it is printed there: a real PostgreSQL in one
+//! network, `psql` in another, which uses the original host name and port.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -18,7 +19,7 @@ use underpass_tests::process::{Process, run, run_ok};
 use underpass_tests::servers::postgres::Postgres;
 use underpass_tests::turn;
 
-const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/use/three-networks.md");
 
 /// The relay, as the application and as the endpoint's network see it.
 const RELAY_OF_APPLICATION: Ipv4Addr = Ipv4Addr::new(10, 71, 1, 1);
@@ -27,10 +28,10 @@ const APPLICATION: Ipv4Addr = Ipv4Addr::new(10, 71, 1, 2);
 const SQL: Ipv4Addr = Ipv4Addr::new(10, 71, 2, 2);
 
 #[test]
-fn the_readme_carries_sql_between_three_networks_under_its_own_name() {
+fn the_page_carries_sql_between_three_networks_under_its_own_name() {
     if let Some(why) = Machine::unavailable() {
         underpass_loadtest::note!(
-            "skipped: the_readme_carries_sql_between_three_networks_under_its_own_name: {why}"
+            "skipped: the_page_carries_sql_between_three_networks_under_its_own_name: {why}"
         );
         return;
     }
@@ -132,7 +133,7 @@ impl Scene {
         path
     }
 
-    /// Runs the README's lines for this place. The last one stays, so that it can be told to end.
+    /// Runs the page's lines for this place. The last one stays, so that it can be told to end.
     fn start(&self, machine: &Machine, place: &str) -> Process {
         let text = block(place);
         let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
@@ -197,11 +198,11 @@ impl Scene {
     }
 }
 
-/// The commands that stand in the README for this place.
+/// The commands that stand on the page for this place.
 fn block(place: &str) -> String {
-    let readme = fs::read_to_string(README).unwrap();
+    let page = fs::read_to_string(PAGE).unwrap();
     let marker = format!("<!-- walkthrough: {place} -->\n```sh\n");
-    let after = readme.split(&marker).nth(1);
-    let after = after.unwrap_or_else(|| panic!("the README has no commands for {place}"));
+    let after = page.split(&marker).nth(1);
+    let after = after.unwrap_or_else(|| panic!("the page has no commands for {place}"));
     after.split("\n```").next().unwrap().to_owned()
 }
