@@ -1,7 +1,8 @@
 //! What holds for the source of the whole project: comments fit a line, files say why they exist,
-//! functions fit a screen, in the product one name is one thing, the README is short, and links
-//! between documents lead somewhere. What does not hold yet is listed here; the lists may only
-//! become shorter.
+//! functions fit a screen, in the product one name is one thing, the README is short, warnings are
+//! explained, and links between documents lead somewhere.
+//!
+//! What does not hold yet is listed here; the lists may only become shorter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,6 +13,9 @@ use syn::visit::{self, Visit};
 
 /// Columns that a comment may take.
 const COMMENT_MAX: usize = 100;
+
+/// What tells of each log line at WARN and ERROR.
+const LOG_LINES: &str = "docs/operate/log-lines.md";
 
 /// Lines that the README may take.
 const README_MAX: usize = 120;
@@ -359,6 +363,63 @@ fn in_the_product_one_name_is_one_type() {
     let old = listed.difference(&found);
     let old = old.map(|name| format!("`{name}` is one type now: take it off the list"));
     hold(&new.chain(old).collect::<Vec<_>>());
+}
+
+#[test]
+fn each_warning_is_explained_to_who_operates_it() {
+    let page = fs::read_to_string(root().join(LOG_LINES)).expect("the page is there");
+    let mut lines = 0;
+    let mut faults = Vec::new();
+    for source in sources().into_iter().filter(Source::is_product) {
+        let mut warnings = Warnings::default();
+        warnings.visit_file(&source.parsed());
+        for text in warnings.0 {
+            let Some(words) = fixed_words(&text) else {
+                continue;
+            };
+            lines += 1;
+            if !page.contains(words) {
+                faults.push(format!("{}: {LOG_LINES} has no `{words}`", source.path));
+            }
+        }
+    }
+    assert!(lines > 40, "only {lines} lines");
+    hold(&faults);
+}
+
+/// The first words of a log line that are always the same; `None` where all of it comes from
+/// elsewhere.
+fn fixed_words(text: &str) -> Option<&str> {
+    let parts = text.split(['{', '}', ';', ':', ',', '(']).map(str::trim);
+    // Names in braces are short.
+    parts
+        .into_iter()
+        .find(|part| part.len() >= 9 || (part.contains(' ') && part.len() > 5))
+}
+
+/// Texts of log lines at WARN and ERROR.
+#[derive(Default)]
+struct Warnings(Vec<String>);
+
+impl<'ast> Visit<'ast> for Warnings {
+    fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
+        if !module.attrs.iter().any(is_for_tests) {
+            visit::visit_item_mod(self, module);
+        }
+    }
+
+    fn visit_macro(&mut self, call: &'ast syn::Macro) {
+        let name = call
+            .path
+            .segments
+            .last()
+            .map(|segment| segment.ident.to_string());
+        if matches!(name.as_deref(), Some("warn" | "error")) {
+            let tokens = call.tokens.clone().into_iter();
+            let texts = tokens.filter_map(|token| syn::parse2::<syn::LitStr>(token.into()).ok());
+            self.0.extend(texts.last().map(|text| text.value()));
+        }
+    }
 }
 
 /// Names of types that a file declares outside its tests.
