@@ -12,7 +12,7 @@ use underpass_proto::{Generation, HybridConnection, HycoKeys, HycoName, Snapshot
 
 use super::cache::{Cached, GONE_AFTER, Presence};
 use super::limit::Stood;
-use super::resolve::{Candidate, Standing, resolve};
+use super::resolve::{Candidate, Resolved, resolve};
 use super::watch::FolderWatch;
 use super::{Loaded, Source};
 use crate::files::definition::{Definition, Probe, name_of};
@@ -40,7 +40,7 @@ pub struct Folder {
     passing_relay_keys: RelayKeys,
     definitions: BTreeMap<PathBuf, Cached<Definition>>,
     keys: BTreeMap<PathBuf, Cached<HycoKeys>>,
-    standing: Standing,
+    resolved: Resolved,
     stood: Stood,
     store: Store,
     meter: Arc<Meter>,
@@ -71,7 +71,7 @@ impl Folder {
             passing_relay_keys: keys::passing_relay_keys(&mut rand::rng()),
             definitions: BTreeMap::new(),
             keys: BTreeMap::new(),
-            standing: Standing::default(),
+            resolved: Resolved::default(),
             noted: None,
             look_again: false,
         }
@@ -210,13 +210,13 @@ impl Folder {
         faults: &mut Vec<Fault>,
     ) -> Vec<HybridConnection> {
         let candidates = self.load_definitions(now, faults);
-        self.standing = resolve(candidates, &self.standing);
-        faults.append(&mut self.standing.faults);
-        faults.extend(self.stood.limit(&mut self.standing, quota));
+        self.resolved = resolve(candidates, &self.resolved);
+        faults.append(&mut self.resolved.faults);
+        faults.extend(self.stood.limit(&mut self.resolved, quota));
         let over_quota = quota.enforce_data && self.meter.is_used_up(quota);
         let key_files = self.key_files(faults);
         let definitions: Vec<Definition> = self
-            .standing
+            .resolved
             .by_name
             .values()
             .map(|(_, definition)| definition.clone())
@@ -258,7 +258,7 @@ impl Folder {
         for path in paths {
             self.definitions.entry(path).or_insert_with(Cached::new);
         }
-        let (directory, standing) = (&self.directory, &self.standing);
+        let (directory, resolved) = (&self.directory, &self.resolved);
         let mut candidates = Vec::new();
         let mut look_again = false;
         self.definitions.retain(|path, cached| {
@@ -272,7 +272,7 @@ impl Folder {
             // What is in force, before what was merely read: the text may be good and its binding
             // taken.
             let name = name_of(&file, path).ok();
-            let in_force = name.and_then(|name| standing.by_file(&name, &file));
+            let in_force = name.and_then(|name| resolved.by_file(&name, &file));
             let last_good = in_force.or(cached.good()).cloned();
             candidates.push(Candidate {
                 present: cached.present().cloned(),
@@ -374,9 +374,9 @@ impl Folder {
     }
 
     fn forget_keys_without_a_definition(&mut self) {
-        let standing = &self.standing.by_name;
+        let resolved = &self.resolved.by_name;
         self.keys
-            .retain(|path, _| name_of("", path).is_ok_and(|name| standing.contains_key(&name)));
+            .retain(|path, _| name_of("", path).is_ok_and(|name| resolved.contains_key(&name)));
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use underpass_proto::HycoName;
 
-use super::resolve::Standing;
+use super::resolve::Resolved;
 use crate::files::quota::Quota;
 use crate::files::{Directory, Fault, disk};
 
@@ -29,12 +29,12 @@ impl Stood {
     }
 
     /// Takes out newcomers beyond the limit, and says so.
-    pub(super) fn limit(&mut self, standing: &mut Standing, quota: &Quota) -> Vec<Fault> {
+    pub(super) fn limit(&mut self, resolved: &mut Resolved, quota: &Quota) -> Vec<Fault> {
         let mut faults = Vec::new();
         if let Some(limit) = quota.hybrid_connections {
-            self.take_out(standing, quota, limit as usize, &mut faults);
+            self.take_out(resolved, quota, limit as usize, &mut faults);
         }
-        let names: BTreeSet<HycoName> = standing.by_name.keys().cloned().collect();
+        let names: BTreeSet<HycoName> = resolved.by_name.keys().cloned().collect();
         if names != self.names {
             self.names = names;
             // Without it a restart takes them in the order of their names, which is no worse than
@@ -47,17 +47,17 @@ impl Stood {
 
     fn take_out(
         &self,
-        standing: &mut Standing,
+        resolved: &mut Resolved,
         quota: &Quota,
         limit: usize,
         faults: &mut Vec<Fault>,
     ) {
         let edition = quota.edition;
-        let count = standing.by_name.len();
+        let count = resolved.by_name.len();
         if count <= limit {
             return;
         }
-        let stood = standing
+        let stood = resolved
             .by_name
             .keys()
             .filter(|name| self.names.contains(*name))
@@ -69,7 +69,7 @@ impl Stood {
             faults.push(Fault::whole("namespace.toml", what));
         }
         let mut room = limit.saturating_sub(stood);
-        standing.by_name.retain(|name, (file, _)| {
+        resolved.by_name.retain(|name, (file, _)| {
             if self.names.contains(name) {
                 return true;
             }
@@ -97,11 +97,11 @@ mod tests {
         let place = Place::new();
         let mut stood = Stood::open(&place.directory);
         let quota = quota(2);
-        let mut first = standing(&["payroll-2", "payroll-3"]);
+        let mut first = resolved(&["payroll-2", "payroll-3"]);
         assert_eq!(stood.limit(&mut first, &quota), []);
         // By name it would be the first.
         let all = ["payroll-1", "payroll-2", "payroll-3"];
-        let mut second = standing(&all);
+        let mut second = resolved(&all);
         let told = stood.limit(&mut second, &quota);
         assert_eq!(names(&second), ["payroll-2", "payroll-3"]);
         assert_eq!(told.len(), 1);
@@ -112,11 +112,11 @@ mod tests {
         assert_eq!(told[0].hyco, "payroll-1".parse().ok());
 
         let mut restarted = Stood::open(&place.directory);
-        let mut third = standing(&all);
+        let mut third = resolved(&all);
         assert_eq!(restarted.limit(&mut third, &quota), told);
         assert_eq!(names(&third), ["payroll-2", "payroll-3"]);
 
-        let mut fourth = standing(&["payroll-1", "payroll-3"]);
+        let mut fourth = resolved(&["payroll-1", "payroll-3"]);
         assert_eq!(restarted.limit(&mut fourth, &quota), []);
     }
 
@@ -125,10 +125,10 @@ mod tests {
         let place = Place::new();
         let mut stood = Stood::open(&place.directory);
         stood.limit(
-            &mut standing(&["payroll-1", "payroll-2"]),
+            &mut resolved(&["payroll-1", "payroll-2"]),
             &Quota::default(),
         );
-        let mut lowered = standing(&["payroll-1", "payroll-2", "payroll-3"]);
+        let mut lowered = resolved(&["payroll-1", "payroll-2", "payroll-3"]);
         let told: Vec<String> = stood
             .limit(&mut lowered, &quota(1))
             .iter()
@@ -169,7 +169,7 @@ mod tests {
         }
     }
 
-    fn standing(names: &[&str]) -> Standing {
+    fn resolved(names: &[&str]) -> Resolved {
         let candidate = |name: &&str| {
             let file = format!("connections/{name}.toml");
             let present =
@@ -180,10 +180,10 @@ mod tests {
                 last_good: None,
             }
         };
-        resolve(names.iter().map(candidate).collect(), &Standing::default())
+        resolve(names.iter().map(candidate).collect(), &Resolved::default())
     }
 
-    fn names(standing: &Standing) -> Vec<String> {
-        standing.by_name.keys().map(ToString::to_string).collect()
+    fn names(resolved: &Resolved) -> Vec<String> {
+        resolved.by_name.keys().map(ToString::to_string).collect()
     }
 }

@@ -25,14 +25,14 @@ pub(super) struct Candidate {
 
 /// What holds now.
 #[derive(Default, Debug)]
-pub(super) struct Standing {
+pub(super) struct Resolved {
     /// The definitions that hold, with their files.
     pub(super) by_name: BTreeMap<HycoName, (String, Definition)>,
     /// Contradictions.
     pub(super) faults: Vec<Fault>,
 }
 
-impl Standing {
+impl Resolved {
     /// The definition that holds for `name` by this file.
     pub(super) fn by_file(&self, name: &HycoName, file: &str) -> Option<&Definition> {
         let (its_file, definition) = self.by_name.get(name)?;
@@ -41,7 +41,7 @@ impl Standing {
 }
 
 /// Decides, given what held until now. `candidates` are in the order of file names.
-pub(super) fn resolve(candidates: Vec<Candidate>, before: &Standing) -> Standing {
+pub(super) fn resolve(candidates: Vec<Candidate>, before: &Resolved) -> Resolved {
     let mut faults = Vec::new();
     let mut chosen: BTreeMap<HycoName, Choice> = BTreeMap::new();
     for (name, candidate) in one_per_name(candidates, before, &mut faults) {
@@ -58,7 +58,7 @@ pub(super) fn resolve(candidates: Vec<Candidate>, before: &Standing) -> Standing
         .into_iter()
         .filter_map(|(name, choice)| Some((name, (choice.candidate.file, choice.current?))))
         .collect();
-    Standing { by_name, faults }
+    Resolved { by_name, faults }
 }
 
 /// A candidate and what is taken of it just now.
@@ -111,7 +111,7 @@ struct Holder<'c> {
 
 impl Holder<'_> {
     /// Whether it had it before.
-    fn had_it(&self, before: &Standing) -> bool {
+    fn had_it(&self, before: &Resolved) -> bool {
         let held = before.by_name.get(self.name);
         held.is_some_and(|(_, definition)| definition.bind == Some(self.bind))
     }
@@ -134,7 +134,7 @@ struct Winner {
 /// Of several files whose names differ in case alone, the one that held the name, else the first.
 fn one_per_name(
     candidates: Vec<Candidate>,
-    before: &Standing,
+    before: &Resolved,
     faults: &mut Vec<Fault>,
 ) -> BTreeMap<HycoName, Candidate> {
     let mut by_name: BTreeMap<HycoName, Candidate> = BTreeMap::new();
@@ -175,7 +175,7 @@ fn one_per_name(
 /// whom.
 fn take_bindings(
     chosen: &mut BTreeMap<HycoName, Choice>,
-    before: &Standing,
+    before: &Resolved,
     faults: &mut Vec<Fault>,
 ) -> Option<(HycoName, Winner)> {
     let mut taken: Bindings<Holder<'_>> = Bindings::new();
@@ -211,7 +211,7 @@ mod tests {
     fn of_two_that_want_one_binding_the_holder_keeps_it() {
         let before = resolve(
             vec![candidate("payroll-sql", Some("127.0.0.1:5000"))],
-            &Standing::default(),
+            &Resolved::default(),
         );
         let both = vec![
             candidate("archive-sql", Some("127.0.0.1:5000")),
@@ -232,7 +232,7 @@ mod tests {
             candidate("archive-sql", Some("0.0.0.0:5000")),
             candidate("payroll-sql", Some("127.0.0.1:5000")),
         ];
-        assert_eq!(names(&resolve(both, &Standing::default())), ["archive-sql"]);
+        assert_eq!(names(&resolve(both, &Resolved::default())), ["archive-sql"]);
     }
 
     #[test]
@@ -241,7 +241,7 @@ mod tests {
             candidate("archive-sql", Some("127.0.0.1:1")),
             candidate("payroll-sql", Some("127.0.0.1:2")),
         ];
-        let before = resolve(old.clone(), &Standing::default());
+        let before = resolve(old.clone(), &Resolved::default());
         let mut new = old;
         new[0].last_good = new[0].present.clone();
         new[0].present = candidate("archive-sql", Some("127.0.0.1:2")).present;
@@ -264,7 +264,7 @@ mod tests {
                 candidate("archive-sql", Some("127.0.0.1:1")),
                 candidate("payroll-sql", Some("127.0.0.1:2")),
             ],
-            &Standing::default(),
+            &Resolved::default(),
         );
         let swapped = resolve(
             vec![
@@ -279,7 +279,7 @@ mod tests {
                 candidate("archive-sql", Some("127.0.0.1:0")),
                 candidate("payroll-sql", Some("127.0.0.1:0")),
             ],
-            &Standing::default(),
+            &Resolved::default(),
         );
         assert_eq!(zero.faults, []);
     }
@@ -290,7 +290,7 @@ mod tests {
             candidate("payroll-sql", Some("10.0.0.1:5000")),
             candidate("tax-sql", Some("10.0.0.2:5000")),
         ];
-        let before = resolve(old.to_vec(), &Standing::default());
+        let before = resolve(old.to_vec(), &Resolved::default());
         let mut all = old.to_vec();
         all.insert(0, candidate("archive-sql", Some("0.0.0.0:5000")));
         let after = resolve(all, &before);
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn names_equal_but_for_case_are_one() {
-        let before = resolve(vec![candidate("payroll-sql", None)], &Standing::default());
+        let before = resolve(vec![candidate("payroll-sql", None)], &Resolved::default());
         let after = resolve(
             vec![
                 candidate("PAYROLL-sql", None),
@@ -351,8 +351,8 @@ mod tests {
         }
     }
 
-    fn names(standing: &Standing) -> Vec<String> {
-        standing
+    fn names(resolved: &Resolved) -> Vec<String> {
+        resolved
             .by_name
             .values()
             .map(|(_, definition)| definition.name.to_string())

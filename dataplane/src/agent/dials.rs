@@ -34,7 +34,7 @@ const SOCKETS_MAX: usize = DIALS_MAX + 2_000;
 
 /// What a connection is wanted for.
 #[derive(Debug)]
-pub(crate) enum Errand {
+pub(crate) enum DialPurpose {
     /// A flow. `first` came behind its Open.
     Flow {
         /// Its stream.
@@ -56,7 +56,7 @@ pub(crate) struct Dial {
     /// Who asked for it.
     pub(crate) session: SessionId,
     /// What for.
-    pub(crate) errand: Errand,
+    pub(crate) purpose: DialPurpose,
     /// When it was asked for.
     pub(crate) since: Instant,
     /// How long the name took to resolve.
@@ -156,16 +156,16 @@ impl Dials {
         core: &mut Core<I, AgentFlow>,
         allow: &AllowList,
         (relay, session): (&Endpoint, SessionId),
-        errand: Errand,
+        purpose: DialPurpose,
     ) -> Option<Done> {
         self.next += 1;
         let number = self.next;
-        if let Errand::Flow { stream, .. } = &errand {
+        if let DialPurpose::Flow { stream, .. } = &purpose {
             self.number_by_stream.insert((session, *stream), number);
         }
         let dial = Dial {
             session,
-            errand,
+            purpose,
             since: core.now,
             resolve: Duration::ZERO,
             last: None,
@@ -411,7 +411,7 @@ impl Dials {
     /// Takes a dial out, and closes what of it is under way: nothing was sent there.
     fn take<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, number: u64) -> Option<Dial> {
         let mut dial = self.by_number.remove(&number)?;
-        if let Errand::Flow { stream, .. } = &dial.errand {
+        if let DialPurpose::Flow { stream, .. } = &dial.purpose {
             self.number_by_stream.remove(&(dial.session, *stream));
         }
         for Attempt { socket, .. } in dial.race.take_all() {
@@ -432,18 +432,18 @@ impl Dial {
     }
 
     fn endpoint(&self) -> &Endpoint {
-        match &self.errand {
-            Errand::Flow { open, .. } => &open.endpoint,
-            Errand::Probe(probe) => &probe.endpoint,
+        match &self.purpose {
+            DialPurpose::Flow { open, .. } => &open.endpoint,
+            DialPurpose::Probe(probe) => &probe.endpoint,
         }
     }
 
     fn hyco(&self) -> &HycoName {
-        self.errand.hyco()
+        self.purpose.hyco()
     }
 }
 
-impl Errand {
+impl DialPurpose {
     /// For which hybrid connection.
     #[must_use]
     pub(crate) fn hyco(&self) -> &HycoName {

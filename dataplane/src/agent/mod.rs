@@ -22,7 +22,7 @@ use underpass_proto::{AgentId, AllowList, ConnectionString, Instance, Role as Pe
 use self::manners::{Manners, Visited};
 use self::own_dials::OwnDials;
 use self::role::{Agent, EndpointFound};
-use crate::link::supervise::{self, Ground, Steward, Workers};
+use crate::link::supervise::{self, Environment, Steward, Workers};
 pub use crate::link::supervise::{Checked, Error};
 use crate::link::wants::{self, Identity, Relay, Want};
 use crate::{Settings, drain};
@@ -193,10 +193,10 @@ fn start(
     requests: &drain::Requests,
     give_up: Option<Instant>,
 ) -> Result<Option<Workers<Plan, EndpointFound>>, Error> {
-    let Some(ground) = Ground::find(&plan.relays, settings, requests, give_up)? else {
+    let Some(environment) = Environment::find(&plan.relays, settings, requests, give_up)? else {
         return Ok(None);
     };
-    let (plan, resolver) = (Arc::clone(plan), ground.resolver.clone());
+    let (plan, resolver) = (Arc::clone(plan), environment.resolver.clone());
     let visited = Visited::default();
     let make = move |worker, start, say| {
         let manners = Manners::new(visited.clone());
@@ -209,5 +209,5 @@ fn start(
             say,
         )
     };
-    ground.start(make).map(Some)
+    environment.start(make).map(Some)
 }

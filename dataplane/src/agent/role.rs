@@ -19,7 +19,7 @@ use underpass_proto::{
 };
 
 use super::Plan;
-use super::dials::{Dial, Dials, Done, Errand};
+use super::dials::{Dial, DialPurpose, Dials, Done};
 use super::early::Early;
 use super::manners::Manners;
 use super::own_dials::Hops;
@@ -183,22 +183,27 @@ impl Agent {
             Ok(hops) => hops,
             Err(code) => return refuse(core, session, stream, &open, code),
         };
-        let errand = Errand::Flow {
+        let purpose = DialPurpose::Flow {
             stream,
             open,
             first,
             hops,
         };
-        self.dial(core, session, errand);
+        self.dial(core, session, purpose);
     }
 
-    fn dial<I: Io>(&mut self, core: &mut Core<I, AgentFlow>, session: SessionId, errand: Errand) {
+    fn dial<I: Io>(
+        &mut self,
+        core: &mut Core<I, AgentFlow>,
+        session: SessionId,
+        purpose: DialPurpose,
+    ) {
         let Some(relay) = self.links.relay_of(session) else {
             return; // The session is gone, and its streams with it.
         };
-        let allow = self.links.allow(session, errand.hyco());
+        let allow = self.links.allow(session, purpose.hyco());
         let allow = allow.unwrap_or(&NOTHING);
-        let done = self.dials.begin(core, allow, (relay, session), errand);
+        let done = self.dials.begin(core, allow, (relay, session), purpose);
         self.dialled(core, done);
     }
 
@@ -245,9 +250,9 @@ impl Agent {
     /// A connection was made: should it lead back here, the flow that it becomes is known by the
     /// two addresses of the connection.
     fn remember<I: Io>(&self, core: &mut Core<I, AgentFlow>, dial: &Dial, socket: SocketId) {
-        let hops = match &dial.errand {
-            Errand::Flow { hops, .. } => Ok(*hops),
-            Errand::Probe(probe) => self.hops(core.now, dial.session, &probe.hyco, None),
+        let hops = match &dial.purpose {
+            DialPurpose::Flow { hops, .. } => Ok(*hops),
+            DialPurpose::Probe(probe) => self.hops(core.now, dial.session, &probe.hyco, None),
         };
         if let Some(local) = core.io.local_address(socket)
             && let Some((_, dialled)) = dial.last
@@ -267,8 +272,8 @@ impl Agent {
         } else if self.dials.is_full() || !self.manners.begin_probe(&probe.endpoint) {
             FlowCode::Overloaded
         } else {
-            let errand = Errand::Probe(probe);
-            return self.dial(core, session, errand);
+            let purpose = DialPurpose::Probe(probe);
+            return self.dial(core, session, purpose);
         };
         let said = Probed {
             hyco: probe.hyco,
@@ -290,9 +295,9 @@ impl Agent {
         if let Ok((socket, _)) = result {
             self.remember(core, &dial, socket);
         }
-        match (dial.errand, result) {
+        match (dial.purpose, result) {
             (
-                Errand::Flow {
+                DialPurpose::Flow {
                     stream,
                     open,
                     first,
@@ -309,12 +314,12 @@ impl Agent {
                 };
                 core.start_opened(data, socket, session, stream, Bytes::from(opened), first);
             }
-            (Errand::Flow { stream, open, .. }, Err(code)) => {
+            (DialPurpose::Flow { stream, open, .. }, Err(code)) => {
                 log_refusal(core, &open, code);
                 let known = self.links.known_code(session, code);
                 core.quic.abort(session, stream, known);
             }
-            (Errand::Probe(ref probe), ref result) => {
+            (DialPurpose::Probe(ref probe), ref result) => {
                 match *result {
                     Ok((socket, _)) => self.manners.leave(core, &probe.endpoint, socket),
                     Err(_) => self.manners.not_reached(&probe.endpoint),

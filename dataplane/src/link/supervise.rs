@@ -166,7 +166,7 @@ pub(crate) trait Steward {
 }
 
 /// All that is there before the workers are.
-pub(crate) struct Ground {
+pub(crate) struct Environment {
     kind: Kind,
     count: u8,
     mtu_max: Option<u16>,
@@ -174,7 +174,7 @@ pub(crate) struct Ground {
     pub(crate) resolver: Resolver,
 }
 
-impl Ground {
+impl Environment {
     /// Looks at the machine, the trust and the relays' names. `None` when the process was asked to
     /// end before.
     ///

@@ -18,7 +18,7 @@ use underpass_proto::wire::ALPN;
 
 use super::admission::HELD_MAX;
 use super::cid;
-use super::narrowing::Watching;
+use super::mtu_blackhole::Watching;
 use super::verify::ByPin;
 
 /// Bytes that one flow may have under way in one direction before its reader must read: the most

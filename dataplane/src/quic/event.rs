@@ -69,7 +69,7 @@ pub(super) fn translate(
             events.push_back((id, Event::Readable(stream)));
         }
         Core::Stream(StreamEvent::Writable { id: stream }) => {
-            if !session.turns.take_notice(stream) {
+            if !session.scheduler.take_notice(stream) {
                 events.push_back((id, Event::Writable(stream)));
             }
         }

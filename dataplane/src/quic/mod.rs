@@ -11,16 +11,16 @@ mod credit;
 mod ends;
 mod event;
 mod health;
-mod narrowing;
+mod mtu_blackhole;
 mod newcomers;
 #[cfg(test)]
 pub(crate) mod pair;
 mod pulse;
 mod reason;
 mod session;
+mod stream_scheduler;
 mod streams;
 mod timers;
-mod turns;
 pub mod verify;
 
 use std::cmp::Reverse;
@@ -49,8 +49,8 @@ pub use self::health::{Path, Side};
 pub use self::pulse::Pulse;
 pub(crate) use self::reason::{kind, reason};
 use self::session::{Flushed, Session};
+pub use self::stream_scheduler::Amount;
 pub use self::streams::{Read, WriteError};
-pub use self::turns::Amount;
 use crate::budget::Budget;
 use crate::guard::guarded;
 use crate::io::{self, DATAGRAMS_SIZE, Io};
@@ -70,7 +70,7 @@ pub struct SessionId {
 }
 
 /// What a driver stands on beside its sockets.
-pub(crate) struct Ground {
+pub(crate) struct DriverContext {
     /// The widest datagram that the interface towards a peer takes, bytes.
     pub(crate) mtu_of: fn(SocketAddr) -> u16,
     /// Where the chance of its endpoint comes from.
@@ -140,17 +140,17 @@ impl Driver {
         server: Option<Arc<config::Server>>,
         mtu_max: Option<u16>,
     ) -> Self {
-        let ground = Ground {
+        let context = DriverContext {
             mtu_of: io::udp::path_mtu,
             rng: rand::make_rng(),
         };
-        Self::on(ground, worker, keys, server, mtu_max)
+        Self::on(context, worker, keys, server, mtu_max)
     }
 
     /// The same on another ground than this machine's.
     #[must_use]
     pub(crate) fn on(
-        mut ground: Ground,
+        mut context: DriverContext,
         worker: u8,
         keys: &config::EndpointKeys,
         server: Option<Arc<config::Server>>,
@@ -164,7 +164,7 @@ impl Driver {
                 worker,
                 keys,
                 server.is_none(),
-                &mut ground.rng,
+                &mut context.rng,
             )),
             quic_server,
             true,
@@ -179,7 +179,7 @@ impl Driver {
             timers: BinaryHeap::new(),
             scratch: Vec::with_capacity(DATAGRAMS_SIZE),
             mtu_max,
-            mtu_of: ground.mtu_of,
+            mtu_of: context.mtu_of,
             server,
             responses: VecDeque::new(),
             broken: Vec::new(),

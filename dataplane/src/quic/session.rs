@@ -10,8 +10,8 @@ use rustc_hash::FxHashMap;
 use super::credit::{Credit, Received};
 use super::event::Event;
 use super::health::Vitals;
-use super::turns::{self, Amount, Turns};
-use super::{SessionId, WriteError, config, narrowing, outgoing};
+use super::stream_scheduler::{self, Amount, StreamScheduler};
+use super::{SessionId, WriteError, config, mtu_blackhole, outgoing};
 use crate::io::{DATAGRAMS_SIZE, Io};
 use crate::network::Network;
 
@@ -36,7 +36,7 @@ pub(super) struct Session {
     /// Where it comes from, while its handshake is under way.
     pub(super) newcomer: Option<Network>,
     /// Streams that wait for room.
-    pub(super) turns: Turns,
+    pub(super) scheduler: StreamScheduler,
     /// What the peer may send before it is read; `None` where this side dialled, and has all of its
     /// window from the start.
     pub(super) credit: Option<Credit>,
@@ -76,7 +76,7 @@ impl Session {
             lost: false,
             vitals: Vitals::new(now),
             newcomer,
-            turns: Turns::default(),
+            scheduler: StreamScheduler::default(),
             credit,
             known_short: false,
             last_words: FxHashMap::default(),
@@ -88,7 +88,7 @@ impl Session {
     fn fit(&mut self, now: Instant) {
         let most = self.credit.as_ref().map(Credit::send_window_max);
         let most = most.unwrap_or(config::SEND_WINDOW);
-        let fit_for = (self.connection.min_rtt(), self.turns.crowd(now), most);
+        let fit_for = (self.connection.min_rtt(), self.scheduler.crowd(now), most);
         if fit_for != self.fit_for {
             self.fit_for = fit_for;
             let window = config::send_window(fit_for.0, fit_for.1).min(most);
@@ -103,16 +103,16 @@ impl Session {
             let received = received(&stats);
             credit.extend(now, received, &mut self.connection);
         }
-        self.notice_narrowing(now, stats.path.congestion_events);
+        self.notice_mtu_blackhole(now, stats.path.congestion_events);
     }
 
     /// Begins with small datagrams again where large ones do not get through any more.
-    fn notice_narrowing(&mut self, now: Instant, events: u64) {
+    fn notice_mtu_blackhole(&mut self, now: Instant, events: u64) {
         if events == self.congestion_events {
             return;
         }
         self.congestion_events = events;
-        if narrowing::suspected(self.connection.congestion_state()) {
+        if mtu_blackhole::suspected(self.connection.congestion_state()) {
             self.connection.path_changed(now);
         }
     }
@@ -164,19 +164,19 @@ impl Session {
         chunks: &mut [Bytes],
         amount: Amount,
     ) -> Result<usize, WriteError> {
-        let is_control = stream == turns::control();
-        if !is_control && !self.turns.may_write(stream) {
-            self.turns.wait(stream, amount);
+        let is_control = stream == stream_scheduler::control();
+        if !is_control && !self.scheduler.may_write(stream) {
+            self.scheduler.wait(stream, amount);
             return Err(WriteError::Blocked);
         }
         match self.connection.send_stream(stream).write_chunks(chunks) {
             Ok(written) => {
-                self.turns.has_written(stream);
+                self.scheduler.has_written(stream);
                 Ok(written.bytes)
             }
             Err(quinn_proto::WriteError::Blocked) => {
                 if !is_control && self.is_full() {
-                    self.turns.found_no_room(stream, amount);
+                    self.scheduler.found_no_room(stream, amount);
                 }
                 Err(WriteError::Blocked)
             }
@@ -192,7 +192,7 @@ impl Session {
     /// is, it sends a STREAM frame without bytes: once for each time that a reader's window is used
     /// up.)
     fn is_full(&mut self) -> bool {
-        let mut control = self.connection.send_stream(turns::control());
+        let mut control = self.connection.send_stream(stream_scheduler::control());
         matches!(
             control.write_chunks(&mut []),
             Err(quinn_proto::WriteError::Blocked)
@@ -201,7 +201,7 @@ impl Session {
 
     /// Calls the streams whose turn it is.
     pub(super) fn call_next(&mut self, id: SessionId, events: &mut VecDeque<(SessionId, Event)>) {
-        for stream in self.turns.call() {
+        for stream in self.scheduler.call() {
             match self.last_words.remove(&stream) {
                 Some(words) => self.say_last(stream, words),
                 None => events.push_back((id, Event::Writable(stream))),

@@ -9,7 +9,7 @@ use quinn_proto::{Dir, RecvStream, SendStream, StreamId, VarInt};
 use underpass_proto::FlowCode;
 
 use super::session::Session;
-use super::turns::Amount;
+use super::stream_scheduler::Amount;
 use super::{Driver, Event, SessionId, lookup};
 
 /// How a read ended.
@@ -113,7 +113,7 @@ impl Driver {
             .sessions
             .get(id.index as usize)
             .and_then(Option::as_ref);
-        session.is_some_and(|session| session.turns.is_waiting(stream))
+        session.is_some_and(|session| session.scheduler.is_waiting(stream))
     }
 
     /// Reads at most `chunks_max` chunks and `bytes_max` bytes, in order, as slices of the received

@@ -21,7 +21,7 @@ impl Pair {
     fn with_control() -> Self {
         let mut pair = Self::new();
         let control = pair.here.quic.open(pair.session);
-        assert_eq!(control, Some(turns::control()));
+        assert_eq!(control, Some(stream_scheduler::control()));
         pair
     }
 

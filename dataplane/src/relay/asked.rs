@@ -10,7 +10,7 @@ use underpass_proto::limits::OPEN_DEADLINE;
 use underpass_proto::snapshot::{ProbeReport, ProbedDial, ProbedListener};
 use underpass_proto::{FeedMessage, HycoName, Instance};
 
-use super::listeners::{Errand, PROBES_ASKED_MAX, Seen, View};
+use super::listeners::{PROBES_ASKED_MAX, PendingProbe, Seen, View};
 use super::peers::Asker;
 
 /// Questions under way at once; a person asks one.
@@ -47,7 +47,7 @@ pub(crate) struct Order {
     /// Which worker.
     pub(crate) worker: u8,
     /// What to probe.
-    pub(crate) errand: Errand,
+    pub(crate) pending: PendingProbe,
     /// Who waits for it.
     pub(crate) asker: Asker,
 }
@@ -116,7 +116,7 @@ impl Asked {
         self.by_token.insert(token, question);
         let order = |seen: &Seen| Order {
             worker: seen.worker,
-            errand: Errand {
+            pending: PendingProbe {
                 hyco: name.clone(),
                 instance: seen.who.instance,
                 endpoint: view.endpoint.clone(),

@@ -56,7 +56,7 @@ pub(crate) struct Who {
 
 /// A probe to send.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Errand {
+pub(crate) struct PendingProbe {
     /// Of which hybrid connection.
     pub(crate) hyco: HycoName,
     /// From which listener.
@@ -310,11 +310,11 @@ impl Book {
         now: Instant,
         most: usize,
         rng: &mut impl Rng,
-    ) -> Vec<Errand> {
+    ) -> Vec<PendingProbe> {
         let mut pages = self.open();
         let Pages { by_name, due, .. } = &mut *pages;
-        let mut errands = Vec::new();
-        while errands.len() < most
+        let mut pending_probes = Vec::new();
+        while pending_probes.len() < most
             && let Some((name, instance)) = due.pop(worker, now)
         {
             let Some(page) = by_name.get_mut(&name) else {
@@ -332,13 +332,13 @@ impl Book {
             }
             listener.probes = listener.probes.saturating_add(1);
             listener.probed_now = true;
-            errands.push(Errand {
+            pending_probes.push(PendingProbe {
                 hyco: name,
                 instance,
                 endpoint: page.endpoint.clone(),
             });
         }
-        errands
+        pending_probes
     }
 
     /// A probe that a person asked for was sent; [`Self::dialled`] follows where it is answered.

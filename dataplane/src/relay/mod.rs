@@ -4,16 +4,16 @@
 //! [`run`] is its supervisor: it takes snapshots from the feed, opens sockets, starts its workers
 //! and tells them. The workers' own decisions are in `role`.
 
+mod abuse;
 mod asked;
-mod conduct;
 mod feed;
 mod keys;
 mod listeners;
-mod means;
 mod peers;
 pub(crate) mod plan;
 mod pressure;
 mod pulses;
+mod resources;
 pub(crate) mod role;
 pub(crate) mod roster;
 mod senders;
@@ -252,7 +252,7 @@ impl Supervisor {
                 let workers = self.running.iter().flat_map(|running| &running.workers);
                 let handles: Vec<_> = workers.map(|worker| &worker.handle).collect();
                 for order in orders {
-                    let message = Message::Probe(order.errand, order.asker);
+                    let message = Message::Probe(order.pending, order.asker);
                     // Where nobody takes it, the deadline answers.
                     let _ = handles
                         .get(usize::from(order.worker))
@@ -319,7 +319,7 @@ impl Supervisor {
                 Some(Arc::clone(&server)),
                 self.settings.mtu_max,
             );
-            quic.share_budget(Arc::clone(&self.directory.means.budget));
+            quic.share_budget(Arc::clone(&self.directory.resources.budget));
             let parts = Parts {
                 worker,
                 workers: count,
@@ -396,8 +396,8 @@ impl Supervisor {
             .memory_mib_max
             .map(|mib| u64::from(mib) << 20);
         let bindings = snapshot.hycos.iter().filter(|hyco| hyco.bind.is_some());
-        let means = &self.directory.means;
-        means.look(memory_max, bindings.count(), running.workers.len());
+        let resources = &self.directory.resources;
+        resources.look(memory_max, bindings.count(), running.workers.len());
     }
 
     fn collect(&mut self, running: &Workers) -> Report {

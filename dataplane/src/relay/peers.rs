@@ -34,7 +34,7 @@ pub(crate) use self::registrations::Over;
 use self::registrations::{Registration, leave};
 use self::succession::Contested;
 pub(crate) use self::succession::Successor;
-use super::conduct::{self, Conduct};
+use super::abuse::{self, Abuse};
 use super::listeners::Moment;
 use super::plan::{Directory, Plan};
 use super::roster::{Health, Roster};
@@ -72,7 +72,7 @@ struct Peer {
     draining: bool,
     /// Flows that it may open, beside its control stream: none before it proved a send key.
     flows_allowed: u32,
-    conduct: Conduct,
+    abuse: Abuse,
     /// It has proven a key.
     proven: bool,
     /// It only asks whether its registrations would be granted.
@@ -145,7 +145,7 @@ impl Peers {
             registrations: BTreeMap::new(),
             draining: false,
             flows_allowed: 0,
-            conduct: Conduct::new(now),
+            abuse: Abuse::new(now),
             proven: false,
             check_only: false,
             contested: None,
@@ -240,10 +240,10 @@ impl Peers {
             return Opened::Control;
         }
         match &peer.hello {
-            Some(hello) if hello.role == Role::Sender => match peer.conduct.opens(now) {
-                conduct::Judged::Fine => Opened::Flow,
-                conduct::Judged::Refuse => Opened::TooFast,
-                conduct::Judged::Close => Opened::Flood,
+            Some(hello) if hello.role == Role::Sender => match peer.abuse.opens(now) {
+                abuse::Judged::Fine => Opened::Flow,
+                abuse::Judged::Refuse => Opened::TooFast,
+                abuse::Judged::Close => Opened::Flood,
             },
             // Its Hello may be behind: streams have no order among each other. A flow without a
             // registration is of no use anyway.
@@ -254,8 +254,8 @@ impl Peers {
     /// A sender took a flow back before anybody answered.
     pub(crate) fn wasted(&mut self, now: Instant, session: SessionId) -> Verdict {
         let peer = self.sessions.get_mut(&session);
-        let judged = peer.map(|peer| peer.conduct.wastes(now));
-        if judged == Some(conduct::Judged::Close) {
+        let judged = peer.map(|peer| peer.abuse.wastes(now));
+        if judged == Some(abuse::Judged::Close) {
             Verdict::Close(SessionCode::Overloaded)
         } else {
             Verdict::Fine
@@ -561,7 +561,7 @@ impl Peer {
             let agent = self.hello.as_ref().map(|hello| display(hello.agent_id));
             warn!(%hyco, key = %register.key_id, agent, %why, left_out, "registration refused");
         }
-        if self.conduct.asks_in_vain(now) == conduct::Judged::Close {
+        if self.abuse.asks_in_vain(now) == abuse::Judged::Close {
             return Verdict::Close(SessionCode::Overloaded);
         }
         self.say(quic, session, &Frame::Refused(Refused { hyco, code }))

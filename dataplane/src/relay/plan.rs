@@ -10,8 +10,8 @@ use underpass_proto::{HybridConnection, HycoName, Snapshot};
 
 use super::keys::KeyBook;
 use super::listeners::Book;
-use super::means::Means;
 use super::pulses::Pulses;
+use super::resources::Resources;
 
 /// One snapshot, as the workers use it.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ pub(crate) struct Directory {
     /// Signs of life of the processes that have sessions.
     pub(crate) pulses: Pulses,
     /// What the machine gives.
-    pub(crate) means: Means,
+    pub(crate) resources: Resources,
     flows: Mutex<FxHashMap<HycoName, Arc<AtomicU32>>>,
     flows_all: AtomicU32,
 }

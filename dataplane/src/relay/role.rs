@@ -34,7 +34,7 @@ use self::relief::{Relief, Source};
 use self::sockets::Sockets;
 pub(crate) use self::tally::{Counts, WorkerReport};
 use self::tally::{ending, joined_ending};
-use super::listeners::{Errand, Live};
+use super::listeners::{Live, PendingProbe};
 use super::peers::{Asker, Opened, Over, Peers, Successor, Verdict};
 use super::plan::{Directory, Place, Plan};
 use crate::core::Core;
@@ -81,7 +81,7 @@ pub(crate) enum Message {
     /// All workers of this relay, by index.
     Others(Vec<Handle<Message>>),
     /// Ask a listener to dial its endpoint, now.
-    Probe(Errand, Asker),
+    Probe(PendingProbe, Asker),
     /// Say what there is to report.
     Report(Sender<WorkerReport>),
     /// Take no new flows; reset those that live at this time.
@@ -317,9 +317,9 @@ impl Role for Relay {
                 self.peers.contest(core.now, &mut core.quic, &successor);
             }
             Message::Others(others) => self.others = others,
-            Message::Probe(errand, asker) => {
+            Message::Probe(pending, asker) => {
                 self.peers
-                    .probe_asked(core.now, &mut core.quic, errand, asker);
+                    .probe_asked(core.now, &mut core.quic, pending, asker);
             }
             Message::Report(answer) => {
                 let _ = answer.try_send(self.report(core));
@@ -370,7 +370,7 @@ impl Role for Relay {
         if let Some(oldest) = self.peers.unproven_beyond(unproven_max) {
             self.close(core, oldest, SessionCode::Overloaded);
         }
-        let tight = self.directory.means.is_tight();
+        let tight = self.directory.resources.is_tight();
         if tight {
             self.relief.note_overload(core.now);
         }

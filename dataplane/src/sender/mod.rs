@@ -24,7 +24,7 @@ use underpass_proto::{
 
 use self::role::{Message, Sender};
 use crate::bindings::{self, Bindings, Step};
-use crate::link::supervise::{self, Ground, Said, Steward, Workers};
+use crate::link::supervise::{self, Environment, Said, Steward, Workers};
 pub use crate::link::supervise::{Checked, Error};
 use crate::link::wants::{self, Identity, Relay, Want};
 use crate::listening::Change;
@@ -98,7 +98,7 @@ pub fn run(
 ) -> Result<(), Error> {
     let identity = identity(config.agent_id, false, &settings);
     let plan = Arc::new(Plan::new(config, identity, &[])?);
-    let Some(ground) = Ground::find(&plan.relays, &settings, &requests, None)? else {
+    let Some(environment) = Environment::find(&plan.relays, &settings, &requests, None)? else {
         return Ok(());
     };
     let mut keeper = Keeper {
@@ -106,12 +106,12 @@ pub fn run(
         bindings: Bindings::default(),
         steps: Vec::new(),
         next_bind: Instant::now(),
-        workers: usize::from(ground.count()),
+        workers: usize::from(environment.count()),
         known: Vec::new(),
         heard: Box::new(heard),
     };
     keeper.bind_at_start()?;
-    let mut workers = start(&plan, &ground)?;
+    let mut workers = start(&plan, &environment)?;
     workers.supervise(&mut keeper, &settings, &requests, updates)
 }
 
@@ -134,10 +134,11 @@ pub fn check(
     let plan = Arc::new(Plan::new(config, identity, &[])?);
     let give_up = Instant::now() + deadline;
     let (_asker, requests) = drain::pair();
-    let Some(ground) = Ground::find(&plan.relays, &settings, &requests, Some(give_up))? else {
+    let Some(environment) = Environment::find(&plan.relays, &settings, &requests, Some(give_up))?
+    else {
         return Ok(Vec::new());
     };
-    let workers = start(&plan, &ground)?;
+    let workers = start(&plan, &environment)?;
     let checked = workers.check(&plan, give_up, deadline);
     workers.leave();
     checked
@@ -153,12 +154,12 @@ fn identity(agent_id: AgentId, check_only: bool, settings: &Settings) -> Identit
     }
 }
 
-fn start(plan: &Arc<Plan>, ground: &Ground) -> Result<Workers<Plan, Change>, Error> {
-    let (plan, resolver) = (Arc::clone(plan), ground.resolver.clone());
+fn start(plan: &Arc<Plan>, environment: &Environment) -> Result<Workers<Plan, Change>, Error> {
+    let (plan, resolver) = (Arc::clone(plan), environment.resolver.clone());
     let make = move |worker, start, say| {
         Sender::new(worker, Arc::clone(&plan), resolver.clone(), start, say)
     };
-    ground.start(make)
+    environment.start(make)
 }
 
 /// What all workers of a sender know.

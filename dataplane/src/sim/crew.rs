@@ -13,7 +13,7 @@ use super::watched::{Turn, Watchable, Watched};
 use crate::io::{Listener, sim::Sim};
 use crate::listening::Change;
 use crate::quic::config::{EndpointKeys, Server};
-use crate::quic::{Driver, Ground};
+use crate::quic::{Driver, DriverContext};
 use crate::worker::{Handle, Start, Worker};
 
 /// The workers of one process, and its bindings.
@@ -42,12 +42,12 @@ impl<M: Send + 'static> Crew<M> {
         server: Option<Arc<Server>>,
         role: impl FnOnce(Start<M>) -> R,
     ) -> Box<dyn Turn> {
-        let ground = Ground {
+        let context = DriverContext {
             mtu_of,
             rng: StdRng::from_rng(&mut made.rng),
         };
         let keys = keys(&mut made.rng);
-        let quic = Driver::on(ground, place.0, &keys, server, None);
+        let quic = Driver::on(context, place.0, &keys, server, None);
         let rng = StdRng::from_rng(&mut made.rng);
         let io = Sim::new(made.now, made.segments);
         let (turn, handle) = Worker::new(io, quic, place, rng, |start| Watched::new(role(start)));

@@ -140,7 +140,7 @@ pub struct HycoKeys {
 
 /// What became of the key that a registration stands on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Standing {
+pub enum KeyStatus {
     /// It is still a key of this rule.
     Alive(Which),
     /// It is none any more: the registration ends.
@@ -252,12 +252,12 @@ impl HycoKeys {
 
     /// What became of the key with this identifier.
     #[must_use]
-    pub fn standing(&self, rule: Rule, id: KeyId) -> Standing {
+    pub fn standing(&self, rule: Rule, id: KeyId) -> KeyStatus {
         let Some(pair) = self.rule(rule) else {
-            return Standing::Unknown;
+            return KeyStatus::Unknown;
         };
         pair.find(rule, id)
-            .map_or(Standing::Revoked, Standing::Alive)
+            .map_or(KeyStatus::Revoked, KeyStatus::Alive)
     }
 }
 

@@ -4,7 +4,7 @@ use underpass_proto::connection_string::ConnectionStringError as StringError;
 use underpass_proto::endpoint::EndpointError;
 use underpass_proto::key::KeyPair;
 use underpass_proto::name::NameError;
-use underpass_proto::snapshot::Standing;
+use underpass_proto::snapshot::KeyStatus;
 use underpass_proto::*;
 
 use crate::{KEY, endpoint};
@@ -165,10 +165,10 @@ fn the_identifier_of_a_key_depends_on_the_rule() {
     };
     assert_eq!(
         keys.standing(Rule::Listen, listen),
-        Standing::Alive(Which::Secondary)
+        KeyStatus::Alive(Which::Secondary)
     );
-    assert_eq!(keys.standing(Rule::Listen, send), Standing::Revoked);
-    assert_eq!(keys.standing(Rule::Send, send), Standing::Unknown);
+    assert_eq!(keys.standing(Rule::Listen, send), KeyStatus::Revoked);
+    assert_eq!(keys.standing(Rule::Send, send), KeyStatus::Unknown);
 }
 
 fn string(text: &str) -> Result<ConnectionString, StringError> {

@@ -258,14 +258,14 @@ impl Scene {
             application: "10.0.0.9:50000".parse().expect("an address"),
         };
         let stream = StreamId::new(Side::Server, Dir::Bi, self.dials.next);
-        let errand = Errand::Flow {
+        let purpose = DialPurpose::Flow {
             stream,
             open,
             first: Bytes::new(),
             hops: Hops::default(),
         };
         let of = (&relay, SessionId::of_test(1));
-        let done = self.dials.begin(&mut self.core, &self.allow, of, errand);
+        let done = self.dials.begin(&mut self.core, &self.allow, of, purpose);
         assert!(done.is_none(), "{done:?}");
         self.dials.next
     }

@@ -18,8 +18,8 @@ fn who_is_asked_to_end_before_its_relay_is_found_ends() {
     let (asker, requests) = drain::pair();
     asker.ask(drain::Request::Stop);
     let relays = relays("no-such-relay.invalid");
-    let ground = Ground::find(&relays, &settings(), &requests, None);
-    assert!(ground.expect("nothing is wrong").is_none());
+    let environment = Environment::find(&relays, &settings(), &requests, None);
+    assert!(environment.expect("nothing is wrong").is_none());
 }
 
 #[test]

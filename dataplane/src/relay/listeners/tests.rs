@@ -246,9 +246,9 @@ fn a_changed_endpoint_is_probed_at_once_and_the_old_result_is_forgotten() {
     scene.define("db02.corp:1433", true);
     assert_eq!(scene.last(FIRST), None);
     assert!(scene.book.failing(&name()).is_empty());
-    let errands = scene.errands(0, MANY);
-    assert_eq!(errands.len(), 1);
-    assert_eq!(errands[0].endpoint, scene.endpoint);
+    let pending_probes = scene.pending_probes(0, MANY);
+    assert_eq!(pending_probes.len(), 1);
+    assert_eq!(pending_probes[0].endpoint, scene.endpoint);
     // What was still under way to the old one says nothing of the new one.
     assert!(scene.note(FIRST, &old, None, true).is_none());
     assert!(scene.note(FIRST, &old, None, false).is_none());
@@ -337,8 +337,8 @@ fn no_more_than_was_asked_for_is_handed_out() {
     for definition in &plan.snapshot.hycos {
         assert!(scene.book.join(scene.now, definition, who(FIRST), 0));
     }
-    assert_eq!(scene.errands(0, 600).len(), 600);
-    assert_eq!(scene.errands(0, 600).len(), MANY - 600);
+    assert_eq!(scene.pending_probes(0, 600).len(), 600);
+    assert_eq!(scene.pending_probes(0, 600).len(), MANY - 600);
     assert_eq!(scene.due(0), []);
 }
 
@@ -475,13 +475,16 @@ impl Scene {
         self.book.unsaid(self.now, &name(), instance, &mut self.rng);
     }
 
-    fn errands(&mut self, worker: u8, most: usize) -> Vec<Errand> {
+    fn pending_probes(&mut self, worker: u8, most: usize) -> Vec<PendingProbe> {
         self.book.due(worker, self.now, most, &mut self.rng)
     }
 
     fn due(&mut self, worker: u8) -> Vec<Instance> {
-        let errands = self.errands(worker, MANY);
-        errands.iter().map(|errand| errand.instance).collect()
+        let pending_probes = self.pending_probes(worker, MANY);
+        pending_probes
+            .iter()
+            .map(|pending| pending.instance)
+            .collect()
     }
 
     fn due_anywhere(&mut self) -> Vec<Instance> {

@@ -13,7 +13,7 @@ use underpass_proto::{Endpoint, FlowCode, Frame, HycoName, Instance};
 
 use super::Peers;
 use crate::quic::{Driver, SessionId};
-use crate::relay::listeners::{Dial, Errand, Moment};
+use crate::relay::listeners::{Dial, Moment, PendingProbe};
 
 /// Probes that may be under way at once on one worker: far below what an agent dials at once, and
 /// 10,000 endpoints are still asked within seconds.
@@ -43,7 +43,7 @@ pub(super) struct Probes {
 #[derive(Debug)]
 struct Sent {
     session: SessionId,
-    errand: Errand,
+    pending: PendingProbe,
     asker: Option<Asker>,
 }
 
@@ -53,9 +53,9 @@ impl Peers {
         self.give_up(now, quic);
         let room = PROBES_MAX.saturating_sub(self.probes.by_id.len());
         let listeners = &self.directory.listeners;
-        for errand in listeners.due(self.worker, now, room, &mut self.rng) {
-            if let Err(errand) = self.probe(now, quic, errand, None) {
-                let (name, instance) = (&errand.hyco, errand.instance);
+        for pending in listeners.due(self.worker, now, room, &mut self.rng) {
+            if let Err(pending) = self.probe(now, quic, pending, None) {
+                let (name, instance) = (&pending.hyco, pending.instance);
                 self.directory
                     .listeners
                     .unsaid(now, name, instance, &mut self.rng);
@@ -68,12 +68,12 @@ impl Peers {
         &mut self,
         now: Instant,
         quic: &mut Driver,
-        errand: Errand,
+        pending: PendingProbe,
         asker: Asker,
     ) {
         if self.probes.by_id.len() < PROBES_MAX + ASKED_MAX {
-            let (name, instance) = (errand.hyco.clone(), errand.instance);
-            if self.probe(now, quic, errand, Some(asker)).is_ok() {
+            let (name, instance) = (pending.hyco.clone(), pending.instance);
+            if self.probe(now, quic, pending, Some(asker)).is_ok() {
                 self.directory.listeners.probe_requested(&name, instance);
             }
         }
@@ -83,26 +83,26 @@ impl Peers {
         &mut self,
         now: Instant,
         quic: &mut Driver,
-        errand: Errand,
+        pending: PendingProbe,
         asker: Option<Asker>,
-    ) -> Result<(), Errand> {
-        let best = self.session_of(quic, now, &errand.hyco, errand.instance);
+    ) -> Result<(), PendingProbe> {
+        let best = self.session_of(quic, now, &pending.hyco, pending.instance);
         let Some((session, peer)) =
             best.and_then(|best| Some((best, self.sessions.get_mut(&best)?)))
         else {
-            return Err(errand);
+            return Err(pending);
         };
         // As the agent has it.
-        let registered = peer.registrations.get(&errand.hyco);
-        let hyco = registered.map_or(&errand.hyco, |registration| &registration.register.hyco);
+        let registered = peer.registrations.get(&pending.hyco);
+        let hyco = registered.map_or(&pending.hyco, |registration| &registration.register.hyco);
         let id = self.probes.last_id + 1;
         let frame = Frame::Probe(Probe {
             hyco: hyco.clone(),
             id,
-            endpoint: errand.endpoint.clone(),
+            endpoint: pending.endpoint.clone(),
         });
         if peer.say(quic, session, &frame) != super::Verdict::Fine {
-            return Err(errand);
+            return Err(pending);
         }
         self.probes.last_id = id;
         self.probes.deadlines.push_back((now + OPEN_DEADLINE, id));
@@ -110,7 +110,7 @@ impl Peers {
             id,
             Sent {
                 session,
-                errand,
+                pending,
                 asker,
             },
         );
@@ -149,8 +149,8 @@ impl Peers {
                 latency: Duration::from_micros(u64::from(said.dial_us)),
                 by_flow: false,
             };
-            self.write_down(now, &sent.errand, dial);
-            let endpoint = sent.errand.endpoint.clone();
+            self.write_down(now, &sent.pending, dial);
+            let endpoint = sent.pending.endpoint.clone();
             self.answer(quic, sent, Some(probed_dial(endpoint, said)));
         }
     }
@@ -170,7 +170,7 @@ impl Peers {
                 latency: OPEN_DEADLINE,
                 by_flow: false,
             };
-            self.write_down(now, &sent.errand, dial);
+            self.write_down(now, &sent.pending, dial);
             self.answer(quic, sent, None);
         }
     }
@@ -183,7 +183,7 @@ impl Peers {
             .extract_if(|_, sent| sent.session == session);
         let lost: Vec<Sent> = lost.map(|(_, sent)| sent).collect();
         for sent in lost {
-            let (name, instance) = (&sent.errand.hyco, sent.errand.instance);
+            let (name, instance) = (&sent.pending.hyco, sent.pending.instance);
             if sent.asker.is_none() {
                 self.directory
                     .listeners
@@ -193,12 +193,12 @@ impl Peers {
         }
     }
 
-    fn write_down(&mut self, now: Instant, errand: &Errand, dial: Dial) {
+    fn write_down(&mut self, now: Instant, pending: &PendingProbe, dial: Dial) {
         let _ = self.directory.listeners.dialled(
             Moment::at(now),
-            &errand.hyco,
-            errand.instance,
-            &errand.endpoint,
+            &pending.hyco,
+            pending.instance,
+            &pending.endpoint,
             dial,
             &mut self.rng,
         );

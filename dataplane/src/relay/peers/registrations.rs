@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 use tracing::info;
 use underpass_proto::limits::REGISTRATIONS_MAX;
 use underpass_proto::proof::{CheckedKey, check_register, relay_proof};
-use underpass_proto::snapshot::{HybridConnection, HycoLimits, RegistrationReport, Standing};
+use underpass_proto::snapshot::{HybridConnection, HycoLimits, KeyStatus, RegistrationReport};
 use underpass_proto::wire::{Ended, EndedCode, Hello, RefusedCode, Registered};
 use underpass_proto::{
     Exporter, Frame, HycoName, Instance, Key, Register, Role, Rule, SessionCode, Which,
@@ -17,7 +17,7 @@ use underpass_proto::{
 use super::{Peer, Peers, Successor, Verdict, unix_ms};
 use crate::log_limit::{LogCause, Permit};
 use crate::quic::{Driver, SessionId};
-use crate::relay::conduct;
+use crate::relay::abuse;
 use crate::relay::listeners::Who;
 use crate::relay::plan::Plan;
 use crate::relay::roster::{Entry, Roster, WEIGHT_MAX};
@@ -61,7 +61,7 @@ impl Peers {
                 return peer.refuse(now, quic, &mut self.log, session, &register, why);
             }
         };
-        if peer.conduct.is_granted(now) == conduct::Judged::Close {
+        if peer.abuse.is_granted(now) == abuse::Judged::Close {
             return Verdict::Close(SessionCode::Overloaded);
         }
         let source = Some(path.remote.ip());
@@ -355,9 +355,9 @@ fn judge(registration: &mut Registration, old: &Plan, new: &Plan, name: &HycoNam
         .keys
         .standing(registration.register.rule, registration.register.key_id)
     {
-        Standing::Revoked => return Judged::Over(EndedCode::KeyRevoked),
-        Standing::Alive(which) => registration.which = which,
-        Standing::Unknown => {}
+        KeyStatus::Revoked => return Judged::Over(EndedCode::KeyRevoked),
+        KeyStatus::Alive(which) => registration.which = which,
+        KeyStatus::Unknown => {}
     }
     let moved = old
         .hyco(name)

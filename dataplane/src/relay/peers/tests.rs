@@ -7,11 +7,11 @@ use underpass_proto::snapshot::HycoKeys;
 use underpass_proto::wire::Probe;
 use underpass_proto::{AgentId, Key, KeyPair, Nonce, Which};
 
-use super::conduct::{OPENS_BURST, REFUSED_MAX};
+use super::abuse::{OPENS_BURST, REFUSED_MAX};
 use super::*;
 use crate::quic::Event;
 use crate::quic::pair::{HERE, Pair};
-use crate::relay::listeners::{Errand, Who};
+use crate::relay::listeners::{PendingProbe, Who};
 use crate::relay::peers::succession::CONTEST_AGAIN_AFTER;
 
 const NAME: &str = "payroll-sql";
@@ -340,7 +340,7 @@ fn a_probe_that_cannot_be_said_is_put_off_and_one_that_a_person_asked_for_is_not
     let (answers, answered) = bounded(8);
     for instance in [FIRST, SECOND] {
         let answers = answers.clone();
-        peers.probe_asked(now, quic, errand(instance), Asker { token: 1, answers });
+        peers.probe_asked(now, quic, pending(instance), Asker { token: 1, answers });
     }
     drop(answers);
     let none = answered.try_recv().expect_err("nobody is left to answer");
@@ -374,14 +374,14 @@ fn probes_that_a_lost_session_owed_are_sent_again_or_answered_with_what_is_known
             .due(1, later, 8, &mut rng)
             .is_empty()
     );
-    peers.probe_asked(now, quic, errand(FIRST), Asker { token: 7, answers });
+    peers.probe_asked(now, quic, pending(FIRST), Asker { token: 7, answers });
     assert_eq!(peers.gone(now, quic, pair.far, "gone"), Some(1));
     let (token, found) = answered.try_recv().expect("an answer");
     assert_eq!((token, found.instance), (7, FIRST));
     assert!(found.dial.is_none());
     // The other worker sends the one that nobody asked for.
     let due = peers.directory.listeners.due(1, later, 8, &mut rng);
-    assert_eq!(due, [errand(FIRST)]);
+    assert_eq!(due, [pending(FIRST)]);
 }
 
 #[test]
@@ -391,7 +391,7 @@ fn a_probe_that_nobody_answers_is_a_dial_that_took_too_long() {
     let Scene { pair, peers, .. } = &mut scene;
     let quic = &mut pair.there.quic;
     let (answers, answered) = bounded(8);
-    peers.probe_asked(now, quic, errand(FIRST), Asker { token: 7, answers });
+    peers.probe_asked(now, quic, pending(FIRST), Asker { token: 7, answers });
     let nearly = now + OPEN_DEADLINE - Duration::from_millis(1);
     peers.keep_probing(nearly, quic);
     assert!(peers.directory.listeners.failing(&name()).is_empty());
@@ -597,8 +597,8 @@ fn other_stream() -> StreamId {
 }
 
 /// To dial the endpoint, for this listener.
-fn errand(instance: Instance) -> Errand {
-    Errand {
+fn pending(instance: Instance) -> PendingProbe {
+    PendingProbe {
         hyco: name(),
         instance,
         endpoint: ENDPOINT.parse().expect("an endpoint"),

@@ -66,7 +66,7 @@ impl Relay {
             return self.turn_away(core, name, socket, application, FlowCode::OverQuota);
         }
         let source = Source::of(application.ip());
-        let credit_max = self.directory.means.budget.credit_max();
+        let credit_max = self.directory.resources.budget.credit_max();
         if !self.has_means(core, name, application.ip())
             || self.relief.refuses(core.now, name, source, credit_max)
         {
@@ -111,10 +111,10 @@ impl Relay {
 
     /// Whether there are memory and descriptors for one more application.
     fn has_means<I: Io>(&self, core: &Core<I, RelayFlow>, hyco: &HycoName, source: IpAddr) -> bool {
-        let means = &self.directory.means;
+        let resources = &self.directory.resources;
         let sockets = core.flows.len() + self.waiting.len();
-        let left = means.sockets_max().saturating_sub(sockets);
-        !means.is_tight() && self.sockets.has_room(hyco, source, left)
+        let left = resources.sockets_max().saturating_sub(sockets);
+        !resources.is_tight() && self.sockets.has_room(hyco, source, left)
     }
 
     /// A flow begins on this stream.

@@ -35,12 +35,12 @@ impl Relay {
         if self.drain.is_some() {
             return refuse(core, FlowCode::Draining);
         }
-        let credit_max = self.directory.means.budget.credit_max();
+        let credit_max = self.directory.resources.budget.credit_max();
         let source = Source::Sender(session);
         let refused = self
             .relief
             .refuses(core.now, &hyco.name, source, credit_max);
-        if refused || self.directory.means.is_tight() {
+        if refused || self.directory.resources.is_tight() {
             self.relief.note_overload(core.now);
             self.note_refusal(core, &hyco.name, open.application, FlowCode::Overloaded);
             return refuse(core, FlowCode::Overloaded);

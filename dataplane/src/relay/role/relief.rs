@@ -164,7 +164,7 @@ impl Relay {
     pub(super) fn relieve<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
         self.relief.forget_old(core.now);
         core.in_hand
-            .set_max(self.directory.means.budget.in_hand_max());
+            .set_max(self.directory.resources.budget.in_hand_max());
         core.resume_hungry();
         self.relieve_sessions(core);
         if let Some(need) = core.in_hand.excess() {
@@ -192,7 +192,7 @@ impl Relay {
         }
         if blocked_by_others > 0 {
             let held_up = core.held_up_anywhere();
-            if sum(&held_up) >= self.directory.means.budget.credit_max() / 2 {
+            if sum(&held_up) >= self.directory.resources.budget.credit_max() / 2 {
                 let freed = self.end_largest(core, held_up, blocked_by_others);
                 announce_credit(core, &freed);
             }
@@ -203,7 +203,7 @@ impl Relay {
     /// it.
     fn relieve_process<I: Io>(&mut self, core: &mut Core<I, RelayFlow>) {
         let is_due = self.relief.next_of_process.is_none_or(|at| at <= core.now);
-        if !self.directory.means.is_tight() || !is_due {
+        if !self.directory.resources.is_tight() || !is_due {
             return;
         }
         self.relief.next_of_process = Some(core.now + PROCESS_EVERY);

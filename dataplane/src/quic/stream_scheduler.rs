@@ -52,7 +52,7 @@ impl Amount {
 
 /// The lines of one session.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(super) struct StreamScheduler {
     /// There is no room: nobody is called until there is.
     full: bool,
     little: Line,
@@ -95,7 +95,7 @@ impl Line {
     }
 }
 
-impl Turns {
+impl StreamScheduler {
     /// Whether a stream may write now; if not, it has to [`wait`](Self::wait).
     pub(super) fn may_write(&self, stream: StreamId) -> bool {
         !self.full && (self.waiting.is_empty() || self.was_called(stream))
@@ -210,10 +210,10 @@ mod tests {
     }
 
     /// Wants to write, and has to wait.
-    fn waits(turns: &mut Turns, stream: StreamId, amount: Amount) -> bool {
-        let waits = !turns.may_write(stream);
+    fn waits(scheduler: &mut StreamScheduler, stream: StreamId, amount: Amount) -> bool {
+        let waits = !scheduler.may_write(stream);
         if waits {
-            turns.wait(stream, amount);
+            scheduler.wait(stream, amount);
         }
         waits
     }
@@ -231,99 +231,103 @@ mod tests {
 
     #[test]
     fn where_there_is_room_nobody_waits() {
-        let mut turns = Turns::default();
+        let mut scheduler = StreamScheduler::default();
         for n in 0..3 {
-            assert!(turns.may_write(stream(n)));
-            turns.has_written(stream(n));
+            assert!(scheduler.may_write(stream(n)));
+            scheduler.has_written(stream(n));
         }
-        assert!(turns.call().is_empty());
+        assert!(scheduler.call().is_empty());
     }
 
     #[test]
     fn who_waits_is_called_first_come_first_and_waits_again_behind_the_others() {
-        let mut turns = Turns::default();
-        assert!(turns.may_write(stream(0)));
-        turns.found_no_room(stream(0), MUCH);
+        let mut scheduler = StreamScheduler::default();
+        assert!(scheduler.may_write(stream(0)));
+        scheduler.found_no_room(stream(0), MUCH);
         for n in 1..20 {
-            assert!(waits(&mut turns, stream(n), MUCH));
+            assert!(waits(&mut scheduler, stream(n), MUCH));
         }
-        assert!(turns.call().is_empty(), "there is no room");
-        assert!(turns.take_notice(stream(0)));
-        assert_eq!(numbers(&turns.call()), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert!(scheduler.call().is_empty(), "there is no room");
+        assert!(scheduler.take_notice(stream(0)));
+        assert_eq!(numbers(&scheduler.call()), [0, 1, 2, 3, 4, 5, 6, 7]);
         // Two find room. The first writes on, and finds the others before it.
         for n in 0..2 {
-            assert!(turns.may_write(stream(n)));
-            turns.has_written(stream(n));
+            assert!(scheduler.may_write(stream(n)));
+            scheduler.has_written(stream(n));
         }
-        assert!(waits(&mut turns, stream(0), MUCH));
+        assert!(waits(&mut scheduler, stream(0), MUCH));
         // The third finds none, and those behind it do not try.
-        assert!(turns.may_write(stream(2)));
-        turns.found_no_room(stream(2), MUCH);
+        assert!(scheduler.may_write(stream(2)));
+        scheduler.found_no_room(stream(2), MUCH);
         for n in 3..8 {
-            assert!(waits(&mut turns, stream(n), MUCH));
+            assert!(waits(&mut scheduler, stream(n), MUCH));
         }
-        assert!(turns.call().is_empty());
-        assert!(turns.take_notice(stream(2)));
+        assert!(scheduler.call().is_empty());
+        assert!(scheduler.take_notice(stream(2)));
         // They kept their places.
-        assert_eq!(numbers(&turns.call()), [2, 3, 4, 5, 6, 7, 8, 9]);
-        assert_eq!(numbers(&turns.call())[0], 10);
-        assert_eq!(numbers(&turns.call()), [18, 19, 0]);
-        assert!(turns.call().is_empty());
+        assert_eq!(numbers(&scheduler.call()), [2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(numbers(&scheduler.call())[0], 10);
+        assert_eq!(numbers(&scheduler.call()), [18, 19, 0]);
+        assert!(scheduler.call().is_empty());
     }
 
     #[test]
     fn those_with_much_to_say_are_counted_for_a_while() {
-        let mut turns = Turns::default();
+        let mut scheduler = StreamScheduler::default();
         let start = Instant::now();
-        assert_eq!(turns.crowd(start), 0);
-        turns.found_no_room(stream(0), MUCH);
+        assert_eq!(scheduler.crowd(start), 0);
+        scheduler.found_no_room(stream(0), MUCH);
         for n in 1..5 {
-            assert!(waits(&mut turns, stream(n), MUCH));
-            assert!(waits(&mut turns, stream(100 + n), LITTLE));
+            assert!(waits(&mut scheduler, stream(n), MUCH));
+            assert!(waits(&mut scheduler, stream(100 + n), LITTLE));
         }
-        assert!(turns.take_notice(stream(0)));
-        while !turns.call().is_empty() {}
-        assert_eq!(turns.crowd(start), 5, "though none of them waits any more");
-        assert_eq!(turns.crowd(start + CROWD_FOR), 5);
-        assert_eq!(turns.crowd(start + 2 * CROWD_FOR), 0);
+        assert!(scheduler.take_notice(stream(0)));
+        while !scheduler.call().is_empty() {}
+        assert_eq!(
+            scheduler.crowd(start),
+            5,
+            "though none of them waits any more"
+        );
+        assert_eq!(scheduler.crowd(start + CROWD_FOR), 5);
+        assert_eq!(scheduler.crowd(start + 2 * CROWD_FOR), 0);
     }
 
     #[test]
     fn little_goes_before_much_and_much_is_not_forgotten() {
-        let mut turns = Turns::default();
-        turns.found_no_room(stream(0), MUCH);
+        let mut scheduler = StreamScheduler::default();
+        scheduler.found_no_room(stream(0), MUCH);
         for n in 1..10 {
-            assert!(waits(&mut turns, stream(n), MUCH));
-            assert!(waits(&mut turns, stream(100 + n), LITTLE));
+            assert!(waits(&mut scheduler, stream(n), MUCH));
+            assert!(waits(&mut scheduler, stream(100 + n), LITTLE));
         }
-        assert!(turns.take_notice(stream(0)));
-        let called = numbers(&turns.call());
+        assert!(scheduler.take_notice(stream(0)));
+        let called = numbers(&scheduler.call());
         assert_eq!(called, [101, 102, 103, 0, 104, 105, 106, 1]);
     }
 
     #[test]
     fn who_comes_with_little_is_called_next_whoever_found_no_room_before() {
         for found_none in 1..=CALLED_MAX as u64 {
-            let mut turns = Turns::default();
-            turns.found_no_room(stream(0), MUCH);
+            let mut scheduler = StreamScheduler::default();
+            scheduler.found_no_room(stream(0), MUCH);
             for n in 1..20 {
-                assert!(waits(&mut turns, stream(n), MUCH));
+                assert!(waits(&mut scheduler, stream(n), MUCH));
             }
-            assert!(turns.take_notice(stream(0)));
-            let called = turns.call();
+            assert!(scheduler.take_notice(stream(0)));
+            let called = scheduler.call();
             let writes = CALLED_MAX - found_none as usize;
             for &stream in &called[..writes] {
-                assert!(turns.may_write(stream));
-                turns.has_written(stream);
+                assert!(scheduler.may_write(stream));
+                scheduler.has_written(stream);
             }
-            turns.found_no_room(called[writes], MUCH);
+            scheduler.found_no_room(called[writes], MUCH);
             for &stream in &called[writes + 1..] {
-                assert!(waits(&mut turns, stream, MUCH));
+                assert!(waits(&mut scheduler, stream, MUCH));
             }
-            assert!(waits(&mut turns, stream(100), LITTLE));
-            assert!(turns.take_notice(called[writes]));
+            assert!(waits(&mut scheduler, stream(100), LITTLE));
+            assert!(scheduler.take_notice(called[writes]));
             // Behind it all keep their places.
-            let again = numbers(&turns.call());
+            let again = numbers(&scheduler.call());
             let first = writes as u64;
             let expected = [100].into_iter().chain(first..first + 7);
             assert_eq!(again, expected.collect::<Vec<_>>(), "{found_none}");
@@ -332,30 +336,30 @@ mod tests {
 
     #[test]
     fn where_one_at_a_time_finds_room_one_of_four_that_write_has_much() {
-        let mut turns = Turns::default();
-        turns.found_no_room(stream(0), MUCH);
+        let mut scheduler = StreamScheduler::default();
+        scheduler.found_no_room(stream(0), MUCH);
         for n in 1..4 {
-            assert!(waits(&mut turns, stream(n), MUCH));
+            assert!(waits(&mut scheduler, stream(n), MUCH));
         }
         for n in 100..120 {
-            assert!(waits(&mut turns, stream(n), LITTLE));
+            assert!(waits(&mut scheduler, stream(n), LITTLE));
         }
         let mut wrote = Vec::new();
         let mut full = stream(0);
         for _ in 0..12 {
-            assert!(turns.take_notice(full));
-            let called = turns.call();
+            assert!(scheduler.take_notice(full));
+            let called = scheduler.call();
             let amount = |stream: StreamId| match stream.index() {
                 100.. => LITTLE,
                 _ => MUCH,
             };
-            assert!(turns.may_write(called[0]));
-            turns.has_written(called[0]);
+            assert!(scheduler.may_write(called[0]));
+            scheduler.has_written(called[0]);
             wrote.push(called[0].index());
             full = called[1];
-            turns.found_no_room(full, amount(full));
+            scheduler.found_no_room(full, amount(full));
             for &stream in &called[2..] {
-                assert!(waits(&mut turns, stream, amount(stream)));
+                assert!(waits(&mut scheduler, stream, amount(stream)));
             }
         }
         assert_eq!(
@@ -366,13 +370,13 @@ mod tests {
 
     #[test]
     fn who_waits_twice_is_called_once() {
-        let mut turns = Turns::default();
-        turns.found_no_room(stream(0), MUCH);
-        assert!(waits(&mut turns, stream(0), MUCH));
-        assert!(waits(&mut turns, stream(0), LITTLE));
-        assert!(turns.take_notice(stream(0)));
-        assert_eq!(numbers(&turns.call()), [0]);
-        assert!(turns.call().is_empty());
-        assert!(!turns.take_notice(stream(0)), "it waits no more");
+        let mut scheduler = StreamScheduler::default();
+        scheduler.found_no_room(stream(0), MUCH);
+        assert!(waits(&mut scheduler, stream(0), MUCH));
+        assert!(waits(&mut scheduler, stream(0), LITTLE));
+        assert!(scheduler.take_notice(stream(0)));
+        assert_eq!(numbers(&scheduler.call()), [0]);
+        assert!(scheduler.call().is_empty());
+        assert!(!scheduler.take_notice(stream(0)), "it waits no more");
     }
 }

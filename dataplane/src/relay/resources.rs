@@ -22,14 +22,14 @@ const MEMORY_SHARE: u64 = 75;
 
 /// What there is, for the workers.
 #[derive(Debug)]
-pub(crate) struct Means {
+pub(crate) struct Resources {
     /// What may be held of data on its way.
     pub(crate) budget: Arc<Budget>,
     tight: AtomicBool,
     sockets_max: AtomicUsize,
 }
 
-impl Default for Means {
+impl Default for Resources {
     fn default() -> Self {
         Self {
             budget: Arc::default(),
@@ -39,7 +39,7 @@ impl Default for Means {
     }
 }
 
-impl Means {
+impl Resources {
     /// Whether memory is so short that nobody new is served.
     pub(crate) fn is_tight(&self) -> bool {
         self.tight.load(Ordering::Relaxed)

@@ -34,7 +34,7 @@ pub(crate) const GRANTS_MAX: u32 = 3 * REGISTRATIONS_MAX as u32;
 
 /// The deeds of one session.
 #[derive(Debug)]
-pub(crate) struct Conduct {
+pub(crate) struct Abuse {
     /// Flows that may be opened now, in thousandths.
     allowance: u64,
     refilled: Instant,
@@ -57,7 +57,7 @@ pub(crate) enum Judged {
     Close,
 }
 
-impl Conduct {
+impl Abuse {
     /// Of a session that begins.
     pub(crate) fn new(now: Instant) -> Self {
         Self {
@@ -151,25 +151,25 @@ mod tests {
     #[test]
     fn a_crowd_that_reconnects_is_served_and_a_flood_is_refused_and_then_sent_away() {
         let start = Instant::now();
-        let mut conduct = Conduct::new(start);
+        let mut abuse = Abuse::new(start);
         for _ in 0..OPENS_BURST {
-            assert_eq!(conduct.opens(start), Judged::Fine);
+            assert_eq!(abuse.opens(start), Judged::Fine);
         }
-        assert_eq!(conduct.opens(start), Judged::Refuse);
+        assert_eq!(abuse.opens(start), Judged::Refuse);
         let later = start + Duration::from_secs(1);
         for _ in 0..OPENS_PER_SECOND {
-            assert_eq!(conduct.opens(later), Judged::Fine);
+            assert_eq!(abuse.opens(later), Judged::Fine);
         }
-        let refused = (0..).take_while(|_| conduct.opens(later) == Judged::Refuse);
+        let refused = (0..).take_while(|_| abuse.opens(later) == Judged::Refuse);
         assert_eq!(refused.count(), REFUSED_MAX as usize - 1);
-        assert_eq!(conduct.opens(later), Judged::Close);
+        assert_eq!(abuse.opens(later), Judged::Close);
     }
 
     #[test]
     fn who_takes_back_most_of_what_it_opens_is_sent_away_and_who_does_so_seldom_is_not() {
         let start = Instant::now();
-        let mut rapid = Conduct::new(start);
-        let mut honest = Conduct::new(start);
+        let mut rapid = Abuse::new(start);
+        let mut honest = Abuse::new(start);
         let mut closed = false;
         for n in 0..5 * WASTED_MAX {
             let now = start + Duration::from_micros(500) * n;
@@ -186,27 +186,27 @@ mod tests {
     #[test]
     fn who_asks_for_registrations_without_end_is_sent_away() {
         let start = Instant::now();
-        let mut conduct = Conduct::new(start);
-        let refused = (0..).take_while(|_| conduct.asks_in_vain(start) == Judged::Fine);
+        let mut abuse = Abuse::new(start);
+        let refused = (0..).take_while(|_| abuse.asks_in_vain(start) == Judged::Fine);
         assert_eq!(refused.count(), REFUSALS_MAX as usize);
-        let granted = (0..).take_while(|_| conduct.is_granted(start) == Judged::Fine);
+        let granted = (0..).take_while(|_| abuse.is_granted(start) == Judged::Fine);
         assert_eq!(granted.count(), GRANTS_MAX as usize);
         // An agent that has as many registrations as it may, and a right key for none, asks so
         // often in that time.
         assert!(4 * REGISTRATIONS_MAX as u32 <= REFUSALS_MAX);
-        assert_eq!(conduct.asks_in_vain(start + WINDOW), Judged::Fine);
-        assert_eq!(conduct.is_granted(start + WINDOW), Judged::Fine);
+        assert_eq!(abuse.asks_in_vain(start + WINDOW), Judged::Fine);
+        assert_eq!(abuse.is_granted(start + WINDOW), Judged::Fine);
     }
 
     #[test]
     fn deeds_are_forgotten_after_a_while() {
         let start = Instant::now();
-        let mut conduct = Conduct::new(start);
+        let mut abuse = Abuse::new(start);
         for n in 0..10 * WASTED_MAX {
             // 150 a second, all of them taken back: a checker of health.
             let now = start + Duration::from_micros(6_600) * n;
-            assert_eq!(conduct.opens(now), Judged::Fine);
-            assert_eq!(conduct.wastes(now), Judged::Fine);
+            assert_eq!(abuse.opens(now), Judged::Fine);
+            assert_eq!(abuse.wastes(now), Judged::Fine);
         }
     }
 }
