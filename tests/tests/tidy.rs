@@ -1,6 +1,6 @@
 //! What holds for the source of the whole project: comments fit a line, files say why they exist,
-//! functions fit a screen, in the product one name is one thing, the README is short, warnings are
-//! explained, and links between documents lead somewhere.
+//! functions fit a screen, in the product one name is one thing, the README and the map are short,
+//! warnings are explained, and links between documents lead somewhere.
 //!
 //! What does not hold yet is listed here; the lists may only become shorter.
 
@@ -13,6 +13,9 @@ use syn::visit::{self, Visit};
 
 /// Columns that a comment may take.
 const COMMENT_MAX: usize = 100;
+
+/// Words that ARCHITECTURE.md may take.
+const ARCHITECTURE_MAX: usize = 1_800;
 
 /// What tells of each log line at WARN and ERROR.
 const LOG_LINES: &str = "docs/operate/log-lines.md";
@@ -454,6 +457,13 @@ fn the_readme_is_short() {
     let readme = fs::read_to_string(root().join("README.md")).expect("there is one");
     let lines = readme.lines().count();
     assert!(lines <= README_MAX, "{lines} lines");
+}
+
+#[test]
+fn the_architecture_is_a_short_map() {
+    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("there is one");
+    let words = map.split_whitespace().count();
+    assert!(words <= ARCHITECTURE_MAX, "{words} words");
 }
 
 #[test]

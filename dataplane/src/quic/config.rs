@@ -23,7 +23,7 @@ use super::verify::ByPin;
 
 /// Bytes that one flow may have under way in one direction before its reader must read: the most
 /// memory that a flow pins at its far end. Fills a path of 1 Gbit/s at 16 ms; larger windows bring
-/// no more bulk on loopback (measured, ARCHITECTURE.md).
+/// no more bulk on loopback (measured, docs/design/choices.md).
 pub const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 
 /// Readers of one session that may stand still before the others notice.
@@ -83,7 +83,7 @@ const ACKNOWLEDGE_AFTER: u32 = 8;
 
 /// And for how long; quinn-proto does no less. A window that losses made small waits for this each
 /// time: with 5 ms a path that loses 1 % carried 52 Mbit/s in place of 90 (measured,
-/// ARCHITECTURE.md).
+/// docs/design/choices.md).
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(1);
 
 /// Datagrams kept of a newcomer whose handshake has not begun, beyond its first: the rest of what
@@ -137,7 +137,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 
 /// The suites of the library whose AES-GCM is the faster on this processor. Where there are wide
 /// AES instructions but no AVX-512, *ring* has code for them and aws-lc has not: twice the speed
-/// (measured, ARCHITECTURE.md). Everywhere else aws-lc's own.
+/// (measured, docs/design/choices.md). Everywhere else aws-lc's own.
 fn cipher_suites() -> Vec<SupportedCipherSuite> {
     macro_rules! in_order {
         ($library:ident) => {{

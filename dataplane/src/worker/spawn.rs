@@ -89,7 +89,7 @@ pub(crate) struct Parts {
 
 /// Workers of a process that was told no number: one for every two cores. The kernel's half of the
 /// work, and whoever else is on the machine, have the others; more workers batch less and wake each
-/// other more (measured, ARCHITECTURE.md).
+/// other more (measured, docs/design/choices.md).
 pub(crate) fn usual_count() -> u16 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     u16::try_from(cores / 2).unwrap_or(u16::MAX).max(1)

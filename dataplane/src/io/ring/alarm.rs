@@ -1,7 +1,7 @@
 //! The one timer of a ring. It stays armed from one wait to the next and is moved only where
 //! something is due well before it: a deadline that the kernel is given with each wait has the
-//! processor's timer programmed twice, when the wait begins and when it ends (ARCHITECTURE.md has
-//! what that costs).
+//! processor's timer programmed twice, when the wait begins and when it ends
+//! (docs/design/choices.md has what that costs).
 
 use std::time::{Duration, Instant};
 
