@@ -497,7 +497,11 @@ impl Place {
             .tempdir()
             .unwrap();
         let program = folder.path().join("underpass");
-        fs::copy(env!("CARGO_BIN_EXE_underpass"), &program).unwrap();
+        // Not by this process: what another test starts just then would hold the copy open to
+        // write, and a file that is open to write cannot be run ("Text file busy").
+        let mut copy = Command::new("cp");
+        copy.arg(env!("CARGO_BIN_EXE_underpass")).arg(&program);
+        assert!(copy.status().unwrap().success());
         let above = folder.path().join("above");
         fs::create_dir(&above).unwrap();
         let dir = above.join("underpass");
