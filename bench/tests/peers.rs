@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use underpass_tests::process::copy_program;
 use underpass_tests::{installation, turn};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_underpass-bench");
@@ -101,10 +102,7 @@ fn a_peer_that_is_missing_is_left_out_by_name() {
     let profile = folder.path().join("debug");
     fs::create_dir(&profile).expect("made");
     let copy = profile.join("underpass-bench");
-    // Not by this process: what another test starts just then would hold the copy open to write,
-    // and a file that is open to write cannot be run ("Text file busy").
-    let copied = Command::new("cp").arg(PROGRAM).arg(&copy).status();
-    assert!(copied.expect("starts").success());
+    copy_program(PROGRAM, &copy).expect("copied");
     let output = Command::new(copy)
         .args(["peers", "--ways=rathole", "--underpass=/bin/false"])
         .env("PATH", "")

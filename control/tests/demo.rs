@@ -209,7 +209,7 @@ fn status_field(process: u32, field: &str) -> Option<String> {
     line.split_whitespace().nth(1).map(str::to_owned)
 }
 
-/// Gone, or dead and waiting for whoever inherits it to notice.
+/// Gone, or dead and not yet reaped.
 fn is_gone(process: u32) -> bool {
     status_field(process, "State:").is_none_or(|state| state == "Z" || state == "X")
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use tempfile::TempDir;
+use underpass_tests::process::copy_program;
 
 /// The longest that a command may take on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -497,11 +498,7 @@ impl Place {
             .tempdir()
             .unwrap();
         let program = folder.path().join("underpass");
-        // Not by this process: what another test starts just then would hold the copy open to
-        // write, and a file that is open to write cannot be run ("Text file busy").
-        let mut copy = Command::new("cp");
-        copy.arg(env!("CARGO_BIN_EXE_underpass")).arg(&program);
-        assert!(copy.status().unwrap().success());
+        copy_program(env!("CARGO_BIN_EXE_underpass"), &program).unwrap();
         let above = folder.path().join("above");
         fs::create_dir(&above).unwrap();
         let dir = above.join("underpass");

@@ -49,7 +49,7 @@ pub(crate) struct Flow<D> {
     /// Read from the socket, not yet taken by the stream.
     pending: VecDeque<Bytes>,
     pending_moved: Instant,
-    /// How much the socket had to say when it was read last.
+    /// How much data the socket had at the last read.
     amount: Amount,
     to_socket: ToSocket,
     /// What was read before the far end said Opened, and its answer; `None` once it said so. Boxed,
@@ -161,7 +161,7 @@ impl<D> Flow<D> {
         self.pending_moved
     }
 
-    /// How far it is, for whoever looks for the cause of a stall.
+    /// How far it is, to find the cause of a stall.
     #[cfg(test)]
     pub(crate) fn state(&self) -> String {
         format!(

@@ -1,6 +1,6 @@
-//! A defect of this program costs whom it concerns, a session or a flow, and nobody else anything:
-//! what is done for each of them is done behind a guard that catches a panic. The panic itself is
-//! told by the process's hook; whoever guards ends what may be left in an unknown state.
+//! Confines a defect of this program to the session or flow that it concerns: work for each runs
+//! behind a guard that catches a panic. The process's hook reports the panic; the caller of the
+//! guard ends what may be left in an unknown state.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

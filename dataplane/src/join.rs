@@ -73,7 +73,7 @@ struct Way {
     /// Of the conversation, frames not counted.
     bytes: u64,
     stage: Stage,
-    /// How much its stream had to say when it was read last.
+    /// How much data its stream had at the last read.
     amount: Amount,
     /// What waits in the stream that it reads from.
     unread: Unread,

@@ -4,14 +4,14 @@
 //! After something happened it stays awake for a moment, for the answer to what it just sent is
 //! often on its way. Only while much happens and nobody else wants the core: signs of life of a
 //! thousand idle sessions are not worth a core that never sleeps. And not for one flow that asks
-//! and waits for its answer: there who stays awake has the core that the next of the way would run
-//! on, on one that need not be woken.
+//! and waits for its answer: there, spinning keeps the next process of the path from running on
+//! this core without a wake-up.
 //!
-//! Otherwise it lets whoever woke it finish first. That is mostly a thread of the same core that
-//! sends and then has next to nothing to do before it sleeps; cut short there, it still wants the
-//! core when the worker wakes the next thread of the way, which the kernel then puts on a core that
-//! sleeps. Only as long as it costs little: to whoever goes on computing, a core is not given for
-//! nothing.
+//! Otherwise it lets the thread that woke it finish first. That is mostly a thread of the same core
+//! that sends and then has next to nothing to do before it sleeps. If it is preempted there, it
+//! still wants the core when the worker wakes the next thread of the path, which the kernel then
+//! puts on a sleeping core. Only as long as it costs little: a thread that goes on computing is not
+//! given the core for nothing.
 
 use std::time::{Duration, Instant};
 
@@ -134,7 +134,7 @@ impl Linger {
         self.wanted = yield_core(clock) > WANTED;
     }
 
-    /// Something ended the worker's sleep: lets whoever it was finish.
+    /// Something ended the worker's sleep: lets that thread finish.
     pub(crate) fn woke(&mut self, clock: impl Fn() -> Instant) {
         if self.is_worth_it() {
             return;

@@ -1,5 +1,5 @@
 //! The frame at the head of a flow's stream: Open from the side that opened it, the answer from the
-//! other. Read chunk by chunk, so that what follows stays whole for whom it belongs to.
+//! other. Read chunk by chunk, so that the flow's own bytes behind it are left in the stream.
 
 use std::time::{Duration, Instant};
 

@@ -45,7 +45,8 @@ impl<A> Waiting<A> {
         self.0.push_back((now + WAIT_MAX, application));
     }
 
-    /// Those for whom there is a place now, with it. The others go on waiting.
+    /// Takes out the applications that get a place now, each with its place. The others go on
+    /// waiting.
     pub(crate) fn served<P>(&mut self, mut place: impl FnMut(&A) -> Option<P>) -> Vec<(A, P)> {
         let mut served = Vec::new();
         for (until, application) in std::mem::take(&mut self.0) {
@@ -66,7 +67,7 @@ impl<A> Waiting<A> {
         expired
     }
 
-    /// Forgets those of whom this is true; whether there were any.
+    /// Removes the applications for which `is_gone` holds. Whether there were any.
     pub(crate) fn forget(&mut self, is_gone: impl Fn(&A) -> bool) -> bool {
         let before = self.0.len();
         self.0.retain(|(_, application)| !is_gone(application));

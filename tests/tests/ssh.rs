@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use underpass_tests::installation::Setup;
 use underpass_tests::on_every_backend;
-use underpass_tests::process::{run_ok, shell};
+use underpass_tests::process::{run_ok, shell, spawn};
 use underpass_tests::servers::nginx::write_pattern;
 use underpass_tests::servers::ssh::Sshd;
 use underpass_tests::tunnel::Tunnel;
@@ -73,12 +73,11 @@ fn session(server: &Sshd, through: SocketAddr) {
     let mut command = server.client("ssh", through).unwrap();
     // Twice: a terminal at the far end although there is none here.
     command.args(["-tt", &server.destination(through), "PS1= PS2= exec sh -i"]);
-    let mut ssh = command
+    command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::null());
+    let mut ssh = spawn(&mut command).unwrap();
     let mut keyboard = ssh.stdin.take().unwrap();
     let (told, screen) = mpsc::channel();
     let output = ssh.stdout.take().unwrap();

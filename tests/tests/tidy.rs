@@ -204,6 +204,17 @@ impl Source {
     fn parsed(&self) -> syn::File {
         syn::parse_file(&self.text).unwrap_or_else(|error| panic!("{}: {error}", self.path))
     }
+
+    /// The same without modules of tests.
+    fn parsed_without_tests(&self) -> syn::File {
+        let mut file = self.parsed();
+        let is_tests = |item: &syn::Item| match item {
+            syn::Item::Mod(module) => module.attrs.iter().any(is_for_tests),
+            _ => false,
+        };
+        file.items.retain(|item| !is_tests(item));
+        file
+    }
 }
 
 /// All Rust files of the workspace.
@@ -349,7 +360,7 @@ fn in_the_product_one_name_is_one_type() {
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for source in sources().into_iter().filter(Source::is_product) {
         let mut types = Types::default();
-        types.visit_file(&source.parsed());
+        types.visit_file(&source.parsed_without_tests());
         for name in types.0 {
             places.entry(name).or_default().push(source.path.clone());
         }
@@ -371,7 +382,7 @@ fn each_warning_is_explained_to_who_operates_it() {
     let mut faults = Vec::new();
     for source in sources().into_iter().filter(Source::is_product) {
         let mut warnings = Warnings::default();
-        warnings.visit_file(&source.parsed());
+        warnings.visit_file(&source.parsed_without_tests());
         for text in warnings.0 {
             let Some(words) = fixed_words(&text) else {
                 continue;
@@ -401,12 +412,6 @@ fn fixed_words(text: &str) -> Option<&str> {
 struct Warnings(Vec<String>);
 
 impl<'ast> Visit<'ast> for Warnings {
-    fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
-        if !module.attrs.iter().any(is_for_tests) {
-            visit::visit_item_mod(self, module);
-        }
-    }
-
     fn visit_macro(&mut self, call: &'ast syn::Macro) {
         let name = call
             .path
@@ -426,12 +431,6 @@ impl<'ast> Visit<'ast> for Warnings {
 struct Types(Vec<String>);
 
 impl<'ast> Visit<'ast> for Types {
-    fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
-        if !module.attrs.iter().any(is_for_tests) {
-            visit::visit_item_mod(self, module);
-        }
-    }
-
     fn visit_item_struct(&mut self, item: &'ast syn::ItemStruct) {
         self.0.push(item.ident.to_string());
     }

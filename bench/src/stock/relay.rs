@@ -40,7 +40,7 @@ pub async fn run(
         };
         let agent = connection.remote_address();
         session.send_replace(Some(connection)); // The newest agent serves.
-        // Told last: whoever hears of it may connect at once.
+        // Reported last: the receiver may connect at once.
         ready(&Event::Session { agent });
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! `underpass connection`: hybrid connections, made, changed and shown; see [`super::desk`] for by
-//! whom.
+//! `underpass connection`: creates, changes and shows hybrid connections, through control or on the
+//! files ([`super::desk`]).
 
 use std::fmt::Write;
 use std::net::SocketAddr;

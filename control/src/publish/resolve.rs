@@ -170,9 +170,9 @@ fn one_per_name(
     by_name
 }
 
-/// Gives bindings out in the order of names; who comes to a taken one falls back to the next best.
-/// Ends early where one that was given out must be given back to who had it before: by whom, and to
-/// whom.
+/// Assigns bindings in the order of names; a hybrid connection whose binding is taken falls back to
+/// its next best definition. Ends early when an assigned binding must go back to the hybrid
+/// connection that had it before: returns the one that loses it and the one that gets it.
 fn take_bindings(
     chosen: &mut BTreeMap<HycoName, Choice>,
     before: &Resolved,

@@ -110,7 +110,7 @@ pub(super) async fn check_host(
     next.run(request).await
 }
 
-/// Lets in whom a manage key has signed for.
+/// Admits requests with a token that a manage key has signed.
 pub(super) async fn authorise(
     State(rest): State<Shared>,
     request: Request,

@@ -8,7 +8,7 @@ use crate::files::definition::Definition;
 use crate::files::namespace::Namespace;
 use crate::files::tls::Identity;
 
-/// Knows the keys: whoever has it can make every string.
+/// Knows the keys, and can make every connection string.
 pub struct Issuer {
     pub(super) definition: Definition,
     pub(super) namespace: Namespace,

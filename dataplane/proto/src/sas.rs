@@ -39,8 +39,8 @@ pub enum SasRule {
     Hyco(Rule),
 }
 
-/// A token, read and not yet believed. `Debug` leaves the signature out: whoever has it can use the
-/// token.
+/// A parsed token that is not verified yet. `Debug` omits the signature, with which the token could
+/// be used.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SasToken {
     /// `sr` as received: what is signed.

@@ -57,7 +57,7 @@ impl Pipe {
         std::mem::take(&mut self.incoming)
     }
 
-    /// Datagrams that were said since, and to whom.
+    /// Datagrams sent since the last call, with their destinations.
     pub(crate) fn take(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
         std::mem::take(&mut self.outgoing)
     }

@@ -104,8 +104,8 @@ impl Credit {
             return;
         }
         // A peer is believed only as far as it has sent what it had credit for; some of that may
-        // be lost or still on its way. It asks once for each limit, so the request stands until
-        // that has come.
+        // be lost or still on its way. It sends one DATA_BLOCKED for each limit, which may overtake
+        // the data: the request stays pending until the data has arrived.
         let may_be_blocked = received.bytes + self.window / 2 >= self.limit;
         if !self.is_proven() || !may_be_blocked {
             return;
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_comes_before_the_bytes_it_is_about_stands_until_they_came() {
+    fn a_request_that_overtakes_its_data_stays_pending() {
         let scene = Scene::new(256);
         let mut credit = scene.peer();
         let first = credit.window;

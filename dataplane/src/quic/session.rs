@@ -187,7 +187,7 @@ impl Session {
     }
 
     /// Whether it is the session that has no room, after a stream was blocked: that stream's own
-    /// window may be what is used up. The core tells the two apart for whoever writes nothing to a
+    /// window may be what is used up. The core tells the two apart when nothing is written to a
     /// stream that has a window, and wakes that one, too, as soon as there is room. (Where there
     /// is, it sends a STREAM frame without bytes: once for each time that a reader's window is used
     /// up.)
@@ -209,8 +209,8 @@ impl Session {
         }
     }
 
-    /// Reads what came of a stream, for nobody. The protocol core would give its credit back too,
-    /// and not say how much that was.
+    /// Reads what has arrived on a stream and drops it, before the stream is stopped. The protocol
+    /// core would return its credit by itself, but not report how much.
     pub(super) fn discard(&mut self, stream: StreamId) {
         let mut receiving = self.connection.recv_stream(stream);
         let Ok(mut chunks) = receiving.read(true) else {
@@ -220,7 +220,7 @@ impl Session {
         while let Ok(Some(chunk)) = chunks.next(usize::MAX) {
             bytes += chunk.bytes.len();
         }
-        // Who discards has the session flushed in any case.
+        // The caller marks the session, so what is to be sent is sent.
         let _ = chunks.finalize();
         if let Some(credit) = &mut self.credit {
             credit.note_read(bytes);

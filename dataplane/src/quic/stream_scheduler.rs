@@ -22,13 +22,13 @@ const CALLED_MAX: usize = 8;
 /// What counts as little to say: a query and most answers, bytes.
 const LITTLE_MAX: usize = 16 * 1024;
 
-/// Of so many that write, one is from the line of those with much to say, whoever else waits.
+/// Of so many streams that write, one is from the line of bulk, even if others wait.
 const MUCH_EACH: usize = 4;
 
 /// For how long it counts how many waited.
 const CROWD_FOR: Duration = Duration::from_millis(100);
 
-/// How much a stream has to say, and so which line is its own.
+/// How much data a stream has to send, which decides in which line it waits.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub enum Amount {
     /// A message.
@@ -39,8 +39,8 @@ pub enum Amount {
 }
 
 impl Amount {
-    /// Of so many bytes that were read at once, with more behind them or not. Where memory is short
-    /// pieces are small, however much there is.
+    /// From the size of one read, and whether more data was there to be read. When memory is short
+    /// reads are small, even of bulk.
     pub(crate) fn of(bytes: usize, more: bool) -> Self {
         if more || bytes > LITTLE_MAX {
             Self::Much

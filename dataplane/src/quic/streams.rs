@@ -80,8 +80,8 @@ impl Driver {
 
     /// Writes chunks without a copy; returns the bytes that were taken. What was not taken stays in
     /// `chunks`, advanced. Taken in part means: call again; only `Blocked` is followed by
-    /// [`Event::Writable`]. `amount` is how much the stream has to say, and decides in which line
-    /// it waits for its turn.
+    /// [`Event::Writable`]. `amount` is how much data the stream has, and decides in which line
+    /// it waits.
     ///
     /// # Errors
     /// [`WriteError`]

@@ -1,7 +1,7 @@
 //! How a peer behaves on its session: how fast a sender opens flows, how many it takes back before
 //! anybody answered, and how often anybody asks for a registration in vain. Each of these costs the
 //! relay more than it costs the peer (a flow that is reset, an agent's work; a refusal, a line of
-//! the log), so whoever does little else is sent away. Knows no streams.
+//! the log), so a peer that does little else is disconnected. Knows no streams.
 
 use std::time::{Duration, Instant};
 
@@ -57,6 +57,12 @@ pub(crate) enum Judged {
     Close,
 }
 
+impl Judged {
+    fn close_if(too_much: bool) -> Self {
+        if too_much { Self::Close } else { Self::Fine }
+    }
+}
+
 impl Abuse {
     /// Of a session that begins.
     pub(crate) fn new(now: Instant) -> Self {
@@ -93,22 +99,14 @@ impl Abuse {
     pub(crate) fn wastes(&mut self, now: Instant) -> Judged {
         self.turn_page(now);
         self.wasted += 1;
-        if self.wasted > WASTED_MAX && self.wasted > self.opened / 2 {
-            Judged::Close
-        } else {
-            Judged::Fine
-        }
+        Judged::close_if(self.wasted > WASTED_MAX && self.wasted > self.opened / 2)
     }
 
     /// It asks for a registration that it cannot have.
     pub(crate) fn asks_in_vain(&mut self, now: Instant) -> Judged {
         self.turn_page(now);
         self.in_vain += 1;
-        if self.in_vain > REFUSALS_MAX {
-            Judged::Close
-        } else {
-            Judged::Fine
-        }
+        Judged::close_if(self.in_vain > REFUSALS_MAX)
     }
 
     /// It asks for a registration that it may have. Each costs two proofs and a place in the book
@@ -116,11 +114,7 @@ impl Abuse {
     pub(crate) fn is_granted(&mut self, now: Instant) -> Judged {
         self.turn_page(now);
         self.granted += 1;
-        if self.granted > GRANTS_MAX {
-            Judged::Close
-        } else {
-            Judged::Fine
-        }
+        Judged::close_if(self.granted > GRANTS_MAX)
     }
 
     fn refill(&mut self, now: Instant) {

@@ -1,6 +1,6 @@
 //! What the machine gives a relay, looked at once a second: memory and descriptors. Where either
-//! runs short, newcomers are refused at once and in words, and those that are there go on. Decides
-//! nothing about whom it hits.
+//! runs short, newcomers are refused at once and in words, and those that are there go on. Does not
+//! decide which flows are ended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -202,7 +202,7 @@ impl Relay {
 
     fn heed<I: Io>(&mut self, core: &mut Core<I, RelayFlow>, session: SessionId, verdict: Verdict) {
         if let Verdict::Close(code) = verdict {
-            // Of a verdict, this code always means the peer's conduct.
+            // A verdict has this code for abuse only.
             self.pressure.sessions_sent_away += u64::from(code == SessionCode::Overloaded);
             self.close(core, session, code);
         }

@@ -1,5 +1,5 @@
 //! What happened, event by event: a sum over all of it, by which two runs are compared, and the
-//! last lines, for whoever looks for the cause.
+//! last lines, to find the cause.
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};

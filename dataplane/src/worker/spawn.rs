@@ -87,8 +87,8 @@ pub(crate) struct Parts {
     pub(crate) quic: Driver,
 }
 
-/// Workers of a process that was told no number: one for every two cores. The kernel's half of the
-/// work, and whoever else is on the machine, have the others; more workers batch less and wake each
+/// Workers of a process without a configured number: one for every two cores. The other cores are
+/// for the kernel's half of the work and for other programs; more workers batch less and wake each
 /// other more (measured, docs/design/choices.md).
 pub(crate) fn usual_count() -> u16 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -102,7 +102,7 @@ struct Peer {
     io: Poll,
     quic: Driver,
     events: VecDeque<(SessionId, Event)>,
-    /// All that happened, for whoever looks why something did not.
+    /// All that happened, for the message of a failure.
     seen: Vec<String>,
 }
 

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
 use std::net::{self, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
@@ -24,10 +24,10 @@ use super::usage;
 /// How much of a log's end is printed when a test fails, bytes.
 const LOG_SHOWN: usize = 16 * 1024;
 
-/// Held to read while a process is started, and to write while a port is tried.
+/// Read-locked while a process is started, write-locked while a port is tried.
 ///
-/// A process holds copies of all sockets from its fork until it has become its program. With a copy
-/// of the socket that tried a port, the port stays taken after the socket was closed.
+/// Between fork and exec a child holds copies of all sockets. A copy of the socket that tried a
+/// port keeps the port in use after the socket is closed.
 static FORKS: RwLock<()> = RwLock::new(());
 
 /// A process that runs beside the test. Dropped, it is killed and reaped; when the test is failing,
@@ -296,6 +296,17 @@ pub fn shell<S: AsRef<OsStr>>(script: &str, arguments: &[S], within: Duration) -
     )
 }
 
+/// Copies a program by a process of its own.
+///
+/// A file that this process had open for writing would be open in a child of another thread,
+/// between fork and exec, and could not be run until then ("Text file busy").
+///
+/// # Errors
+/// When it cannot be copied.
+pub fn copy_program(from: &str, to: &Path) -> Result<()> {
+    run_ok(Command::new("cp").arg(from).arg(to), MOMENT).map(drop)
+}
+
 /// The command's output when it takes no time to speak of, such as `id -u`.
 ///
 /// # Errors
@@ -340,7 +351,10 @@ pub fn free_udp_port() -> u16 {
 }
 
 /// Starts a command while no port is being tried.
-fn spawn(command: &mut Command) -> io::Result<Child> {
+///
+/// # Errors
+/// When it cannot be started.
+pub fn spawn(command: &mut Command) -> io::Result<Child> {
     let _forks = FORKS.read().unwrap_or_else(PoisonError::into_inner);
     command.spawn()
 }

@@ -43,7 +43,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     };
     let report = relay_of(&status)?;
     let name = known(name, report)?;
-    // Only whoever may read the keys is told which is which; the sessions say it of those in use.
+    // Needs read access to the keys to tell primary from secondary; for keys in use the sessions
+    // report it.
     let keys = keys::find(&directory, &name)
         .ok()
         .and_then(|path| keys::load(&directory.shown(&path), &path).ok());

@@ -252,7 +252,7 @@ impl HycoKeys {
 
     /// What became of the key with this identifier.
     #[must_use]
-    pub fn standing(&self, rule: Rule, id: KeyId) -> KeyStatus {
+    pub fn status(&self, rule: Rule, id: KeyId) -> KeyStatus {
         let Some(pair) = self.rule(rule) else {
             return KeyStatus::Unknown;
         };

@@ -164,11 +164,11 @@ fn the_identifier_of_a_key_depends_on_the_rule() {
         send: None,
     };
     assert_eq!(
-        keys.standing(Rule::Listen, listen),
+        keys.status(Rule::Listen, listen),
         KeyStatus::Alive(Which::Secondary)
     );
-    assert_eq!(keys.standing(Rule::Listen, send), KeyStatus::Revoked);
-    assert_eq!(keys.standing(Rule::Send, send), KeyStatus::Unknown);
+    assert_eq!(keys.status(Rule::Listen, send), KeyStatus::Revoked);
+    assert_eq!(keys.status(Rule::Send, send), KeyStatus::Unknown);
 }
 
 fn string(text: &str) -> Result<ConnectionString, StringError> {

@@ -262,7 +262,7 @@ impl Queue {
     fn refill(&mut self) {
         let mut submission = self.ring.submission();
         while let Some(entry) = self.waiting.front() {
-            // SAFETY: whoever pushed the entry promised that what it points at stays.
+            // SAFETY: the caller that pushed the entry promised that what it points at stays.
             if unsafe { submission.push(entry) }.is_err() {
                 return;
             }

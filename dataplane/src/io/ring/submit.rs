@@ -146,7 +146,7 @@ impl Ring {
     }
 }
 
-/// Ends a connection with RST now, whoever still holds the socket.
+/// Ends a connection with RST now, even if others still hold the socket.
 fn disconnect(fd: &impl AsFd) {
     // SAFETY: all zeroes are a valid address; its family is AF_UNSPEC, which dissolves a
     // connection.

@@ -353,7 +353,7 @@ fn judge(registration: &mut Registration, old: &Plan, new: &Plan, name: &HycoNam
     };
     match definition
         .keys
-        .standing(registration.register.rule, registration.register.key_id)
+        .status(registration.register.rule, registration.register.key_id)
     {
         KeyStatus::Revoked => return Judged::Over(EndedCode::KeyRevoked),
         KeyStatus::Alive(which) => registration.which = which,

@@ -67,7 +67,7 @@ impl Relay {
         }
         let source = Source::of(application.ip());
         let credit_max = self.directory.resources.budget.credit_max();
-        if !self.has_means(core, name, application.ip())
+        if !self.has_resources(core, name, application.ip())
             || self.relief.refuses(core.now, name, source, credit_max)
         {
             self.relief.note_overload(core.now);
@@ -110,7 +110,12 @@ impl Relay {
     }
 
     /// Whether there are memory and descriptors for one more application.
-    fn has_means<I: Io>(&self, core: &Core<I, RelayFlow>, hyco: &HycoName, source: IpAddr) -> bool {
+    fn has_resources<I: Io>(
+        &self,
+        core: &Core<I, RelayFlow>,
+        hyco: &HycoName,
+        source: IpAddr,
+    ) -> bool {
         let resources = &self.directory.resources;
         let sockets = core.flows.len() + self.waiting.len();
         let left = resources.sockets_max().saturating_sub(sockets);

@@ -28,8 +28,8 @@ const ENDED_MAX: usize = 256;
 /// [`ENDED_MAX`] system calls.
 const ROUNDS_MAX: usize = 4;
 
-/// After a session that is short of credit was freed some, it is checked again this soon rather
-/// than at the next tick: all its flows wait for credit.
+/// A session that is short of credit and got some back is checked again after this time rather than
+/// at the next tick: all its flows wait for credit.
 const RECHECK_AFTER: Duration = Duration::from_millis(20);
 
 /// Between two looks at the memory of the process: what was freed has gone back by then.
@@ -181,11 +181,9 @@ impl Relay {
             let held_up = core.held_up_in(session);
             // Else it is what is on its way that uses the credit up, and comes back as it is read.
             if sum(&held_up) >= need / 2 {
-                let freed = self.end_largest(core, held_up, need);
-                if !freed.is_empty() {
+                if self.end_largest(core, held_up, need) {
                     self.relief.next_recheck = Some(core.now + RECHECK_AFTER);
                 }
-                announce_credit(core, &freed);
             } else {
                 blocked_by_others = need.max(blocked_by_others);
             }
@@ -193,8 +191,7 @@ impl Relay {
         if blocked_by_others > 0 {
             let held_up = core.held_up_anywhere();
             if sum(&held_up) >= self.directory.resources.budget.credit_max() / 2 {
-                let freed = self.end_largest(core, held_up, blocked_by_others);
-                announce_credit(core, &freed);
+                self.end_largest(core, held_up, blocked_by_others);
             }
         }
     }
@@ -210,17 +207,17 @@ impl Relay {
         let mut held_up = core.held_up_anywhere();
         held_up.extend(core.held_up_in_hand());
         let need = sum(&held_up) / 4;
-        let freed = self.end_largest(core, held_up, need);
-        announce_credit(core, &freed);
+        self.end_largest(core, held_up, need);
     }
 
-    /// Ends flows until `need` bytes are free: what was freed.
+    /// Ends flows until `need` bytes are free, and gives their sessions that credit again. Whether
+    /// any was ended.
     fn end_largest<I: Io>(
         &mut self,
         core: &mut Core<I, RelayFlow>,
         held_up: Vec<HeldUp>,
         need: u64,
-    ) -> Vec<HeldUp> {
+    ) -> bool {
         let holders = held_up.into_iter();
         let mut holders: Vec<Holder> = holders.filter_map(|held| holder(core, held)).collect();
         let mut stalled = Vec::new();
@@ -234,7 +231,6 @@ impl Relay {
             }
             holders.retain(|holder| !moving.iter().any(|it| it.held.key == holder.held.key));
         }
-        let mut freed = Vec::new();
         for holder in &stalled {
             self.pressure.flows_ended += 1;
             self.relief
@@ -243,7 +239,6 @@ impl Relay {
                 Key::Flow(key) => core.fail(key, End::Here(FlowCode::Overloaded)),
                 Key::Join(key) => core.fail_join(key, JoinEnd::Here(FlowCode::Overloaded)),
             }
-            freed.push(holder.held);
         }
         if let Some(first) = stalled.first() {
             self.relief.note_overload(core.now);
@@ -251,13 +246,19 @@ impl Relay {
             let log = &mut self.peers.log;
             if let Some(Permit { left_out }) = log.permits(core.now, cause, Some(&first.hyco), None)
             {
+                let bytes: u64 = stalled.iter().map(|holder| holder.held.bytes).sum();
                 warn!(
-                    hyco = %first.hyco, flows = stalled.len(), kib = sum(&freed) >> 10, left_out,
+                    hyco = %first.hyco, flows = stalled.len(), kib = bytes >> 10, left_out,
                     "memory is short: stalled flows are ended, largest first"
                 );
             }
         }
-        freed
+        // The sessions may go on with what the flows held.
+        let sessions: HashSet<SessionId> = stalled.iter().map(|it| it.held.session).collect();
+        for &session in &sessions {
+            core.quic.announce_credit(core.now, session);
+        }
+        !sessions.is_empty()
     }
 }
 
@@ -278,14 +279,6 @@ fn count_of<I: Io>(core: &Core<I, RelayFlow>, holder: &Holder) -> usize {
 
 fn sum(held_up: &[HeldUp]) -> u64 {
     held_up.iter().map(|held| held.bytes).sum()
-}
-
-/// The sessions whose flows were ended may go on with what these held.
-fn announce_credit<I: Io>(core: &mut Core<I, RelayFlow>, freed: &[HeldUp]) {
-    let sessions: HashSet<SessionId> = freed.iter().map(|held| held.session).collect();
-    for session in sessions {
-        core.quic.announce_credit(core.now, session);
-    }
 }
 
 /// A flow that is held up, and who it belongs to.

@@ -1,5 +1,4 @@
-//! What workers ask of their machines is carried out, and what network and TCP have to say is told
-//! to whom it is for.
+//! Carries out what workers ask of their machines, and delivers the events of network and TCP.
 
 use std::net::SocketAddr;
 

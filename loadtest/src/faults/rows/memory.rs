@@ -202,27 +202,27 @@ fn beside(
     let stage = Stage::open(trial, hostile)?;
     let untouched = Stage::open(trial, hostile)?;
     let entry = enter(&stage)?;
-    let others = Others {
-        here: stage.others,
-        elsewhere: untouched.others,
+    let honest = HonestCalls {
+        attacked: stage.others,
+        untouched: untouched.others,
         length: Duration::from_secs(trial.pick(1, 10, 60)),
     };
-    let alone = others.call(trial)?;
+    let alone = honest.run(trial)?;
     let before = usage::memory(stage.relay)?;
     let flows = trial.pick(300, 1_000, 1_000);
     trial.fault(format!("{flows} flows: {what}"));
     let peak = Peak::start(stage.relay);
     let crowd = Crowd::start(flows, entry, writes);
-    let filling = others.call(trial)?;
+    let filling = honest.run(trial)?;
     let reported = stage.is_overloaded_soon()?;
     stage.wait_until_filled()?;
-    let beside = others.call(trial)?;
+    let beside = honest.run(trial)?;
     let answered = newcomers_answered(entry);
     let still_reported = stage.is_overloaded()?;
     crowd.leave();
     let peak = peak.stop();
     let calm = stage.time_until_calm(before)?;
-    let again = others.call(trial)?;
+    let again = honest.run(trial)?;
     let kept = mb_above(before, usage::memory(stage.relay)?);
     report_calls(trial, what, [&alone, &filling, &beside, &again])?;
     // The crowd of a short run takes no more than it may have.
@@ -267,27 +267,28 @@ fn mb_above(before: u64, now: u64) -> f64 {
     (now as f64 - before as f64) / 1e6
 }
 
-/// Honest applications: of the relay that is attacked, and at the same time of another one on this
-/// machine, which tells what the machine's own load costs them.
-struct Others {
-    here: SocketAddr,
-    elsewhere: SocketAddr,
+/// Honest applications of the relay that is attacked, and at the same time of another relay on this
+/// machine: the difference is what the attack costs through the relay, and not by the machine's
+/// load.
+struct HonestCalls {
+    attacked: SocketAddr,
+    untouched: SocketAddr,
     length: Duration,
 }
 
-/// What they had.
-struct Had {
-    here: Outcome,
-    elsewhere: Outcome,
+/// The outcomes of calls through both relays.
+struct HonestOutcomes {
+    attacked: Outcome,
+    untouched: Outcome,
 }
 
-impl Others {
-    fn call(&self, trial: &mut Trial<'_>) -> Result<Had> {
-        let here = Calls::start(trial, self.here, HONEST, self.length)?;
-        let elsewhere = Calls::start(trial, self.elsewhere, HONEST, self.length)?;
-        Ok(Had {
-            here: here.end(trial)?,
-            elsewhere: elsewhere.end(trial)?,
+impl HonestCalls {
+    fn run(&self, trial: &mut Trial<'_>) -> Result<HonestOutcomes> {
+        let attacked = Calls::start(trial, self.attacked, HONEST, self.length)?;
+        let untouched = Calls::start(trial, self.untouched, HONEST, self.length)?;
+        Ok(HonestOutcomes {
+            attacked: attacked.end(trial)?,
+            untouched: untouched.end(trial)?,
         })
     }
 }
@@ -300,23 +301,31 @@ fn p99_ms(outcome: &Outcome) -> Result<f64> {
 
 /// What honest applications noticed: alone, while the crowd fills what it may, beside it,
 /// afterwards.
-fn report_calls(trial: &mut Trial<'_>, what: &str, had: [&Had; 4]) -> Result<()> {
-    let mut here = [0.0; 4];
-    let mut elsewhere = [0.0; 4];
+fn report_calls(trial: &mut Trial<'_>, what: &str, outcomes: [&HonestOutcomes; 4]) -> Result<()> {
+    let mut attacked = [0.0; 4];
+    let mut untouched = [0.0; 4];
     for (nth, name) in ["alone", "in the first seconds", "beside", "afterwards"]
         .into_iter()
         .enumerate()
     {
-        here[nth] = p99_ms(&had[nth].here)?;
-        elsewhere[nth] = p99_ms(&had[nth].elsewhere)?;
-        trial.figure(format!("{what}: others' p99 {name}"), here[nth], "ms", None);
+        attacked[nth] = p99_ms(&outcomes[nth].attacked)?;
+        untouched[nth] = p99_ms(&outcomes[nth].untouched)?;
         trial.figure(
-            format!("{what}: p99 {name}, of another relay"),
-            elsewhere[nth],
+            format!("{what}: others' p99 {name}"),
+            attacked[nth],
             "ms",
             None,
         );
-        let group = had[nth].here.group("honest").context("the group was run")?;
+        trial.figure(
+            format!("{what}: p99 {name}, of another relay"),
+            untouched[nth],
+            "ms",
+            None,
+        );
+        let group = outcomes[nth]
+            .attacked
+            .group("honest")
+            .context("the group was run")?;
         trial.count(
             format!("{what}: others' calls failed {name}"),
             group.counts.failed + group.counts.cut,
@@ -330,7 +339,7 @@ fn report_calls(trial: &mut Trial<'_>, what: &str, had: [&Had; 4]) -> Result<()>
     // this relay's doing.
     trial.figure(
         format!("{what}: p99 beside, times p99 alone or of another relay, whichever is more"),
-        here[2] / here[0].max(elsewhere[2]),
+        attacked[2] / attacked[0].max(untouched[2]),
         "×",
         bar,
     );
